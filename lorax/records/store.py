@@ -1,0 +1,149 @@
+"""The folder of records: atomic writes, claims, items beside records, cached file digests.
+
+    <results_dir>/records/<name>/<run_id>.json           the record
+    <results_dir>/records/<name>/<run_id>.items.jsonl.gz one line an evaluated item
+    <results_dir>/state/<name>/<run_id>/                 locks and checkpoints of unfinished runs
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lorax.errors import UserError
+from lorax.records.record import RunRecord
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the old or the new content whole.
+
+    Raises:
+        UserError: the place cannot be written (full, read-only); names the path and the reason.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class Store:
+    """Records under one results folder, safe for many processes at once."""
+
+    def __init__(self, results_dir: str | Path):
+        self.root = Path(results_dir)
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of the records called `name`."""
+        return self.root / "records" / name
+
+    def path(self, name: str, run_id: str) -> Path:
+        """Return where the record of one run lies."""
+        return self.folder(name) / f"{run_id}.json"
+
+    def state(self, name: str, run_id: str) -> Path:
+        """Return the folder for a run's lock and checkpoints, which go when it has finished."""
+        return self.root / "state" / name / run_id
+
+    def names(self) -> list[str]:
+        """Return every name that has records, sorted."""
+        base = self.root / "records"
+        return sorted({str(path.parent.relative_to(base)) for path in base.rglob("*.json")}) if base.is_dir() else []
+
+    def write(self, record: RunRecord, items: Iterable[dict[str, Any]] | None = None) -> Path:
+        """Write items first, then the record: a record that exists has its items."""
+        path = self.path(record.name, record.run_id)
+        if items is not None:
+            lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            write_atomic(path.with_suffix(".items.jsonl.gz"), gzip.compress(lines.encode(), mtime=0))
+        write_atomic(path, record.to_json())
+        return path
+
+    def get(self, name: str, run_id: str) -> RunRecord | None:
+        """Return the record of one run, or None."""
+        path = self.path(name, run_id)
+        return RunRecord.from_json(path.read_text(), str(path)) if path.is_file() else None
+
+    def finished(self, name: str, run_id: str) -> RunRecord | None:
+        """Return the record if the run is over (finished or diverged); failed runs are tried again."""
+        record = self.get(name, run_id)
+        return record if record is not None and record.status != "failed" else None
+
+    def read(self, name: str) -> list[RunRecord]:
+        """Return all records called `name`, in order of run id.
+
+        Raises:
+            UserError: there is no such folder, or a file in it is no record.
+        """
+        folder = self.folder(name)
+        if not folder.is_dir():
+            from lorax.errors import near
+
+            known = self.names()
+            raise UserError(f"no records called {name!r} in {self.root}" + (f"; {near(name, known)}" if known else ""))
+        return [RunRecord.from_json(path.read_text(), str(path)) for path in sorted(folder.glob("*.json"))]
+
+    def items(self, record: RunRecord) -> list[dict[str, Any]]:
+        """Return the evaluated items of a run: split, id, score, and what the task adds."""
+        path = self.path(record.name, record.run_id).with_suffix(".items.jsonl.gz")
+        if not path.is_file():
+            return []
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    @contextmanager
+    def claim(self, name: str, run_id: str, timeout: float = -1) -> Iterator[RunRecord | None]:
+        """Hold a run for this process; a twin waits here and then finds the record.
+
+        The lock goes with its process, however that ends, so a killed run can be claimed again.
+
+        Yields:
+            The finished record, if another process was first; else None: do the work.
+        """
+        state = self.state(name, run_id)
+        try:
+            state.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {state.parent}: {error.strerror or error}") from error
+        with FileLock(f"{state}.lock", timeout=timeout):
+            yield self.finished(name, run_id)
+
+    def forget_state(self, name: str, run_id: str) -> None:
+        """Remove the checkpoints of a run that is over."""
+        shutil.rmtree(self.state(name, run_id), ignore_errors=True)
+
+
+_DIGESTS: dict[tuple[str, int, int], str] = {}
+
+
+def digest_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes, remembered by path, size and modification time."""
+    path = Path(path).resolve()
+    stat = path.stat()
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    if key not in _DIGESTS:
+        with path.open("rb") as file:
+            _DIGESTS[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _DIGESTS[key]
