@@ -1,0 +1,250 @@
+"""The comparison table of a sweep, from records alone: mean, SD and n over seeds, tasks as columns."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from lorax.errors import UserError
+from lorax.records import RunRecord, Store, write_atomic
+from lorax.studies.rows import Row, consumed, fresh, is_frozen, rows_of, task
+
+_BASE = Row("base", None, (), True)
+
+
+def comparison(records: list[RunRecord]) -> pd.DataFrame:
+    """Return one row per method, rank and swept setting, with the tasks as columns.
+
+    Columns: `method`, `rank` (null where ignored), then per task `<task>_mean`, `<task>_sd` (over
+    seeds, n - 1 below), `<task>_n`, `<task>_failed`, `<task>_diverged` (runs), then `eta`, `lr` (a
+    number, or "low .. high"), `parameters` (trained, heads included), `step0_error` (the largest).
+
+    Args:
+        records: of any status; stale ones are left out (see `notes`), twins are one row.
+
+    Returns:
+        Scores as fractions; `attrs["notes"]` holds the lines that belong under the table.
+
+    Raises:
+        UserError: there is no record.
+    """
+    if not records:
+        raise UserError("no records to tabulate")
+    kept, stale = fresh(records)
+    split = "test" if any(record.score("test") is not None for record in kept) else "validation"
+    only = [
+        r
+        for r in kept
+        if r.status != "failed" and r.score(split) is None and r.score("validation") is not None
+    ]
+    kept = [record for record in kept if not any(record is other for other in only)]
+    rows, tasks = rows_of(kept), sorted({task(record) for record in kept})
+    cells: dict[Row, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
+    for record in kept:
+        cells[rows[record.run_id]][task(record)].append(record)
+    lines = [_line(row, cells[row], tasks, split) for row in cells]
+    order = sorted(range(len(lines)), key=lambda i: list(cells)[i].key)
+    lines = [lines[i] for i in order]
+    if not any(row.frozen for row in cells):
+        lines = [line for line in [_base_line(kept, tasks, split)] if line] + lines
+    table = pd.DataFrame(lines)
+    table["rank"] = table["rank"].astype("Int64")
+    table.attrs.update(tasks=tasks, split=split, notes=_notes(kept, only, stale, split))
+    return table
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return the table as Markdown: scores in per cent as `mean ± SD (n)`, notes below."""
+    tasks = table.attrs["tasks"]
+    head = ["method", "rank", *tasks, "eta", "lr", "trained", "step-0 error"]
+    body = []
+    for line in table.to_dict("records"):
+        scores = [_score_text(line, name) for name in tasks]
+        facts = [
+            _text(line["eta"]),
+            _text(line["lr"]),
+            _count(line["parameters"]),
+            _text(line["step0_error"], 1),
+        ]
+        body.append([line["method"], _count(line["rank"]), *scores, *facts])
+    align = ["left", "right", *["right"] * len(tasks), "right", "right", "right", "right"]
+    parts = [tabulate(body, head, "pipe", disable_numparse=True, colalign=align), *_pivots(table)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.attrs["notes"])]) + "\n"
+
+
+def write_plain(store: Store, name: str) -> tuple[str, list[Path]]:
+    """Build the comparison table of the records called `name` and write it, atomically.
+
+    Returns:
+        The Markdown text, and the paths of the .md and .csv files.
+
+    Raises:
+        UserError: there are no such records, or the folder cannot be written.
+    """
+    records = store.read(name)
+    if not records:
+        raise UserError(f"no records called {name!r} in {store.root}")
+    table = comparison(records)
+    text = f"# {name}\n\n{markdown(table)}"
+    paths = [store.root / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
+    write_atomic(paths[0], text)
+    write_atomic(paths[1], table.to_csv(index=False, lineterminator="\n"))
+    return text, paths
+
+
+def _line(row: Row, cells: dict[str, list[RunRecord]], tasks: list[str], split: str) -> dict[str, Any]:
+    records = [record for group in cells.values() for record in group]
+    line: dict[str, Any] = {"method": row.label, "rank": row.rank}
+    for name in tasks:
+        found = [record for record in cells.get(name, []) if record.status != "failed"]
+        scores = [value for value in (record.score(split) for record in found) if value is not None]
+        line |= _summary(name, scores[:1] if row.frozen else scores)
+        for status in ("failed", "diverged"):
+            line[f"{name}_{status}"] = sum(record.status == status for record in cells.get(name, []))
+    line["eta"] = _range([value for record in records for value in _eta(record)])
+    line["lr"] = None if row.frozen else _range([_rate(record) for record in records])
+    counts = [record.costs.get("trainable") for record in records]
+    line["parameters"] = _range([value for value in counts if value is not None])
+    errors = [record.init_report.get("step0_error") for record in records]
+    line["step0_error"] = max((value for value in errors if value is not None), default=None)
+    return line
+
+
+def _base_line(records: list[RunRecord], tasks: list[str], split: str) -> dict[str, Any] | None:
+    """The untouched model's score, from the runs that measured it before training."""
+    line: dict[str, Any] = {"method": _BASE.label, "rank": None}
+    for name in tasks:
+        found = [record.score(f"base_{split}") for record in records if task(record) == name]
+        line |= _summary(name, [value for value in found if value is not None][:1])
+        line |= {f"{name}_failed": 0, f"{name}_diverged": 0}
+    if all(line[f"{name}_n"] == 0 for name in tasks):
+        return None
+    return line | {"eta": None, "lr": None, "parameters": 0, "step0_error": None}
+
+
+def _summary(name: str, scores: list[float]) -> dict[str, Any]:
+    return {
+        f"{name}_mean": statistics.fmean(scores) if scores else None,
+        f"{name}_sd": statistics.stdev(scores) if len(scores) > 1 else None,
+        f"{name}_n": len(scores),
+    }
+
+
+def _rate(record: RunRecord) -> float | None:
+    rate = consumed(record).get("lr", record.config.get("lr"))
+    return record.init_report.get("lr") if rate is None else rate
+
+
+def _eta(record: RunRecord) -> list[float]:
+    eta = record.init_report.get("eta")
+    if isinstance(eta, dict):
+        eta = list(eta.values())
+    values = eta if isinstance(eta, list | tuple) else [eta]
+    return [value for value in values if value is not None]
+
+
+def _range(values: list[float | None]) -> float | str | None:
+    """Return the one value, or `low .. high`, or None."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return None
+    if known[-1] == known[0] or math.isclose(known[0], known[-1], rel_tol=1e-6):
+        return known[0]
+    return f"{_text(known[0])} .. {_text(known[-1])}"
+
+
+def _text(value: Any, digits: int = 3) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return value if isinstance(value, str) else f"{value:.{digits}g}"
+
+
+def _count(value: Any) -> str:
+    if value is None or pd.isna(value):
+        return "-"
+    return value if isinstance(value, str) else f"{int(value):,}"
+
+
+def _score_text(line: dict[str, Any], name: str) -> str:
+    mean, sd, n = (line[f"{name}_{key}"] for key in ("mean", "sd", "n"))
+    trouble = [
+        f"{line[f'{name}_{kind}']} {kind}" for kind in ("failed", "diverged") if line[f"{name}_{kind}"]
+    ]
+    if not n:
+        return ", ".join(trouble) or "-"
+    spread = "" if sd is None or math.isnan(sd) else f" ± {100 * sd:.1f}"
+    return f"{100 * mean:.1f}{spread} ({', '.join([str(int(n)), *trouble])})"
+
+
+def _pivots(table: pd.DataFrame) -> list[str]:
+    """Return, where more than one rank was run, one small table a task: methods down, ranks across."""
+    ranks = sorted(table["rank"].dropna().unique())
+    if len(ranks) < 2:
+        return []
+    parts = []
+    for name in table.attrs["tasks"]:
+        lines: dict[str, dict[int, str]] = {}
+        for line in table[table["rank"].notna()].to_dict("records"):
+            lines.setdefault(line["method"], {})[line["rank"]] = _score_text(line, name)
+        body = [[label, *(found.get(rank, "-") for rank in ranks)] for label, found in lines.items()]
+        head = [f"{name}", *(f"rank {rank}" for rank in ranks)]
+        parts.append(
+            tabulate(body, head, "pipe", disable_numparse=True, colalign=["left", *["right"] * len(ranks)])
+        )
+    return parts
+
+
+def _notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
+    notes = [
+        f"Scores in per cent, {split} split: mean ± SD over seeds (number of seeds).",
+        _metrics(records, split),
+    ]
+    if any(_explicit(record) for record in records if not is_frozen(record)):
+        notes.append("The learning rate was given by hand for all methods: this is not a tuned comparison.")
+    else:
+        notes.append(
+            "Learning rates are the task's base rate times the method's prior: not tuned on these runs."
+        )
+    if only:
+        notes.append(f"{len(only)} runs without a {split} score (validation only) are left out.")
+    failures = [f"{record.run_id}: {record.error}" for record in records if record.status == "failed"]
+    notes += [f"Failed {line}" for line in failures[:5]] + (
+        [f"... and {len(failures) - 5} more failed."] if failures[5:] else []
+    )
+    if stale:
+        shown = ", ".join(f"{run} ({why})" for run, why in sorted(stale.items())[:5])
+        more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
+        notes.append(f"Stale, left out: {shown}{more}.")
+    return notes
+
+
+def _metrics(records: list[RunRecord], split: str) -> str:
+    parts = []
+    for name in sorted({task(record) for record in records}):
+        entries = [
+            record.task | {"n": (record.scores.get(split) or {}).get("n")}
+            for record in records
+            if task(record) == name
+        ]
+        entry = next((item for item in entries if item.get("n")), entries[0])
+        items = f", {entry['n']} items" if entry.get("n") else ""
+        majority = f", majority class {100 * entry['majority']:.1f}" if entry.get("majority") else ""
+        parts.append(f"{name}: {entry.get('metric', 'score')}{items}{majority}")
+    return "; ".join(parts) + "."
+
+
+def _explicit(record: RunRecord) -> bool:
+    """Whether the rate was set by hand: not the task's base rate times the method's prior."""
+    overrides = record.provenance.get("overrides") or []
+    if any(str(item).lstrip("+").startswith("lr=") for item in overrides):
+        return not any(str(item).lstrip("+") in ("lr=null", "lr=None") for item in overrides)
+    base, prior, rate = (record.init_report.get(key) for key in ("base_lr", "lr_prior", "lr"))
+    if base is None or prior is None or rate is None:
+        return False
+    return not math.isclose(base * prior, rate, rel_tol=1e-6)

@@ -1,0 +1,75 @@
+"""`python -m lorax.tables [name]`: rebuild tables and figures from the records alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lorax.errors import UserError, near
+from lorax.records import Store
+
+USAGE = """\
+python -m lorax.tables                        list what has records
+python -m lorax.tables <name>                 rebuild the tables (of a study: the figures too)
+python -m lorax.tables rescore=<name>         score kept completions under every published extraction rule
+python -m lorax.tables import=<folder>        intervals and separability for PEFT method_comparison JSONs
+                                              or lm-evaluation-harness samples_*.jsonl
+options: results_dir=<folder> (default: results)"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, or 2 after one clear line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(USAGE)
+        return 0
+    try:
+        print(run(*_parse(arguments)), end="")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def run(name: str | None, options: dict[str, str]) -> str:
+    """Return the text that the command prints, having written the files.
+
+    Raises:
+        UserError: unknown name or folder, or nothing to read in it.
+    """
+    store = Store(options.get("results_dir", "results"))
+    if name is None:
+        names = store.names()
+        return "".join(f"{item}\n" for item in names) or f"no records in {store.root}\n"
+    from lorax.studies.plain import write_plain
+
+    text, paths = write_plain(store, name)
+    return f"{text}\n{_written(paths)}"
+
+
+def _written(paths: list[Path]) -> str:
+    return "".join(f"wrote {path}\n" for path in paths)
+
+
+def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
+    known = ("import", "rescore", "results_dir")
+    names, options = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            names.append(argument)
+        elif key not in known:
+            raise UserError(f"unknown option {key!r}; {near(key, known)}")
+        elif not value:
+            raise UserError(f"{key}= needs a value")
+        else:
+            options[key] = value
+    if len(names) + ("import" in options) + ("rescore" in options) > 1:
+        raise UserError(f"one table at a time, got {', '.join(arguments)}")
+    return (names[0] if names else None), options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

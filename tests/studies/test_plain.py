@@ -1,0 +1,114 @@
+"""The plain table of a sweep: rows, twins, failures, stale records, notes."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorax.errors import UserError
+from lorax.records import RunRecord, Store, run_id
+from lorax.studies.plain import comparison, markdown, write_plain
+
+
+def record(
+    method="lora", seed=0, score=0.5, task="toy", rank=8, status="finished", lr=1e-3, digest="d0", **fields
+):
+    init = {"name": method, **fields}
+    identity = {"init": init, "seed": seed, "lr": lr, "task": {"name": task, "digest": digest}}
+    if rank is not None:
+        identity["init"] = init | {"rank": rank}
+    done = status == "finished"
+    frozen = method == "none"
+    return RunRecord(
+        run_id=run_id(identity),
+        name="sweep",
+        status=status,
+        error=None if done else "boom",
+        config={
+            "init": init,
+            "rank": rank or 4,
+            "lr": lr,
+            "seed": seed,
+            "task": {"name": task},
+            "data_seed": 0,
+        },
+        identity=identity,
+        task={"name": task, "metric": "exact match", "digest": digest},
+        model={"name": "toy"},
+        scores={"test": {"score": score, "n": 200}, "base_test": {"score": 0.125, "n": 200}} if done else {},
+        init_report={"eta": 2.0, "step0_error": 1e-7, "base_lr": 1e-3, "lr_prior": 1.0, "lr": lr},
+        costs={"trainable": 0 if frozen else 1024},
+        provenance={"finished": f"2026-01-0{1 + seed}" if digest == "d0" else "2025-01-01"},
+    )
+
+
+def test_golden_text(tmp_path):
+    """The whole text, so that a change of formatting is seen."""
+    store = Store(tmp_path)
+    for seed in (0, 1):
+        store.write(record(seed=seed, score=0.5 + 0.1 * seed))
+        store.write(record("svft", seed=seed, rank=None, score=0.25))
+    store.write(record("svft", seed=2, rank=None, status="failed"))
+    text, paths = write_plain(store, "sweep")
+    assert text == paths[0].read_text()
+    assert text.splitlines() == [
+        "# sweep",
+        "",
+        "| method   |   rank |                      toy |   eta |    lr |   trained |   step-0 error |",
+        "|:---------|-------:|-------------------------:|------:|------:|----------:|---------------:|",
+        "| base     |      - |                 12.5 (1) |     - |     - |         0 |              - |",
+        "| lora     |      8 |           55.0 ± 7.1 (2) |     2 | 0.001 |     1,024 |          1e-07 |",
+        "| svft     |      - | 25.0 ± 0.0 (2, 1 failed) |     2 | 0.001 |     1,024 |          1e-07 |",
+        "",
+        "- Scores in per cent, test split: mean ± SD over seeds (number of seeds).",
+        "- toy: exact match, 200 items.",
+        "- Learning rates are the task's base rate times the method's prior: not tuned on these runs.",
+        f"- Failed {record('svft', seed=2, rank=None, status='failed').run_id}: boom",
+    ]
+    assert (
+        paths[1].read_text().startswith("method,rank,toy_mean,toy_sd,toy_n,toy_failed,toy_diverged,eta,lr,")
+    )
+
+
+def test_rows_tell_swept_settings_apart_and_only_those():
+    """Zeta splits the method that consumes it; seeds and tasks never split."""
+    records = [record(seed=s, task=t) for s in (0, 1) for t in ("toy", "sum")]
+    records += [
+        record("lora_ga", seed=s, task=t, zeta=z, scaling="rslora")
+        for s in (0, 1)
+        for t in ("toy", "sum")
+        for z in (4, 16)
+    ]
+    table = comparison(records)
+    assert list(table["method"]) == ["base", "lora", "lora_ga zeta=4", "lora_ga zeta=16"]
+    assert set(table["toy_n"][1:]) == {2} and set(table["sum_n"][1:]) == {2}
+
+
+def test_a_learning_rate_splits_rows_only_where_nothing_else_explains_it():
+    tuned = comparison([record(), record("pissa", lr=1e-4), record(rank=4, lr=2e-3)])
+    assert list(tuned["method"]) == ["base", "lora", "lora", "pissa"]
+    swept = comparison([record(lr=1e-3), record(lr=1e-2), record("pissa")])
+    assert list(swept["method"]) == ["base", "lora lr=0.001", "lora lr=0.01", "pissa"]
+    assert "not a tuned comparison" in markdown(swept)
+
+
+def test_pivot_appears_with_ranks_and_the_frozen_arm_counts_once():
+    records = [record(rank=r, seed=s, score=r / 100) for r in (4, 8) for s in (0, 1)]
+    table = comparison(records + [record("none", rank=None, seed=s, score=0.1) for s in (0, 1)])
+    assert list(table["toy_n"]) == [1, 2, 2] and table["method"][0] == "none"
+    assert "rank 4 |" in markdown(table)
+    assert "4.0 ± 0.0 (2)" in markdown(table)
+
+
+def test_stale_and_diverged_runs_are_shown_never_mixed():
+    old = record(seed=1, score=0.9, digest="old")
+    table = comparison([record(), old, record(seed=2, status="diverged")])
+    line = table[table["method"] == "lora"].iloc[0]
+    assert (line["toy_mean"], line["toy_n"], line["toy_diverged"]) == (0.5, 1, 1)
+    assert f"Stale, left out: {old.run_id} (another task.digest)." in markdown(table)
+
+
+def test_nothing_to_tabulate_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no records called 'sweep'"):
+        write_plain(Store(tmp_path), "sweep")
+    with pytest.raises(UserError, match="no records"):
+        comparison([])
