@@ -1,1 +1,1 @@
-"""Protocol, statistics, tables and figures: from records to what can be concluded. Torch-free."""
+"""Studies: the protocol of a comparison and the statistics that judge it. Torch-free."""

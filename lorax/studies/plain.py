@@ -48,6 +48,7 @@ def comparison(records: list[RunRecord]) -> pd.DataFrame:
     cells: dict[Row, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in kept:
         cells[rows[record.run_id]][task(record)].append(record)
+    cells = {row: {name: _one_per_seed(found) for name, found in by.items()} for row, by in cells.items()}
     lines = [_line(row, cells[row], tasks, split) for row in cells]
     order = sorted(range(len(lines)), key=lambda i: list(cells)[i].key)
     lines = [lines[i] for i in order]
@@ -114,6 +115,16 @@ def _line(row: Row, cells: dict[str, list[RunRecord]], tasks: list[str], split: 
     errors = [record.init_report.get("step0_error") for record in records]
     line["step0_error"] = max((value for value in errors if value is not None), default=None)
     return line
+
+
+def _one_per_seed(records: list[RunRecord]) -> list[RunRecord]:
+    """Keep one run a seed (evaluated on other splits it has another id): a finished one, then the last."""
+    best: dict[Any, RunRecord] = {}
+    for record in sorted(
+        records, key=lambda r: (r.status != "failed", str(r.provenance.get("finished") or ""))
+    ):
+        best[record.config.get("seed")] = record
+    return list(best.values())
 
 
 def _base_line(records: list[RunRecord], tasks: list[str], split: str) -> dict[str, Any] | None:

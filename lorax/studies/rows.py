@@ -139,7 +139,7 @@ def fresh(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, str]
 def _stamped(record: RunRecord) -> list[tuple[tuple, Any]]:
     """Return ((scope..., key), value): data and model stamps hold for all methods, others for one."""
     place = (task(record), str(record.model.get("name")), record.config.get("data_seed"))
-    shared = ("task", "model", "data")
+    shared = ("task", "model", "data", "versions")
     return [
         ((*place, "" if key.startswith(shared) else method(record), key), value)
         for key, value in stamps(record).items()
