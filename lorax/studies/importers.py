@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 from lorax.errors import UserError
+from lorax.studies.stats import holm, mcnemar, two_proportions, wilson
+from lorax.studies.verdicts_letters import compact_letters
 
 LEVEL = 0.05
 _METRICS = ("exact_match", "acc", "acc_norm", "em", "pass@1", "f1")
@@ -89,10 +89,8 @@ def interval(row: Published) -> tuple[float, float]:
 
     Source: Wilson (1927); unlike the normal interval it stays inside 0..1 at rates near the ends.
     """
-    count = row.score * row.n
     if row.items is None or set(row.items.values()) <= {0.0, 1.0}:
-        low, high = proportion_confint(round(count), row.n, alpha=LEVEL, method="wilson")
-        return float(low), float(high)
+        return wilson(row.score, row.n, 1 - LEVEL)
     values = np.array(list(row.items.values()))
     half = stats.t.ppf(1 - LEVEL / 2, row.n - 1) * values.std(ddof=1) / np.sqrt(row.n)
     return float(row.score - half), float(row.score + half)
@@ -105,14 +103,11 @@ def pair_p(a: Published, b: Published) -> float:
     Otherwise the pooled two-proportion z, z = (a - b) / sqrt(p (1 - p) (1 / n_a + 1 / n_b)).
     """
     if a.items is not None and b.items is not None and a.items.keys() == b.items.keys():
-        change = np.array([a.items[key] - b.items[key] for key in a.items])
-        if set(np.unique(change)) <= {-1.0, 0.0, 1.0}:
-            wins, losses = int((change > 0).sum()), int((change < 0).sum())
-            return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-        return float(stats.ttest_1samp(change, 0.0).pvalue)
-    pooled = (a.score * a.n + b.score * b.n) / (a.n + b.n)
-    error = np.sqrt(pooled * (1 - pooled) * (1 / a.n + 1 / b.n))
-    return 1.0 if error == 0 else float(2 * stats.norm.sf(abs(a.score - b.score) / error))
+        first, second = np.array([(a.items[key], b.items[key]) for key in a.items]).T
+        if {*first, *second} <= {0.0, 1.0}:
+            return mcnemar(first, second)[2]
+        return float(stats.ttest_rel(first, second).pvalue) if np.any(first != second) else 1.0
+    return two_proportions(a.score, a.n, b.score, b.n)
 
 
 @dataclass(frozen=True)
@@ -144,32 +139,29 @@ def separate(rows: list[Published], top: int = 20) -> Separability:
     Raises:
         UserError: fewer than two rows.
     """
-    from lorax.studies.stats import letters
-
     if len(rows) < 2:
         raise UserError(f"import: {len(rows)} row, nothing to compare")
     rows = sorted(rows, key=lambda row: (-row.score, row.name))
     pairs = list(itertools.combinations(range(len(rows)), 2))
     p = np.array([pair_p(rows[i], rows[j]) for i, j in pairs])
-    rejected = multipletests(p, LEVEL, method="holm")[0]
+    rejected = holm(p) < LEVEL
     top = min(top, len(rows))
     best = np.array([max(pair) < top for pair in pairs])
-    top_rejected = multipletests(p[best], LEVEL, method="holm")[0]
-    apart = {
-        frozenset((rows[i].name, rows[j].name)) for (i, j), no in zip(pairs, rejected, strict=True) if no
-    }
-    marks = letters([row.name for row in rows], apart)
+    apart = np.zeros((len(rows), len(rows)), dtype=bool)
+    for (i, j), no in zip(pairs, rejected, strict=True):
+        apart[i, j] = apart[j, i] = no
+    marks = compact_letters(apart)
     lines = []
-    for row in rows:
+    for row, mark in zip(rows, marks, strict=True):
         low, high = interval(row)
         facts = row.facts or {}
         lines.append({"name": row.name, "score": row.score, "low": low, "high": high, "n": row.n,
-                      "letters": marks[row.name], **facts})  # fmt: skip
+                      "letters": mark, **facts})  # fmt: skip
     like = 1 + sum(value >= LEVEL for (i, _), value in zip(pairs, p, strict=True) if i == 0)
     paired = all(row.items is not None for row in rows) and len({frozenset(row.items) for row in rows}) == 1
     return Separability(
         pd.DataFrame(lines), len(pairs), int((p < LEVEL).sum()), int(rejected.sum()), top,
-        int(best.sum()), int((p[best] < LEVEL).sum()), int(top_rejected.sum()), like, paired,
+        int(best.sum()), int((p[best] < LEVEL).sum()), int((holm(p[best]) < LEVEL).sum()), like, paired,
     )  # fmt: skip
 
 
@@ -179,10 +171,10 @@ def conclusion(found: Separability) -> list[str]:
     seeds = set(table["seed"]) if "seed" in table else set()
     one = f" (all at seed {next(iter(seeds))})" if len(seeds) == 1 else ""
     lines = [
-        f"{len(table)} rows, {n:,} items, one run a row{one}: intervals and tests cover the choice of items only. "
-        "Another seed of the same method would move every score further.",
-        f"Of the {found.top_pairs:,} pairs among the top {found.top}, {_count(found.top_corrected)} Holm's correction "
-        f"at {LEVEL:.0%} ({found.top_raw} are below {LEVEL:.0%} before correction, "
+        f"{len(table)} rows, {n:,} items, one run a row{one}: intervals and tests cover the choice of items "
+        "only. Another seed of the same method would move every score further.",
+        f"Of the {found.top_pairs:,} pairs among the top {found.top}, {_count(found.top_corrected)} Holm's "
+        f"correction at {LEVEL:.0%} ({found.top_raw} are below {LEVEL:.0%} before correction, "
         f"{found.top_pairs - found.top_raw} are not).",
         f"Of all {found.pairs:,} pairs, {_count(found.corrected)} the correction ({found.raw:,} before it).",
         f"{found.like_best} rows, the best included, cannot be told from the best even without correction.",
