@@ -1,207 +1,37 @@
-"""Verdicts against the reference, and letters over all pairs, from the final runs of a study.
+"""From the final runs of a study to its arms, comparisons and letters.
 
-One procedure gives interval and verdict. K comparisons (arms x tasks) are judged at level alpha:
-
-    equivalent   the interval at 1 - alpha / K lies inside (-margin, margin), even if it excludes 0
-    better/worse the interval at 1 - c_j excludes 0, c_j = alpha (1 - j / 2K) / (K - j)
-    undecided    neither
-
-where j counts the differences found at smaller p (Holm, stepping down). Why c_j and not Holm's
-alpha / (K - j): a comparison found different may still be called equivalent by mistake, so its
-share of alpha is not free. Of K comparisons let K0 have no difference and K1 differ by the margin
-or more. A false "equivalent" needs one tail of a comparison at alpha / K: at most K1 alpha / 2K in
-all. Until the first false "better/worse" at most K - K0 differences were found, so its level is at
-most c_(K-K0), in all K0 c_(K-K0) = alpha (1 - (K - K0) / 2K). As K1 <= K - K0, the sum is at most
-alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values reaches 1.5 alpha.)
+The rule, and why it holds, is in `verdicts_rule`; what goes in and out in `verdicts_result`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from scipy import stats as sps
 
 from lorax.errors import UserError, near
 from lorax.studies import power, stats
+from lorax.studies.verdicts_contrast import Cells, Contrast, cells_of, contrast
 from lorax.studies.verdicts_letters import compact_letters
+from lorax.studies.verdicts_result import ArmResult, Comparison, Final, Pair, StudyResult
+from lorax.studies.verdicts_rule import VERDICTS, Verdicts, decide
 
-VERDICTS = ("undecided", "better", "worse", "equivalent")
+__all__ = [
+    "VERDICTS",
+    "ArmResult",
+    "Comparison",
+    "Final",
+    "Pair",
+    "StudyResult",
+    "compact_letters",
+    "decide",
+    "judge",
+    "would_need",
+]
 PROCEDURES = ("paired_t", "crossed")
-
-
-@dataclass(frozen=True)
-class Final:
-    """One final run as the statistics see it."""
-
-    arm: str
-    task: str
-    seed: int | None
-    """None: the arm has no seed (frozen base); its one score meets every seed of the others."""
-    score: float
-    """Fraction 0..1 on the test split. A diverged run: the score of the diverged model if it was
-    evaluated, else the majority class's share, else 0."""
-    n_items: int
-    diverged: bool = False
-    items: Mapping[str, float] | None = None
-    """Item id -> score, where kept."""
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """One row of the main table in one task."""
-
-    arm: str
-    task: str
-    scores: dict[int | None, float]
-    """Seed -> score."""
-    mean: float
-    sd: float
-    """Over seeds; nan with one."""
-    low: float
-    high: float
-    """t interval over seeds at 1 - alpha, for this arm alone (description); infinite with one seed."""
-    n_seeds: int
-    n_items: int
-    diverged: int
-    """How many of its final runs diverged."""
-    letters: str = ""
-    """Arms of one task that share a letter are not separated."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against the reference in one task; differences are arm minus reference."""
-
-    task: str
-    arm: str
-    reference: str
-    verdict: str
-    """better | worse | equivalent | undecided."""
-    estimate: float
-    low: float
-    high: float
-    """The interval that gave the verdict, at `confidence`."""
-    confidence: float
-    se: float
-    df: float
-    sd: float
-    """Of the per-seed differences."""
-    p: float
-    """Two-sided, of no difference, before correction."""
-    p_adjusted: float
-    p_equivalence: float
-    """Of a difference of the margin or more, before correction."""
-    p_equivalence_adjusted: float
-    seeds: tuple[int, ...]
-    """Seeds that both arms have."""
-    n_items: int
-    item_noise: float | None
-    """Part of `sd` that items alone would make (independent flips between seeds); None without items."""
-    note: str = ""
-    """Why nothing can be said, or what is missing."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two arms in one task, for the letters and for heat maps; first minus second."""
-
-    task: str
-    first: str
-    second: str
-    estimate: float
-    p: float
-    p_adjusted: float
-    separated: bool
-
-
-@dataclass(frozen=True)
-class StudyResult:
-    """Everything the tables say about final runs."""
-
-    reference: str
-    metric: str
-    margin: float
-    alpha: float
-    procedure: str
-    arms: tuple[ArmResult, ...]
-    comparisons: tuple[Comparison, ...]
-    pairs: tuple[Pair, ...]
-    design: power.Design
-    """Smallest attainable p and minimum detectable effect of the same corrected test."""
-    notes: tuple[str, ...] = ()
-
-    def arm(self, task: str, arm: str) -> ArmResult | None:
-        """Return one row, or None where it has no final run."""
-        return next((row for row in self.arms if (row.task, row.arm) == (task, arm)), None)
-
-    def comparison(self, task: str, arm: str) -> Comparison | None:
-        """Return one comparison with the reference, or None."""
-        return next((row for row in self.comparisons if (row.task, row.arm) == (task, arm)), None)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks in order of appearance."""
-        return tuple(dict.fromkeys(row.task for row in self.arms))
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Arrays (..., K): `code` indexes VERDICTS; the rest as in Comparison."""
-
-    code: NDArray[np.int_]
-    low: stats.Array
-    high: stats.Array
-    confidence: stats.Array
-    p: stats.Array
-    p_adjusted: stats.Array
-    p_equivalence: stats.Array
-    p_equivalence_adjusted: stats.Array
-
-
-def decide(effect: stats.Effect, margin: float, alpha: float = 0.05, family: int | None = None) -> Verdicts:
-    """Judge stacks of families of comparisons; the module's docstring is the rule and its proof.
-
-    Args:
-        effect: arrays (..., K).
-        margin: differences smaller than this do not matter (same unit as the scores).
-        alpha: chance of any false verdict in a family.
-        family: comparisons planned, K unless told.
-    """
-    k = family or effect.estimate.shape[-1]
-    p, p_margin = stats.p_zero(effect), stats.p_margin(effect, margin)
-    adjusted, level = _step_down(p, k, alpha)
-    simultaneous = np.full_like(p, 1 - alpha / k)
-    low, high = stats.interval(effect, simultaneous)
-    inside = (low > -margin) & (high < margin)
-    stepped_low, stepped_high = stats.interval(effect, 1 - level)
-    # At its own later level an interval may fall inside the margin, where "equivalent" is not licensed.
-    found = (adjusted <= alpha) & ~inside & ~((stepped_low > -margin) & (stepped_high < margin))
-    code = np.where(inside, 3, np.where(found, np.where(effect.estimate > 0, 1, 2), 0))
-    return Verdicts(
-        code=code,
-        low=np.where(found, stepped_low, low),
-        high=np.where(found, stepped_high, high),
-        confidence=np.where(found, 1 - level, simultaneous),
-        p=p,
-        p_adjusted=adjusted,
-        p_equivalence=p_margin,
-        p_equivalence_adjusted=np.minimum(2 * k * p_margin, 1.0),
-    )
-
-
-def _step_down(p: stats.Array, family: int, alpha: float) -> tuple[stats.Array, stats.Array]:
-    """Adjusted p and the level c_j of the step at which each comparison stands."""
-    order = np.argsort(p, axis=-1, kind="stable")
-    j = np.arange(p.shape[-1])
-    share = (1 - j / (2 * family)) / (family - j)
-    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) / share, axis=-1)
-    adjusted, level = np.empty_like(p), np.empty_like(p)
-    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
-    np.put_along_axis(level, order, np.broadcast_to(alpha * share, p.shape), axis=-1)
-    return adjusted, level
 
 
 def judge(
@@ -233,8 +63,37 @@ def judge(
         StudyResult: arms and comparisons in order tasks x arms.
 
     Raises:
-        UserError: the reference has no final run, or a (arm, task, seed) occurs twice.
+        UserError: the reference has no final run, or one (arm, task, seed) occurs twice.
     """
+    if procedure not in PROCEDURES:
+        raise UserError(f"procedure={procedure}: {near(procedure, PROCEDURES)}")
+    arms = list(arms or dict.fromkeys(final.arm for final in finals))
+    tasks = list(tasks or dict.fromkeys(final.task for final in finals))
+    cells = cells_of(finals)
+    if not any((reference, task) in cells for task in tasks):
+        raise UserError(f"the reference arm {reference!r} has no final run; {near(reference, arms)}")
+    others = [arm for arm in arms if arm != reference]
+    wanted = [(task, arm) for task in tasks for arm in others]
+    family = len(wanted)
+    contrasts = [contrast(cells, task, arm, reference, procedure) for task, arm in wanted]
+    comparisons: tuple[Comparison, ...] = ()
+    if contrasts:
+        verdicts = decide(_stack(contrasts), margin, alpha, family)
+        comparisons = tuple(_comparison(at, c, reference, verdicts) for at, c in enumerate(contrasts))
+    pairs = _all_pairs(cells, tasks, arms, alpha, procedure)
+    rows = _rows(cells, tasks, arms, alpha)
+    return StudyResult(
+        reference=reference,
+        metric=metric,
+        margin=margin,
+        alpha=alpha,
+        procedure=procedure,
+        arms=_lettered(rows, pairs),
+        comparisons=comparisons,
+        pairs=pairs,
+        design=_design(rows, comparisons, reference, family, margin, alpha),
+        notes=_notes(rows, comparisons),
+    )
 
 
 def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> power.Need:
@@ -243,3 +102,131 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
     Supposes that estimate and spread stay as they are. Items help only with the part of the spread
     that items make (`item_noise`).
     """
+    if comparison.verdict != "undecided" or not np.isfinite(comparison.se):
+        return power.Need(None, None, None)
+    return power.need(
+        comparison.estimate,
+        comparison.sd,
+        len(comparison.seeds),
+        comparison.n_items,
+        result.alpha / max(result.design.family, 1),
+        result.margin,
+        comparison.item_noise,
+        most,
+    )
+
+
+def _stack(contrasts: Sequence[Contrast]) -> stats.Effect:
+    parts = [(c.effect.estimate, c.effect.se, c.effect.df) for c in contrasts]
+    estimate, se, df = (np.array(column, dtype=float) for column in zip(*parts, strict=True))
+    return stats.Effect(np.nan_to_num(estimate), se, df)
+
+
+def _comparison(at: int, c: Contrast, reference: str, v: Verdicts) -> Comparison:
+    return Comparison(
+        task=c.task,
+        arm=c.first,
+        reference=reference,
+        verdict=VERDICTS[v.code[at]],
+        estimate=float(c.effect.estimate),
+        low=float(v.low[at]),
+        high=float(v.high[at]),
+        confidence=float(v.confidence[at]),
+        se=float(c.effect.se),
+        df=float(c.effect.df),
+        sd=float(c.differences.std(ddof=1)) if len(c.seeds) > 1 else float("nan"),
+        p=float(v.p[at]),
+        p_adjusted=float(v.p_adjusted[at]),
+        p_equivalence=float(v.p_equivalence[at]),
+        p_equivalence_adjusted=float(v.p_equivalence_adjusted[at]),
+        seeds=c.seeds,
+        n_items=c.n_items,
+        item_noise=c.item_noise,
+        note=c.note,
+    )
+
+
+def _all_pairs(
+    cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float, procedure: str
+) -> tuple[Pair, ...]:
+    """Family 2: every pair of arms in every task, Holm over all of them."""
+    wanted = [(task, i, j) for task in tasks for i, j in combinations(arms, 2)]
+    if not wanted:
+        return ()
+    effect = _stack([contrast(cells, task, i, j, procedure) for task, i, j in wanted])
+    p = stats.p_zero(effect)
+    adjusted = stats.holm(p)
+    return tuple(
+        Pair(task, i, j, float(effect.estimate[at]), float(p[at]), float(adjusted[at]), bool(p_ok))
+        for at, ((task, i, j), p_ok) in enumerate(zip(wanted, adjusted <= alpha, strict=True))
+    )
+
+
+def _rows(cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float) -> list[ArmResult]:
+    rows = []
+    for task in tasks:
+        for arm in arms:
+            runs = cells.get((arm, task))
+            if not runs:
+                continue
+            scores = {seed: run.score for seed, run in runs.items()}
+            n_items = min(run.n_items for run in runs.values())
+            mean, sd, low, high = stats.mean_interval(
+                list(scores.values()), 1 - alpha, 1 / n_items if n_items else 0.0
+            )
+            diverged = sum(run.diverged for run in runs.values())
+            rows.append(ArmResult(arm, task, scores, mean, sd, low, high, len(runs), n_items, diverged))
+    return rows
+
+
+def _lettered(rows: Sequence[ArmResult], pairs: Sequence[Pair]) -> tuple[ArmResult, ...]:
+    apart = {(pair.task, pair.first, pair.second) for pair in pairs if pair.separated}
+    out = []
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [row for row in rows if row.task == task]
+        matrix = [[bool({(task, x.arm, y.arm), (task, y.arm, x.arm)} & apart) for y in mine] for x in mine]
+        order = sorted(range(len(mine)), key=lambda at: -mine[at].mean)
+        letters = compact_letters(np.array(matrix), order)
+        out += [replace(row, letters=text) for row, text in zip(mine, letters, strict=True)]
+    return tuple(out)
+
+
+def _design(
+    rows: Sequence[ArmResult],
+    comparisons: Sequence[Comparison],
+    reference: str,
+    family: int,
+    margin: float,
+    alpha: float,
+) -> power.Design:
+    known = [c for c in comparisons if np.isfinite(c.se)]
+    sd = float("inf")
+    if known:
+        # The median, so that one arm in trouble does not blur the figure for all; median-unbiased.
+        df = float(np.median([c.df for c in known]))
+        sd = float(np.sqrt(np.median([c.se**2 * len(c.seeds) for c in known]) * df / sps.chi2.ppf(0.5, df)))
+    base = [row.mean for row in rows if row.arm == reference]
+    return power.design(
+        family=family,
+        n_seeds=min((len(c.seeds) for c in known), default=1),
+        n_items=min((c.n_items for c in known), default=0),
+        sd=sd,
+        margin=margin,
+        alpha=alpha,
+        room=max((max(mean, 1 - mean) for mean in base), default=1.0),
+    )
+
+
+def _notes(rows: Sequence[ArmResult], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    notes = [
+        f"{row.task}: {row.diverged} of {row.n_seeds} final runs of {row.arm} diverged; their scores count"
+        for row in rows
+        if row.diverged
+    ]
+    most = max((len(c.seeds) for c in comparisons), default=0)
+    notes += [
+        f"{c.task}: {c.arm} has {len(c.seeds)} of {most} pairs with {c.reference}"
+        for c in comparisons
+        if len(c.seeds) < most
+    ]
+    return tuple(notes)

@@ -1,0 +1,225 @@
+"""What a design can show: probabilities of verdicts, minimum detectable effect, attainable p, needs.
+
+All of the very test that `verdicts.decide` applies, at its first step (level alpha / K, no luck from
+later Holm steps), so that what is promised holds for an arm that stands alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize
+from scipy import stats as sps
+
+_NODES = 256
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a study can show before (or after) it has run; effects are fractions."""
+
+    family: int
+    """Comparisons with the reference, K."""
+    alpha: float
+    n_seeds: int
+    n_items: int
+    margin: float
+    sd: float
+    """Of per-seed differences: assumed by a plan, pooled over the comparisons in a table."""
+    mde: float
+    """Smallest true difference called better (or worse) with probability 0.8; inf with one seed."""
+    attainable_p: float
+    """Smallest corrected p in reach: a difference as large as the scores allow, at this sd."""
+    half_width: float
+    """Expected half width of the interval that gives the verdict."""
+    equivalence_power: float
+    """Probability of "equivalent" where there is no difference at all."""
+    room: float = 1.0
+    """Largest difference the scores allow."""
+
+    @property
+    def can_differ(self) -> bool:
+        """Whether a difference that the scores allow would be found with probability 0.8."""
+        return self.mde <= self.room
+
+    @property
+    def can_equal(self) -> bool:
+        """Whether "equivalent" has an even chance where there is no difference."""
+        return self.equivalence_power >= 0.5
+
+    def sentences(self) -> list[str]:
+        """Say in words what the design can and cannot show."""
+        if self.n_seeds < 2:
+            return ["One seed: no verdict is possible, whatever the scores."]
+        lines = [
+            f"{self.family} comparisons, {self.n_seeds} seeds, {self.n_items} items, "
+            f"sd of paired differences {100 * self.sd:.2f} pp.",
+            f"Smallest corrected p attainable: {self.attainable_p:.2g}.",
+            f"Minimum detectable effect (80 % power, corrected): {100 * self.mde:.2f} pp.",
+            f"Margin {100 * self.margin:.2f} pp: no difference at all is called equivalent with "
+            f"probability {self.equivalence_power:.2f}.",
+        ]
+        if not self.can_differ:
+            lines.append("This design cannot show a difference: it would have to exceed what scores allow.")
+        if not self.can_equal:
+            lines.append(
+                "This design can hardly show equivalence: its interval is about "
+                f"+-{100 * self.half_width:.2f} pp against a margin of {100 * self.margin:.2f} pp."
+            )
+        if not (self.can_differ or self.can_equal):
+            lines.append("It cannot reach any verdict; more seeds, fewer arms or a wider margin would help.")
+        return lines
+
+
+@dataclass(frozen=True)
+class Need:
+    """What would decide an undecided comparison, if estimate and spread stay as they are."""
+
+    seeds: int | None
+    """Seeds in all; None: more than was searched, or nothing to go by."""
+    items: int | None
+    """Test items in all at the present seeds; None: items alone would not do."""
+    verdict: str | None
+    """The verdict it would come to."""
+
+
+def verdict_probabilities(
+    effect: float, sd: float, n_seeds: int, level: float, margin: float
+) -> tuple[float, float, float]:
+    """Probabilities of better, worse and equivalent for one comparison under the paired t.
+
+    The sample sd s is integrated out: given s, with half width h = t s / sqrt(n), the verdict is
+    better if the estimate exceeds max(h, margin - h), equivalent if it is within margin - h.
+
+    Args:
+        effect: true difference.
+        sd: true sd of per-seed differences.
+        n_seeds: pairs.
+        level: two-sided level, alpha / K.
+        margin: of equivalence.
+    """
+    if n_seeds < 2:
+        return 0.0, 0.0, 0.0
+    df, root = n_seeds - 1, np.sqrt(n_seeds)
+    nodes = (np.arange(_NODES) + 0.5) / _NODES
+    half = sps.t.ppf(1 - level / 2, df) * sd * np.sqrt(sps.chi2.ppf(nodes, df) / df) / root
+    spread = sd / root
+    bar = np.maximum(half, margin - half)
+    better = sps.norm.sf((bar - effect) / spread).mean()
+    worse = sps.norm.sf((bar + effect) / spread).mean()
+    inside = np.maximum(margin - half, 0.0)
+    equal = (sps.norm.cdf((inside - effect) / spread) - sps.norm.cdf((-inside - effect) / spread)).mean()
+    return float(better), float(worse), float(equal)
+
+
+def detectable(sd: float, n_seeds: int, level: float, margin: float, power: float = 0.8) -> float:
+    """Smallest true difference that is called better with probability `power`; inf with one seed."""
+    if n_seeds < 2 or not np.isfinite(sd):
+        return float("inf")
+    if sd <= 0:
+        return margin
+
+    def lack(effect: float) -> float:
+        return verdict_probabilities(effect, sd, n_seeds, level, margin)[0] - power
+
+    top = max(sd, margin)
+    while lack(top) < 0:
+        top *= 2
+    return float(optimize.brentq(lack, 0.0, top, xtol=1e-6))
+
+
+def half_width(sd: float, n_seeds: int, level: float) -> float:
+    """Half width of the two-sided interval at 1 - level, at the true sd."""
+    if n_seeds < 2:
+        return float("inf")
+    return float(sps.t.ppf(1 - level / 2, n_seeds - 1) * sd / np.sqrt(n_seeds))
+
+
+def design(
+    *,
+    family: int,
+    n_seeds: int,
+    n_items: int,
+    sd: float,
+    margin: float,
+    alpha: float = 0.05,
+    room: float = 1.0,
+) -> Design:
+    """Work out what a design can show.
+
+    Args:
+        family: comparisons with the reference, K.
+        n_seeds: final seeds that arm and reference share.
+        n_items: test items; differences are not resolved below 1 / n_items.
+        sd: of the per-seed differences (fraction).
+        margin: of equivalence (fraction).
+        alpha: of the family.
+        room: largest difference the scores allow (fraction).
+    """
+    sd = max(sd, 1 / n_items if n_items else 0.0)
+    level = alpha / max(family, 1)
+    p = 1.0
+    if n_seeds >= 2:
+        p = min(1.0, family * 2 * float(sps.t.sf(room * np.sqrt(n_seeds) / sd, n_seeds - 1)))
+    return Design(
+        family=family,
+        alpha=alpha,
+        n_seeds=n_seeds,
+        n_items=n_items,
+        margin=margin,
+        sd=sd,
+        mde=detectable(sd, n_seeds, level, margin),
+        attainable_p=p,
+        half_width=half_width(sd, n_seeds, level),
+        equivalence_power=verdict_probabilities(0.0, sd, n_seeds, level, margin)[2],
+        room=room,
+    )
+
+
+def need(
+    estimate: float,
+    sd: float,
+    n_seeds: int,
+    n_items: int,
+    level: float,
+    margin: float,
+    item_noise: float | None = None,
+    most: int = 200,
+) -> Need:
+    """How many seeds, or items, bring the interval off 0 or inside the margin, all else unchanged.
+
+    Args:
+        estimate: observed difference (fraction).
+        sd: observed sd of per-seed differences.
+        n_seeds: present seeds.
+        n_items: present items.
+        level: two-sided level of the interval, alpha / K.
+        margin: of equivalence.
+        item_noise: part of sd that items make; it shrinks as 1 / sqrt(items).
+        most: seeds to search, and multiples of the present items.
+    """
+    seeds = np.arange(2, most + 1)
+    half = sps.t.ppf(1 - level / 2, seeds - 1) * sd / np.sqrt(seeds)
+    at, verdict = _first(estimate, half, margin)
+    seeds_needed = None if at is None else int(seeds[at])
+    items_needed = None
+    if item_noise is not None and n_seeds >= 2:
+        factor = np.geomspace(1, most, 400)
+        rest = max(sd**2 - item_noise**2, 0.0)
+        half = sps.t.ppf(1 - level / 2, n_seeds - 1) * np.sqrt((rest + item_noise**2 / factor) / n_seeds)
+        at, with_items = _first(estimate, half, margin)
+        items_needed = None if at is None else int(np.ceil(n_items * factor[at]))
+        verdict = verdict or with_items
+    return Need(seeds_needed, items_needed, verdict)
+
+
+def _first(estimate: float, half: ArrayLike, margin: float) -> tuple[int | None, str | None]:
+    equal = abs(estimate) + np.asarray(half) < margin
+    differ = np.asarray(half) < abs(estimate)
+    hits = np.flatnonzero(equal | differ)
+    if not len(hits):
+        return None, None
+    at = int(hits[0])
+    return at, "equivalent" if equal[at] else "better" if estimate > 0 else "worse"
