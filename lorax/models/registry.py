@@ -1,0 +1,136 @@
+"""The registry of models: one frozen dataclass per family, its fields are what conf/model may set.
+
+Torch-free until something is loaded, so that names, options and digests are known without waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+from lorax.errors import UserError, near
+
+KINDS = ("causal", "classification", "seq2seq")
+
+
+@dataclass
+class Loaded:
+    """A model ready to be adapted, and what the rest of a run asks about it."""
+
+    model: Any
+    """The transformers model, in eval mode."""
+    tokenizer: Any
+    """Its tokenizer; None on a skeleton."""
+    kind: str
+    """causal | classification | seq2seq."""
+    name: str
+    """The name in the configuration."""
+    digest: str
+    """Of the pretrained weights; a fresh head is not part of it."""
+    head: list[str] = field(default_factory=list)
+    """Module names of freshly initialised heads: trained whole, and counted."""
+    attention: str = "eager"
+    """The attention kernel in use."""
+
+
+class Family(Protocol):
+    """Where a model comes from. Fields are the options; all methods may be called any number of times."""
+
+    name: str
+
+    def digest(self) -> str:
+        """Return a digest of the pretrained weights, from files, without loading them."""
+
+    def skeleton(self, labels: Sequence[str] | None) -> Loaded:
+        """Return the architecture on the meta device: names and shapes, no weights, no tokenizer."""
+
+    def load(self, labels: Sequence[str] | None, dtype: str, device: str, seed: int) -> Loaded:
+        """Return the model with its weights."""
+
+
+_FAMILIES: dict[str, str] = {
+    "hf": "lorax.models.hf",
+    "minilm": "lorax.models.minilm",
+    "smollm2": "lorax.models.smollm2",
+    "toy": "lorax.models.toy",
+}
+_REGISTERED: dict[str, type] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Make a model family known as `name` (class decorator)."""
+
+    def add(cls: type) -> type:
+        _REGISTERED[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """Return the names of all model families, sorted."""
+    return sorted({*_FAMILIES, *_REGISTERED})
+
+
+def build(spec: Mapping[str, Any]) -> Family:
+    """Check a model's configuration without loading anything.
+
+    Args:
+        spec: the mapping of conf/model/*.yaml: `name`, an optional `family` (default: the name) and
+            the family's own fields.
+
+    Raises:
+        UserError: unknown family or field, with near misses; a value the family does not take.
+    """
+    import importlib
+
+    name = spec.get("family") or spec.get("name")
+    if name not in names():
+        raise UserError(f"model={name}: unknown model; {near(name, names())}")
+    if name not in _REGISTERED:
+        importlib.import_module(_FAMILIES[name])
+    family = _REGISTERED[name]
+    own = {key: value for key, value in spec.items() if key != "family"}
+    known = [item.name for item in fields(family)]
+    for key in own:
+        if key not in known:
+            raise UserError(f"model.{key}={own[key]}: {name} has no such field; {near(key, known)}")
+    if own.get("kind") is not None and own["kind"] not in (*KINDS, "auto"):
+        raise UserError(f"model.kind={own['kind']}: {near(own['kind'], [*KINDS, 'auto'])}")
+    return family(**own)
+
+
+def load(
+    spec: Mapping[str, Any],
+    *,
+    labels: Sequence[str] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+) -> Loaded:
+    """Load a model, silently.
+
+    Args:
+        spec: the mapping of conf/model/*.yaml.
+        labels: class names of a classification task; the model then gets a fresh head, drawn from
+            `seed`. None for generation.
+        dtype: precision of the weights: float32, bfloat16, float16 or float64. `bf16-autocast`
+            keeps float32 weights.
+        device: auto, cpu, cuda, cuda:0, mps.
+        seed: of the fresh head only.
+
+    Raises:
+        UserError: the weights are not there (with the command that fetches them), or an option is bad.
+    """
+    return build(spec).load(labels, dtype, device, seed)
+
+
+def skeleton(spec: Mapping[str, Any], labels: Sequence[str] | None = None) -> Loaded:
+    """Return the model on the meta device, for checking targets and ranks before a sweep starts."""
+    return build(spec).skeleton(labels)
+
+
+def digest(spec: Mapping[str, Any]) -> str:
+    """Return the digest of a model's pretrained weights, from its files."""
+    return build(spec).digest()

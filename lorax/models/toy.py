@@ -1,0 +1,131 @@
+"""A tiny Llama-type transformer with random weights and a real byte-level tokenizer, for tests.
+
+Built in code: no file, no network, the same weights everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorax.errors import UserError
+from lorax.models import hf
+from lorax.models.registry import Loaded, register
+from lorax.records import canonical
+
+VERSION = 1
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@register("toy")
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """A random Llama: 2 layers of 64, four heads on two key heads, bytes as tokens."""
+
+    name: str = "toy"
+    kind: str = "auto"
+    """auto: causal, or classification where the task has classes."""
+    hidden: int = 64
+    layers: int = 2
+    context: int = 512
+    """Longest input in tokens."""
+    weights_seed: int = 0
+    """Draws the weights: another seed is another base model."""
+    attention: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("auto", "causal", "classification"):
+            raise UserError(f"model.kind={self.kind}: toy is causal or classification")
+        if self.hidden < 8 or self.hidden % 8:
+            raise UserError(f"model.hidden={self.hidden}: must be a multiple of 8")
+
+    def digest(self) -> str:
+        """Return a digest of what the weights are drawn from."""
+        drawn = {key: value for key, value in asdict(self).items() if key not in ("name", "kind", "attention")}
+        return hashlib.sha256(canonical(["toy", VERSION, drawn]).encode()).hexdigest()[:32]
+
+    def skeleton(self, labels: Sequence[str] | None) -> Loaded:
+        """Return the architecture on the meta device."""
+        import torch
+
+        with torch.device("meta"):
+            return self._wrap(self._model(labels), None, labels, "eager")
+
+    def load(self, labels: Sequence[str] | None, dtype: str, device: str, seed: int) -> Loaded:
+        """Return the model; weights from `weights_seed`, a classification head from `seed`."""
+        import torch
+
+        from lorax.models.attention import choose
+
+        device = hf.pick_device(device)
+        attention = choose(self.attention, device)
+        with torch.random.fork_rng(devices=[]):
+            model = self._model(labels, attention)
+            self._draw(model)
+        loaded = self._wrap(model, tokenizer(), labels, attention)
+        hf.init_head(model, loaded.head, seed)
+        model.to(device=device, dtype=hf.torch_dtype(dtype))
+        return loaded
+
+    def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+        sizes = {
+            "hidden_size": self.hidden, "intermediate_size": 2 * self.hidden, "num_hidden_layers": self.layers,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": self.context,
+        }  # fmt: skip
+        ids = {"vocab_size": 256 + len(SPECIAL), "pad_token_id": 256, "eos_token_id": 257, "bos_token_id": None}
+        config = LlamaConfig(**sizes, **ids, tie_word_embeddings=False, attn_implementation=attention)
+        if self._classifies(labels):
+            config.num_labels = len(labels or ())
+            config.problem_type = "single_label_classification"
+            return LlamaForSequenceClassification(config)
+        return LlamaForCausalLM(config)
+
+    def _classifies(self, labels: Sequence[str] | None) -> bool:
+        if self.kind == "classification" and labels is None:
+            raise UserError("model=toy model.kind=classification: the task has no classes")
+        return labels is not None and self.kind != "causal"
+
+    def _wrap(self, model: Any, tokens: Any, labels: Sequence[str] | None, attention: str) -> Loaded:
+        kind = "classification" if self._classifies(labels) else "causal"
+        head = ["score"] if kind == "classification" else []
+        return Loaded(model.eval(), tokens, kind, self.name, self.digest(), head, attention)
+
+    def _draw(self, model: Any) -> None:
+        """Draw each parameter from its name: matrices N(0, 1/n), embeddings N(0, 1), norms stay 1."""
+        import torch
+
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            digest = hashlib.sha256(f"toy {self.weights_seed} {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
+            with torch.no_grad():
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def tokenizer() -> Any:
+    """Return the byte-level tokenizer: one token a byte, special tokens for the chat roles."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        chat_template=TEMPLATE,
+        model_input_names=["input_ids", "attention_mask"],
+    )
