@@ -1,0 +1,173 @@
+"""How every figure looks: palette, axes, direct labels, and writing PNG and SVG whole."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from lorax.records import write_atomic
+
+# Okabe and Ito (2008): told apart under every common colour blindness; yellow is too pale on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREY = "#6B6B6B"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "lorax",  # ids, and so files, are the same each time
+    "svg.fonttype": "path",
+}
+
+
+def colours(arms: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Return arm -> (colour, marker, line style); beyond eight arms the line style changes.
+
+    Examples:
+        >>> colours(["lora", "pissa"])["pissa"]
+        ('#D55E00', 's', '-')
+    """
+    styles = ("-", "--", ":", "-.")
+    return {
+        arm: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], styles[i // len(PALETTE) % len(styles)])
+        for i, arm in enumerate(arms)
+    }
+
+
+def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
+    """Draw under `STYLE` without touching the settings of the process."""
+
+    @functools.wraps(draw)
+    def drawn(*args: object, **options: object) -> Figure | None:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **options)
+
+    return drawn
+
+
+def panels(rows: int, height: float = 2.6, width: float = 7.2, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `rows` x `columns` axes, each `height` inches high, `width` inches in all."""
+    figure = Figure(figsize=(width, height * rows + 0.3), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.08, wspace=0.06)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `<folder>/<name>.png` and `.svg`, each whole or not at all; return the paths."""
+    paths = []
+    with matplotlib.rc_context(STYLE):
+        for kind, options in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, facecolor="white", **options)
+            paths.append(folder / f"{name}.{kind}")
+            write_atomic(paths[-1], buffer.getvalue())
+    return paths
+
+
+def rate_axis(axes: Axes, axis: str = "x") -> None:
+    """Make an axis of learning rates logarithmic, with ticks at 1, 2, 5 per decade as plain `2e-4`."""
+    getattr(axes, f"set_{axis}scale")("log")
+    low, high = getattr(axes, f"get_{axis}lim")()
+    subs = (1.0,) if np.log10(high / low) > 3 else (1.0, 3.0)
+    target = getattr(axes, f"{axis}axis")
+    target.set_major_locator(LogLocator(subs=subs, numticks=20))
+    target.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e"))
+    )
+    target.set_minor_locator(NullLocator())
+    target.set_minor_formatter(NullFormatter())
+
+
+def per_cent(axes: Axes, axis: str = "y") -> None:
+    """Show fractions in per cent, without the sign (the label says it)."""
+    getattr(axes, f"{axis}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:
+    """Write each curve's name right of the axes, in its colour, spread so that no two overlap.
+
+    Call it when limits are final. A thin line leads from the curve's end to its name.
+
+    Args:
+        axes: where the curves are.
+        ends: (x, y, name, colour) of each curve's last point, data coordinates.
+        size: font size in points.
+    """
+    ends = [end for end in ends if np.all(np.isfinite(end[:2]))]
+    if not ends:
+        return
+    axes.figure.draw_without_rendering()
+    height = axes.get_window_extent().height / axes.figure.dpi
+    gap = size * 1.25 / 72 / height
+    order = sorted(range(len(ends)), key=lambda i: ends[i][1])
+    wanted = [_fraction(axes, ends[i][1]) for i in order]
+    placed = spread(wanted, gap, 0.0, 1.0)
+    for i, y in zip(order, placed, strict=True):
+        x0, y0, name, colour = ends[i]
+        axes.annotate(
+            name, xy=(x0, y0), xycoords="data", xytext=(1.03, y), textcoords="axes fraction", color=colour,
+            fontsize=size, va="center", ha="left", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkA": 1},
+        )  # fmt: skip
+
+
+def legend_right(
+    axes: Axes, looks: Mapping[str, tuple[str, str, str]], extra: Mapping[str, str] | None = None
+) -> None:
+    """List arms, and dashed lines (`extra`: name -> colour), right of the axes in their colours."""
+    handles = [Line2D([], [], color=c, marker=m, ls=s, label=arm) for arm, (c, m, s) in looks.items()]
+    handles += [
+        Line2D([], [], color=c, ls=(0, (4, 3)), lw=1, label=name) for name, c in (extra or {}).items()
+    ]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=8.5,
+                labelcolor="linecolor", handlelength=1.8)  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move sorted positions as little as needed so that neighbours are `gap` apart, within bounds.
+
+    Examples:
+        >>> [round(y, 2) for y in spread([0.5, 0.5], 0.1, 0, 1)]
+        [0.45, 0.55]
+    """
+    merged: list[tuple[float, int]] = []
+    for value in wanted:
+        merged.append((min(max(value, low), high), 1))
+        while len(merged) > 1 and _top(merged[-2], gap) + gap > _bottom(merged[-1], gap) + 1e-12:
+            (c1, n1), (c2, n2) = merged[-2:]
+            merged[-2:] = [((c1 * n1 + c2 * n2) / (n1 + n2), n1 + n2)]
+            half = (merged[-1][1] - 1) / 2 * gap
+            centre_now = min(max(merged[-1][0], low + half), max(high - half, low + half))
+            merged[-1] = (centre_now, merged[-1][1])
+    return [centre + (k - (n - 1) / 2) * gap for centre, n in merged for k in range(n)]
+
+
+def _top(group: tuple[float, int], gap: float) -> float:
+    return group[0] + (group[1] - 1) / 2 * gap
+
+
+def _bottom(group: tuple[float, int], gap: float) -> float:
+    return group[0] - (group[1] - 1) / 2 * gap
+
+
+def _fraction(axes: Axes, y: float) -> float:
+    return float(axes.transAxes.inverted().transform(axes.transData.transform((axes.get_xlim()[0], y)))[1])
