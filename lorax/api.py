@@ -1,0 +1,156 @@
+"""The public way in: attach adapters to a model, load saved ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorax.adapters.install import find_targets, install
+from lorax.errors import UserError
+from lorax.initializers.base import build, consumed
+from lorax.probing.probe import probe_layers
+from lorax.probing.weight import shape_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorax.adapters.factors import Factors
+    from lorax.adapters.install import Adapters
+    from lorax.initializers.base import Initializer
+    from lorax.probing.cache import Cache
+    from lorax.probing.gradient import Loss
+
+SHARED = ("scaling", "zeta", "zeta_rule", "gamma")
+
+
+def attach(
+    model: nn.Module,
+    init: str | Initializer = "lora",
+    rank: int = 8,
+    alpha: float | None = None,
+    targets: str | Sequence[str] = "all-linear",
+    recenter: str = "carry",
+    dropout: float = 0.0,
+    loss: Loss | None = None,
+    batches: Iterable[Any] | None = None,
+    seed: int = 0,
+    cache: Cache | str | os.PathLike[str] | None = None,
+    **fields: Any,
+) -> Adapters:
+    """Make a model trainable by a low-rank method; everything else is frozen, step 0 is the base model.
+
+    Args:
+        model: changed in place; `adapters.detach()` undoes it.
+        init: a registered name (`lorax.names()`), or an instance, which then holds rank and fields.
+        rank: inner dimension r; methods without one ignore it.
+        alpha: numerator of eta; None takes the method's published default.
+        targets: "all-linear", a list of name suffixes, or a regular expression. `init="full"` trains all
+            parameters under "all-linear", else the named layers.
+        recenter: "carry" leaves W0 untouched, "fold" stores W_fz = W0 - eta B0 M0 A0.
+        dropout: probability on the adapters' input, in train mode.
+        loss: loss(model, batch) -> scalar, or (scalar, weight), for gradient methods; None takes
+            `model(**batch).loss`. Other methods ignore it.
+        batches: calibration batches for those methods.
+        seed: of random factors and patterns.
+        cache: a `Cache` or a folder that keeps decompositions; None keeps none. Same result.
+        **fields: the method's own: zeta=16, pattern="banded", scaling="rslora", svd="randomised", ...
+
+    Returns:
+        The adapters' handle; for "full" and "none" one with the same methods.
+
+    Raises:
+        UserError: an unknown name, field or target, or a value beyond its bound.
+
+    Examples:
+        >>> from torch import nn
+        >>> adapters = attach(nn.Sequential(nn.Linear(8, 6)), init="pissa", rank=2)
+        >>> adapters.count_trainable()
+        28
+    """
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout={dropout}: a number from 0 up to, not including, 1 is needed")
+    if isinstance(init, str):
+        shared = {"rank": rank, "alpha": alpha} | {key: fields.pop(key) for key in SHARED if key in fields}
+        init = build(init, shared=shared, own=fields)
+    elif fields:
+        raise UserError(
+            f"init is an instance with its own fields; {', '.join(fields)} cannot be given beside it"
+        )
+    named = targets if isinstance(targets, str) else list(targets)
+    info = {"init": consumed(init), "targets": named, "seed": seed}
+    if init.kind != "adapter":
+        return _arm(model, init, targets, info)
+    factors = make_factors(model, init, targets, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
+    return install(model, factors, recenter=recenter, dropout=dropout, info=info)
+
+
+def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -> Adapters:
+    """Put adapters saved by `adapters.save` on a model; no decomposition is repeated.
+
+    Args:
+        model: the base they were trained on, untouched.
+        path: the folder.
+        check: "error" refuses a base whose adapted weights differ from those at saving; "warn" goes on, for
+            the same weights in another dtype.
+
+    Raises:
+        UserError: no such adapter, or another base.
+    """
+    from lorax.adapters.storage import load as read
+
+    return read(model, path, check=check)
+
+
+@torch.no_grad()
+def make_factors(
+    model: nn.Module,
+    initializer: Initializer,
+    targets: str | Sequence[str] | Mapping[str, nn.Module] = "all-linear",
+    *,
+    loss: Loss | None = None,
+    batches: Iterable[Any] | None = None,
+    seed: int = 0,
+    cache: Cache | None = None,
+) -> dict[str, Factors]:
+    """Let an initialiser look at every target layer; the model is as before afterwards.
+
+    Args:
+        model: the untouched base.
+        initializer: one of kind "adapter".
+        targets: as `attach`, or {layer name: module} as found.
+        loss: as `attach`.
+        batches: as `attach`.
+        seed: as `attach`.
+        cache: as `attach`.
+
+    Returns:
+        {layer name: factors}; shapes are checked for all layers before any is decomposed.
+
+    Raises:
+        UserError: a layer that the method cannot serve; names layer, value and bound.
+    """
+    layers = dict(targets) if isinstance(targets, Mapping) else find_targets(model, targets)
+    for name, module in layers.items():
+        initializer.check(name, *shape_of(module))
+    inputs = {"loss": loss, "batches": batches, "seed": seed, "cache": cache}
+    return {
+        probe.name: initializer(probe) for probe in probe_layers(model, layers, initializer.needs, **inputs)
+    }
+
+
+def _arm(model: nn.Module, init: Initializer, targets: str | Sequence[str], info: dict[str, Any]) -> Any:
+    """Return the handle of full fine-tuning or of the frozen base."""
+    from lorax.adapters.arms import Frozen, FullModel
+
+    if init.kind == "none":
+        return Frozen(model, info=info)
+    return FullModel(model, targets=None if targets == "all-linear" else targets, info=info)
+
+
+def _opened(cache: Cache | str | os.PathLike[str] | None) -> Cache | None:
+    from lorax.probing.cache import Cache
+
+    return cache if cache is None or isinstance(cache, Cache) else Cache(cache)

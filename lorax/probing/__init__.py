@@ -1,0 +1,1 @@
+"""What initialisers may ask of one layer: its weight, its spectrum, its gradient."""

@@ -1,0 +1,229 @@
+"""A content-addressed store of decompositions: computed once, read in slices by every method and rank.
+
+An entry is one safetensors file of matrices stored by rows, with a checksum per row, so that a reader
+takes the top 8 vectors without touching the rest and still notices a damaged file. Keys are digests of
+what an entry was computed from; an entry never changes and needs no invalidation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+DEFAULT_BYTES = 8 * 2**30
+_CHUNK = 1 << 17  # words that fit a core's cache while they are mixed
+_LOCKS = 64  # lock files in all; two keys may share one, which only makes one of them wait
+
+Parts = dict[str, Tensor]
+
+
+class Cache:
+    """Entries under a folder, or in memory; safe between processes, bounded, self-repairing.
+
+    Args:
+        dir: folder, made when first needed; None keeps the entries of this process in memory.
+        max_bytes: the least recently used entries go once the store is larger.
+    """
+
+    def __init__(self, dir: str | os.PathLike[str] | None, max_bytes: int = DEFAULT_BYTES) -> None:
+        """Open the store; nothing is written yet."""
+        self.dir = None if dir is None else Path(dir)
+        self.max_bytes = max_bytes
+        self._memory: OrderedDict[str, Parts] = OrderedDict()
+        self._total: int | None = None
+
+    @classmethod
+    def default(cls) -> Cache:
+        """Return the user's cache: `$LORAX_CACHE` or the platform's folder, up to `$LORAX_CACHE_BYTES`."""
+        from platformdirs import user_cache_dir
+
+        root = os.environ.get("LORAX_CACHE") or user_cache_dir("lorax")
+        return cls(Path(root) / "probing", int(os.environ.get("LORAX_CACHE_BYTES", DEFAULT_BYTES)))
+
+    def get(self, key: str, compute: Callable[[], Parts], rows: slice = slice(None)) -> Parts:
+        """Return the entry's tensors, each cut to `rows`; computed and stored if it is missing or damaged.
+
+        Args:
+            key: hexadecimal digest of everything that the entry depends on.
+            compute: returns CPU tensors whose first dimension the slice cuts.
+            rows: which rows are wanted.
+        """
+        if self.dir is None:
+            return _cut(self._remembered(key, compute), rows)
+        path = self.dir / key[:2] / f"{key}.safetensors"
+        found = _read(path, rows)
+        if found is not None:
+            return found
+        parts: Parts | None = None
+        try:
+            (self.dir / "locks").mkdir(parents=True, exist_ok=True)
+            with FileLock(self.dir / "locks" / f"{int(key[:8], 16) % _LOCKS}.lock"):
+                found = _read(path, rows)  # another process may have written it meanwhile
+                if found is not None:
+                    return found
+                parts = compute()
+                self._store(path, parts)
+        except OSError as error:
+            warnings.warn(f"cache {self.dir}: {error.strerror or error}; going on without it", stacklevel=2)
+        return _cut(compute() if parts is None else parts, rows)
+
+    def has(self, key: str) -> bool:
+        """Say whether an entry is there (it may still turn out to be damaged)."""
+        if self.dir is None:
+            return key in self._memory
+        return (self.dir / key[:2] / f"{key}.safetensors").exists()
+
+    def _remembered(self, key: str, compute: Callable[[], Parts]) -> Parts:
+        if key not in self._memory:
+            self._memory[key] = compute()
+            while len(self._memory) > 1 and sum(map(_bytes, self._memory.values())) > self.max_bytes:
+                self._memory.popitem(last=False)
+        self._memory.move_to_end(key)
+        return self._memory[key]
+
+    def _store(self, path: Path, parts: Parts) -> None:
+        """Write to a neighbour, then rename: a reader sees a whole file or none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {name: part.contiguous() for name, part in parts.items()}
+        whole |= {f"{name}.sum": _checksums(part) for name, part in whole.items()}
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(whole, name)
+            os.replace(name, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+        if self._total is None:
+            self._total = sum(size for _, size, _ in self._entries())
+        else:
+            self._total += _bytes(whole)
+        if self._total > self.max_bytes:
+            self._evict(keep=path)
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """Return (last use, bytes, path) of every entry, oldest first."""
+        found = []
+        for path in self.dir.glob("??/*"):
+            with suppress(FileNotFoundError):  # another process may evict at the same time
+                stat = path.stat()
+                found.append((stat.st_mtime, stat.st_size, path))
+        return sorted(found)
+
+    def _evict(self, keep: Path) -> None:
+        """Remove the least recently used entries down to nine tenths of the bound."""
+        entries = self._entries()
+        self._total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if self._total <= 0.9 * self.max_bytes:
+                return
+            if path != keep:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    self._total -= size
+
+
+def key_of(*parts: Any) -> str:
+    """Return the digest that names an entry computed from `parts` (anything with a faithful repr)."""
+    return hashlib.sha256("\x1f".join(repr(part) for part in parts).encode()).hexdigest()[:40]
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """Return 128 bits that tell tensors apart by dtype, shape and every value; not for adversaries.
+
+    About ten times faster than sha256 where the processor has no instruction for it, since a whole model is
+    looked at before each cached start. Each 64-bit word is mixed with its position's key and summed.
+    """
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    spare = -flat.numel() % 8
+    if spare:
+        flat = torch.cat([flat, flat.new_zeros(spare)])
+    words = flat.view(torch.int64)
+    generator = torch.Generator().manual_seed(0x10AA)
+    keys = torch.randint(-(2**62), 2**62, (2, _CHUNK), generator=generator).to(words.device)
+    odd = keys[1] | 1
+    sums = []
+    for chunk in words.split(_CHUNK):
+        mixed = (chunk ^ keys[0, : len(chunk)]) * odd[: len(chunk)]
+        mixed = mixed ^ (mixed >> 29)
+        first = mixed.sum()
+        sums.append(torch.stack([first, (mixed * -0x61C8864680B583EB).bitwise_xor_(mixed >> 31).sum()]))
+    body = torch.stack(sums).cpu().numpy().tobytes() if sums else b""
+    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    return hashlib.blake2b(head + body, digest_size=16).hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Return a digest of nested mappings and sequences of tensors, numbers and strings (batches).
+
+    Raises:
+        TypeError: a value of another kind, whose identity cannot be told.
+    """
+    return hashlib.sha256("\x1f".join(_walk(value)).encode()).hexdigest()[:40]
+
+
+def _walk(value: Any) -> Iterable[str]:
+    if isinstance(value, Tensor):
+        yield fingerprint(value)
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield f"{key}="
+            yield from _walk(value[key])
+    elif isinstance(value, list | tuple):
+        yield f"[{len(value)}"
+        for item in value:
+            yield from _walk(item)
+    elif value is None or isinstance(value, str | int | float | bool):
+        yield repr(value)
+    else:
+        raise TypeError(f"{type(value).__name__} has no digest")
+
+
+def _read(path: Path, rows: slice) -> Parts | None:
+    """Return the wanted rows, or None (and no file any more) where they are missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if not name.endswith(".sum")]  # noqa: SIM118 (no mapping)
+            found = {name: file.get_slice(name)[rows] for name in names}
+            for name in names:
+                if not torch.equal(_checksums(found[name]), file.get_slice(f"{name}.sum")[rows]):
+                    raise ValueError("checksum")
+        with suppress(OSError):
+            os.utime(path)  # marks the entry as used
+        return found
+    except Exception:  # whatever a damaged file makes the reader say
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+
+
+def _checksums(part: Tensor) -> Tensor:
+    """Return one int64 a row: the sum of its 32-bit words."""
+    return part.contiguous().view(len(part), -1).view(torch.int32).sum(dim=1, dtype=torch.int64)
+
+
+def _cut(parts: Parts, rows: slice) -> Parts:
+    return {name: part[rows] for name, part in parts.items()}
+
+
+def _bytes(parts: Parts) -> int:
+    return sum(part.numel() * part.element_size() for part in parts.values())
+
+
+assert sys.byteorder == "little", "safetensors and these digests are little-endian"

@@ -1,0 +1,131 @@
+"""Per-layer gradients of a loss over calibration batches, one layer's gradient on the device at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorax.errors import UserError
+from lorax.probing.weight import oriented
+
+Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, float]"]
+
+
+def layer_gradients(
+    model: nn.Module, targets: dict[str, nn.Module], loss: Loss | None, batches: Iterable[Any]
+) -> dict[str, Tensor]:
+    """Return G = sum_b w_b grad L_b / sum_b w_b of every target's weight.
+
+    w_b is the number of labels that the loss of batch b averages over, so G is the gradient of the mean
+    over all labelled tokens, however they fall into batches. Only target weights require a gradient; each
+    is added to a float32 buffer on the CPU the moment it is complete and released, so the device holds one
+    layer's gradient. The model is in eval mode (no dropout) during the pass; every flag and every `.grad`
+    is as before afterwards. Modules that share a weight share its gradient, counted once.
+
+    Args:
+        model: any module with float weights.
+        targets: {layer name: module} with an (m, n) weight, or Conv1D's (n, m).
+        loss: loss(model, batch) -> scalar mean, or (scalar mean, weight); None takes `model(**batch).loss`
+            weighted by the labels it counts (-100 is not counted, and a causal model's first is not).
+        batches: read once.
+
+    Returns:
+        {layer name: (m, n) gradient on the CPU}, float32, or float64 where the weight is.
+
+    Raises:
+        UserError: no batches, a loss that is not a finite scalar, or targets that no gradient reaches.
+    """
+    sums: dict[int, Tensor] = {}
+    total = 0.0
+    with _prepared(model, targets, sums), torch.enable_grad():
+        for number, batch in enumerate(batches):
+            value, weight = _loss(model, batch, loss, number)
+            if weight > 0:
+                (value * weight).backward()
+                total += weight
+            del value
+    if total == 0:
+        raise UserError("calibration: no batch with a counted label; a gradient method needs batches=...")
+    lost = [name for name, module in targets.items() if id(module.weight) not in sums]
+    if lost:
+        shown = ", ".join(lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
+        raise UserError(f"calibration: the loss does not reach {shown}; leave them out of targets")
+    for gradient in sums.values():
+        gradient.div_(total)
+    return {name: oriented(module, sums[id(module.weight)]) for name, module in targets.items()}
+
+
+@contextmanager
+def _prepared(model: nn.Module, targets: dict[str, nn.Module], sums: dict[int, Tensor]) -> Iterator[None]:
+    """Hook the target weights into `sums`; on leaving, put back modes, flags and gradients."""
+    weights = {id(module.weight): module.weight for module in targets.values()}
+    for name, module in targets.items():
+        if not module.weight.is_floating_point():
+            raise UserError(f"layer {name}: its {module.weight.dtype} weight has no gradient")
+    modes = [(module, module.training) for module in model.modules()]
+    state = [(p, p.requires_grad, p.grad) for p in {*model.parameters(), *weights.values()}]
+
+    def collect(weight: Tensor) -> None:
+        gradient, weight.grad = weight.grad, None
+        if id(weight) in sums:
+            sums[id(weight)] += gradient.to("cpu", sums[id(weight)].dtype)
+        else:
+            wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+            sums[id(weight)] = gradient.to("cpu", wide, copy=True)
+
+    with ExitStack() as stack:
+        for parameter, required, gradient in state:
+            stack.callback(_put_back, parameter, required, gradient)
+            parameter.grad = None
+            parameter.requires_grad_(id(parameter) in weights)
+        for module, training in modes:
+            stack.callback(setattr, module, "training", training)
+        model.eval()
+        for weight in weights.values():
+            stack.callback(weight.register_post_accumulate_grad_hook(collect).remove)
+        yield
+
+
+def _put_back(parameter: Tensor, required: bool, gradient: Tensor | None) -> None:
+    parameter.requires_grad_(required)
+    parameter.grad = gradient
+
+
+def _loss(model: nn.Module, batch: Any, loss: Loss | None, number: int) -> tuple[Tensor, float]:
+    """Return (scalar, weight) of one batch."""
+    if loss is not None:
+        result = loss(model, batch)
+        value, weight = result if isinstance(result, tuple) else (result, None)
+        weight = _counted(model, batch) if weight is None else float(weight)
+    else:
+        if not isinstance(batch, Mapping) or batch.get("labels") is None:
+            raise UserError(f"calibration batch {number}: a mapping with labels is needed, or give loss=...")
+        device = next(model.parameters()).device
+        inputs = {key: item.to(device) if isinstance(item, Tensor) else item for key, item in batch.items()}
+        value, weight = model(**inputs).loss, _counted(model, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UserError(f"calibration batch {number}: the loss is not a scalar")
+    if weight > 0 and not bool(torch.isfinite(value)):
+        raise UserError(f"calibration batch {number}: the loss is {float(value)}")
+    return value.reshape(()), weight
+
+
+def _counted(model: nn.Module, batch: Any) -> float:
+    """Return how many labels of a batch its mean loss is over; 1 where the batch does not say."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor):
+        return 1.0
+    if labels.is_floating_point():
+        return float(len(labels)) if labels.ndim else 1.0
+    return float((labels[..., 1:] if _causal(model) and labels.ndim > 1 else labels).ne(-100).sum())
+
+
+def _causal(model: nn.Module) -> bool:
+    """Say whether the model's loss compares each position with the next label."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    return getattr(model, "loss_type", None) == "ForCausalLM" or type(model).__name__.endswith("ForCausalLM")
