@@ -1,0 +1,79 @@
+"""`hydra/launcher=packed`: jobs that share a model, a task and a batch shape train as lanes of one base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class PackedLauncherConf:
+    """`lanes` in a pack (null: what fits into memory), `processes` that train packs side by side."""
+
+    _target_: str = "hydra_plugins.lorax.launcher.PackedLauncher"
+    lanes: int | None = None
+    processes: int = 1
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="packed", node=PackedLauncherConf, provider="lorax")
+
+
+class PackedLauncher(Launcher):
+    """Groups jobs into packs and runs each pack as one training loop; records are those of single runs."""
+
+    def __init__(self, lanes: int | None = None, processes: int = 1):
+        from lorax.errors import UserError
+
+        for key, value in (("lanes", lanes), ("processes", processes)):
+            if value is not None and value < 1:
+                raise UserError(f"hydra.launcher.{key}={value}: must be at least 1")
+        self.lanes, self.processes = lanes, processes
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra hands over."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Run all jobs; results in the order of `job_overrides`."""
+        from lorax.config import resolve
+        from lorax.running.packing import group
+
+        load = self.hydra_context.config_loader.load_sweep_config
+        configs = [resolve(load(self.config, list(job))) for job in job_overrides]
+        packs = group(configs, self.lanes)
+        print(f"{len(configs)} jobs in {len(packs)} packs of {', '.join(str(len(pack)) for pack in packs)}")
+        work = [([configs[i] for i in pack], [list(job_overrides[i]) for i in pack]) for pack in packs]
+        done = _in_processes(work, self.processes) if self.processes > 1 else [_pack(*item) for item in work]
+        results: dict[int, Any] = {}
+        for pack, values in zip(packs, done, strict=True):
+            results |= dict(zip(pack, values, strict=True))
+        return [_job_return(results[i], list(job)) for i, job in enumerate(job_overrides)]
+
+
+def _in_processes(work: list[tuple[Any, Any]], processes: int) -> list[Any]:
+    """Train packs in worker processes, each with its share of the cores."""
+    import os
+
+    from joblib import Parallel, delayed, parallel_config
+
+    with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // processes)):
+        return Parallel(n_jobs=processes)(delayed(_pack)(*item) for item in work)
+
+
+def _pack(configs: list[Any], overrides: list[list[str]]) -> list[dict[str, Any]]:
+    from lorax.running.lanes import run_lanes
+
+    return run_lanes(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides)
+
+
+def _job_return(value: Any, overrides: list[str]) -> JobReturn:
+    done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    done.return_value = value
+    return done

@@ -1,0 +1,235 @@
+"""The typed configuration of one run: schema, resolution, static validation. Torch-free.
+
+`Schema` types what Hydra composes; `resolve` turns a composed configuration into a frozen
+`RunConfig` and refuses what cannot run, in one line, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lorax.errors import UserError, near
+
+DTYPES = ("auto", "float32", "bf16-autocast", "bfloat16", "float16", "float64")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+TRACKS = ("offline", "online", "none")
+CHOICES = {
+    "scaling": ("standard", "rslora"),
+    "zeta_rule": ("forward", "backward", "absolute", "weight_svd"),
+    "recenter": ("carry", "fold"),
+    "dtype": DTYPES,
+    "track": TRACKS,
+    "evaluate": ("test", "validation", "both"),
+    "calibration": ("train", "heldout"),
+    "cache": ("on", "off"),
+    "train.schedule": ("cosine", "linear", "constant"),
+}
+SHARED = ("rank", "alpha", "scaling", "zeta", "zeta_rule", "gamma")
+
+
+def conf_dir() -> Path:
+    """Return the folder of YAML files: beside the package in a wheel, above it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if (inside / "config.yaml").is_file() else Path(__file__).parents[1] / "conf"
+
+
+@dataclass
+class Train:
+    """How every arm is trained, alike for all methods."""
+
+    schedule: str = "cosine"
+    """cosine | linear | constant, after the warm-up."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    clip: float | None = 1.0
+    """Bound on the gradient norm of one run's trained parameters; null: none."""
+    accumulation: int = 1
+    """Micro-batches a step; the batch is split, not enlarged."""
+    head_lr: float | None = None
+    """Learning rate of a fresh classification head, the same for every method; null: the task's."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints that a killed run resumes from; 0: none."""
+    eval_batch_size: int = 32
+    """Items evaluated at once."""
+    calibration_batches: int = 8
+    """Batches behind the gradient of gradient-based initialisation."""
+
+
+@dataclass
+class Schema:
+    """Types of everything that can be set from the command line."""
+
+    init: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    train: Train = field(default_factory=Train)
+    study: dict[str, Any] | None = None
+    rank: int = 8
+    alpha: float | None = None
+    scaling: str | None = None
+    zeta: float | None = None
+    zeta_rule: str | None = None
+    gamma: float | None = None
+    lr: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    seed: int = 0
+    data_seed: int = 0
+    targets: Any = "all-linear"
+    recenter: str = "carry"
+    calibration: str = "train"
+    dtype: str = "auto"
+    device: str = "auto"
+    evaluate: str = "test"
+    base: bool = True
+    """Score the frozen base too, once for each task, model and name."""
+    cache: str = "on"
+    track: str = "offline"
+    name: str = "adhoc"
+    results_dir: str = "results"
+    label: str | None = None
+    """How tables call this run's row; null: the method and what sets it apart."""
+    tag: str | None = None
+    """What the run is for (a study's round); goes into the record, not into the run's identity."""
+    save: str | None = None
+    """Folder under which the trained adapter is saved, `<save>/<run_id>`; null: not saved."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, resolved and checked. Fields as in `Schema`; `init`, `task`, `model` are plain mappings."""
+
+    init: dict[str, Any]
+    task: dict[str, Any]
+    model: dict[str, Any]
+    train: dict[str, Any]
+    rank: int
+    alpha: float | None
+    scaling: str | None
+    zeta: float | None
+    zeta_rule: str | None
+    gamma: float | None
+    lr: float | None
+    steps: int | None
+    batch_size: int | None
+    weight_decay: float
+    dropout: float
+    seed: int
+    data_seed: int
+    targets: str | list[str]
+    recenter: str
+    calibration: str
+    dtype: str
+    device: str
+    evaluate: str
+    base: bool
+    cache: str
+    track: str
+    name: str
+    results_dir: str
+    label: str | None
+    tag: str | None
+    save: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain nested mappings."""
+        return asdict(self)
+
+    def initializer(self) -> Any:
+        """Build the run's initialiser from its own and the shared fields."""
+        from lorax.initializers.base import build
+
+        own = {key: value for key, value in self.init.items() if key not in ("name", "lr_prior")}
+        shared = {key: getattr(self, key) for key in SHARED if getattr(self, key) is not None}
+        return build(self.init["name"], shared=shared, own=own)
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra under the name that config.yaml lists first."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="run_schema", node=Schema)
+
+
+def resolve(cfg: Any) -> RunConfig:
+    """Turn a composed configuration into a checked `RunConfig`.
+
+    Args:
+        cfg: what Hydra composed (a DictConfig) or a plain mapping.
+
+    Raises:
+        UserError: the first value out of bounds, with the bound or the near misses.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    data = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
+    known = {item.name for item in fields(RunConfig)}
+    config = RunConfig(**{key: data[key] for key in known})
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what no run can use; names, types and ranges only, no file is read."""
+    for key, low, strict in (
+        ("rank", 1, False), ("steps", 1, False), ("batch_size", 1, False), ("seed", 0, False),
+        ("data_seed", 0, False), ("alpha", 0, True), ("zeta", 0, True), ("gamma", 0, True),
+        ("lr", 0, True), ("weight_decay", 0, False), ("train.accumulation", 1, False),
+        ("train.clip", 0, True), ("train.head_lr", 0, True), ("train.warmup", 0, False),
+        ("train.checkpoint_every", 0, False), ("train.eval_batch_size", 1, False),
+        ("train.calibration_batches", 1, False), ("dropout", 0, False),
+    ):  # fmt: skip
+        _at_least(key, _value(config, key), low, strict)
+    for key, high in (("dropout", 1), ("train.warmup", 1)):
+        if _value(config, key) >= high:
+            raise UserError(f"{key}={_value(config, key)}: must be below {high}")
+    for key, options in CHOICES.items():
+        value = _value(config, key)
+        if value is not None and value not in options:
+            raise UserError(f"{key}={value}: {near(value, options)}")
+    if not re.fullmatch(r"(auto|cpu|mps|cuda(:\d+)?)", config.device):
+        raise UserError(f"device={config.device}: {near(config.device, DEVICES)}")
+    if config.zeta is not None and config.gamma is not None:
+        raise UserError(f"zeta={config.zeta:g} and gamma={config.gamma:g}: give one, not both (zeta = eta^2 r / gamma)")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", config.name) or ".." in config.name:
+        raise UserError(f"name={config.name!r}: letters, digits, '.', '_', '-' and '/' only")
+    _check_targets(config.targets)
+    accumulation, batch = config.train["accumulation"], config.batch_size
+    if batch is not None and batch % accumulation:
+        raise UserError(f"batch_size={batch}: not a multiple of train.accumulation={accumulation}")
+    for group in ("init", "task", "model"):
+        if "name" not in getattr(config, group):
+            raise UserError(f"{group}: the configuration names none; set {group}=<name>")
+    config.initializer()
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    group, _, name = key.rpartition(".")
+    return config.train[name] if group == "train" else getattr(config, name)
+
+
+def _at_least(key: str, value: Any, low: float, strict: bool) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{key}={value}: must be a finite number")
+    if value < low or (strict and value == low):
+        raise UserError(f"{key}={value}: must be {'above' if strict else 'at least'} {low}")
+
+
+def _check_targets(targets: Any) -> None:
+    if isinstance(targets, list) and targets and all(isinstance(item, str) and item for item in targets):
+        return
+    if not isinstance(targets, str) or not targets:
+        raise UserError(f"targets={targets!r}: 'all-linear', a list of name suffixes, or a regular expression")
+    if targets != "all-linear":
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise UserError(f"targets={targets!r}: not a regular expression ({error})") from None

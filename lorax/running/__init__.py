@@ -1,0 +1,1 @@
+"""From configuration to record: identity, checks, the story of a run, sweeps."""

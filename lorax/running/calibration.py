@@ -1,0 +1,44 @@
+"""The batches behind gradient-based initialisation: the run's own first ones, or held-out ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorax.config import RunConfig
+from lorax.errors import UserError
+
+
+def calibration(task: Any, loaded: Any, config: RunConfig, place: Any) -> tuple[Any, list[Any]]:
+    """Return (loss, batches) for `layer_gradients`.
+
+    With `calibration=train` these are the batches that the first steps of the run will see, so the
+    gradient that initialises is the one the first steps follow; `heldout` takes examples of no other use.
+    The loss is the mean over answer tokens, with their number as weight, in full precision.
+
+    Args:
+        task: gives the examples.
+        loaded: the untouched model and its tokenizer.
+        config: seed, batch size and number of batches.
+        place: device.
+
+    Raises:
+        UserError: the split is empty.
+    """
+    from lorax.training.encode import Batch, collate, encode, order
+    from lorax.training.forward import Readout, run_batch
+
+    split = "train" if config.calibration == "train" else "heldout"
+    rows = encode(task, loaded, split)
+    if not rows:
+        raise UserError(f"calibration={config.calibration}: task {task.name} has no {split} examples")
+    count = config.train["calibration_batches"]
+    chosen = order(config.seed, len(rows), config.batch_size, count)
+
+    def loss(model: Any, batch: Any) -> tuple[Any, int]:
+        with Readout(loaded) as readout:
+            _, losses = run_batch(readout, Batch(**batch))
+        return losses.mean(), losses.numel()
+
+    loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
+    batches = [collate([rows[index] for index in indices], loaded).to(place.device) for indices in chosen]
+    return loss, [vars(batch) for batch in batches]

@@ -1,0 +1,78 @@
+"""Where and in which precision a run computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """Device and precision, resolved."""
+
+    name: str
+    """float32 | bf16-autocast | bfloat16 | float16 | float64: part of the run's identity."""
+    weights: str
+    """dtype of the frozen base."""
+    autocast: str | None
+    """dtype of the products under autocast, or None."""
+    device: str
+    """cpu, cuda, cuda:1, mps."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the record's provenance says of the machine."""
+        import torch
+
+        cuda = self.device.startswith("cuda")
+        return {
+            "device": torch.cuda.get_device_name() if cuda else self.device,
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+
+
+def placement(dtype: str, device: str) -> Place:
+    """Resolve `dtype` and `device`.
+
+    `auto` is bf16 autocast on a GPU, and on a CPU that multiplies bf16 natively, else float32.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    name = resolve_dtype(dtype, device)
+    weights = "float32" if name == "bf16-autocast" else name
+    return Place(name, weights, "bfloat16" if name == "bf16-autocast" else None, resolve_device(device))
+
+
+def resolve_device(device: str) -> str:
+    """Return the device that `auto` means here, or the given one if it exists."""
+    import torch
+
+    from lorax.errors import UserError
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        if not cuda or index >= torch.cuda.device_count():
+            raise UserError(f"device={device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device == "mps" and not mps:
+        raise UserError("device=mps: not available on this machine")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """Return the precision that `auto` means here, or the given one."""
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    where = resolve_device(device)
+    if where.startswith("cuda"):
+        return "bf16-autocast" if torch.cuda.is_bf16_supported() else "float32"
+    fast = where == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16-autocast" if fast else "float32"

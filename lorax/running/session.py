@@ -1,0 +1,201 @@
+"""Lanes installed on a loaded model: step-0 check, training, evaluation, costs. Leaves the base as it was."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorax.running.lanes import Ready
+from lorax.running.place import Place
+
+PROJECT = "lorax"
+
+
+class Session:
+    """K lanes (usually one) from installed factors to scores.
+
+    Args:
+        loaded: the untouched model; `close` gives it back untouched.
+        place: device and precision.
+        lanes: what to run.
+        factors: each lane's {layer: Factors}; empty for the arms without adapters.
+        show: progress bars on standard error.
+    """
+
+    def __init__(self, loaded: Any, place: Place, lanes: list[Ready], factors: list[dict[str, Any]], show: bool):
+        from lorax.training.costs import reset_peak
+        from lorax.training.heads import install_heads
+
+        self.loaded, self.place, self.lanes, self.show = loaded, place, lanes, show
+        self.task, self.config = lanes[0].task, lanes[0].config
+        reset_peak(place.device)
+        self.total = sum(value.numel() for value in loaded.model.parameters())
+        self.trains = lanes[0].initializer.kind != "none"
+        self.adapters = self._install(factors)
+        self.heads = install_heads(loaded, [lane.config.seed for lane in lanes])
+        self.trackers = [self._tracker(lane) for lane in lanes]
+
+    def _install(self, factors: list[dict[str, Any]]) -> list[Any]:
+        from lorax.adapters.arms import Frozen, FullModel
+        from lorax.adapters.install import install
+
+        kind, configs = self.lanes[0].initializer.kind, [lane.config for lane in self.lanes]
+        if kind == "none":
+            return [Frozen(self.loaded.model)]
+        if kind == "full":
+            targets = None if self.config.targets == "all-linear" else self.config.targets
+            return [FullModel(self.loaded.model, targets=targets)]
+        drops, infos = [config.dropout for config in configs], [lane.identity for lane in self.lanes]
+        if len(factors) == 1:
+            return [install(self.loaded.model, factors[0], self.config.recenter, drops[0], infos[0])]
+        return install(self.loaded.model, factors, self.config.recenter, drops, infos)
+
+    def step0_errors(self) -> list[float]:
+        """Return, for each lane, the largest change of a logit on one training batch before step 1."""
+        from lorax.training.active import active
+        from lorax.training.encode import collate, encode
+        from lorax.training.forward import Readout, autocast, run_batch
+
+        if not self.trains:
+            return [0.0]
+        rows = encode(self.task, self.loaded, "train")[: self.config.batch_size]
+        batch = collate(rows, self.loaded).to(self.place.device)
+        errors = []
+        with torch.inference_mode(), Readout(self.loaded) as readout:
+            for number, adapters in enumerate(self.adapters):
+                heads = self.heads[number : number + 1]
+                with active([adapters], heads), autocast(torch.device(self.place.device), self.place.autocast):
+                    logits, _ = run_batch(readout, batch)
+                    with adapters.disabled():
+                        base, _ = run_batch(readout, batch)
+                errors.append(float((logits.double() - base.double()).abs().max()))
+        return errors
+
+    def train(self) -> list[Any]:
+        """Train every lane; the frozen base is trained in no steps."""
+        from lorax.training.encode import encode
+        from lorax.training.train import Lane, Outcome, train
+
+        if not self.trains:
+            return [Outcome("finished")]
+        data = encode(self.task, self.loaded, "train")
+        lanes = []
+        for number, (ready, adapters, tracker) in enumerate(
+            zip(self.lanes, self.adapters, self.trackers, strict=True)
+        ):
+            config = ready.config
+            state = ready.store.state(config.name, ready.run_id)
+            lanes.append(
+                Lane(
+                    adapters=adapters, data=data, lr=config.lr, seed=config.seed,
+                    weight_decay=config.weight_decay, head=self.heads[number] if self.heads else None,
+                    head_lr=config.train["head_lr"], plan=self._plan(ready), on_step=tracker.log,
+                    checkpoint=state / "checkpoint.pt" if config.train["checkpoint_every"] else None,
+                    name=ready.run_id,
+                )  # fmt: skip
+            )
+        return train(self.loaded, lanes, lanes[0].plan)
+
+    def _plan(self, ready: Ready) -> Any:
+        from lorax.training.train import TrainPlan
+
+        config = ready.config
+        own = {key: config.train[key] for key in ("schedule", "warmup", "clip", "accumulation", "checkpoint_every")}
+        return TrainPlan(
+            steps=config.steps, batch_size=config.batch_size, autocast=self.place.autocast,
+            progress=None if self.show else False, **own,
+        )  # fmt: skip
+
+    def evaluate(self) -> list[tuple[dict[str, Any], list[dict[str, Any]], float]]:
+        """Return, for each lane, scores by split, items of all splits, and seconds."""
+        from lorax.training.evaluate import evaluate, summarise
+
+        asked = self.config.evaluate
+        splits = ["validation", "test"] if asked == "both" else [asked]
+        found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [({}, []) for _ in self.lanes]
+        start = time.perf_counter()
+        for split in splits:
+            lanes = self.adapters if self.trains else None
+            rows = evaluate(
+                self.loaded, self.task, split, lanes, self.heads,
+                batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.place.autocast,
+                shots=bool(self.task.shots) and not self.trains,
+            )  # fmt: skip
+            for (scores, items), lane_rows in zip(found, rows, strict=True):
+                scores[split] = summarise(lane_rows)
+                items.extend(lane_rows)
+        seconds = time.perf_counter() - start
+        return [(scores, items, seconds) for scores, items in found]
+
+    def init_report(self, number: int) -> dict[str, Any]:
+        """Return eta and what each layer's initialisation reported."""
+        adapters = self.adapters[number]
+        eta, layers = adapters.eta(), adapters.report()
+        values = sorted(set(eta.values()))
+        return {
+            "eta": values[0] if len(values) == 1 else [values[0], values[-1]] if values else None,
+            "n_layers": len(eta),
+            "summary": _medians(layers),
+            "layers": layers,
+        }
+
+    def costs(self, number: int) -> dict[str, Any]:
+        """Return trained parameters, their share, bytes of the saved adapter and peak memory."""
+        from lorax.training.costs import peak_mb
+
+        adapters = self.adapters[number]
+        head = self.heads[number].count_trainable() if self.heads and self.trains else 0
+        trainable = adapters.count_trainable() + head
+        return {
+            "trainable": trainable, "head": head, "total": self.total, "share": trainable / self.total,
+            "bytes": sum(value.numel() * value.element_size() for value in adapters.state_dict().values()),
+            "peak_mb": peak_mb(self.place.device),
+        }  # fmt: skip
+
+    def save(self) -> None:
+        """Save trained adapters where a run asked for it."""
+        for ready, adapters in zip(self.lanes, self.adapters, strict=True):
+            if ready.config.save is not None and self.trains:
+                adapters.save(Path(ready.config.save) / ready.run_id, quiet=True)
+
+    def _tracker(self, ready: Ready) -> Any:
+        from lorax.training.track import Tracker
+
+        config = ready.config
+        name = config.label or f"{config.init['name']}-{ready.run_id[:6]}"
+        return Tracker(
+            Path("outputs") / config.name / ready.run_id, config.to_dict() | {"run_id": ready.run_id},
+            mode=config.track if self.trains else "none", project=PROJECT, name=name, group=config.name,
+            tags=[config.init["name"], config.task["name"]],
+        )  # fmt: skip
+
+    def report(self, records: list[Any]) -> None:
+        """Tell the trackers how each run ended."""
+        for tracker, record in zip(self.trackers, records, strict=True):
+            scores = {f"{split}/{key}": value for split, entry in record.scores.items() for key, value in entry.items()}
+            costs = {f"costs/{key}": value for key, value in record.costs.items()}
+            step0 = record.init_report.get("step0_error")
+            tracker.summary({**scores, **costs, "step0_error": step0, "run_id": record.run_id})
+            tracker.finish(record.status)
+
+    def close(self) -> None:
+        """Take adapters and heads off again."""
+        from lorax.training.heads import remove_heads
+
+        with ExitStack() as stack:
+            for tracker in self.trackers:
+                stack.callback(tracker.finish, "failed")
+            for adapters in self.adapters:
+                stack.callback(adapters.detach)
+            stack.callback(remove_heads, self.loaded)
+
+
+def _medians(layers: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the median over layers of every number that all layers report."""
+    common = set.intersection(*(set(report) for report in layers.values())) if layers else set()
+    return {key: statistics.median(report[key] for report in layers.values()) for key in sorted(common)}

@@ -1,0 +1,98 @@
+"""What a single run prints when it is over: a handful of lines, every number from its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorax.records import RunRecord, Store
+
+
+def show_summary(store: Store, record: RunRecord, tables: list[Path]) -> None:
+    """Print scores with intervals, step-0 error, trained share, times, memory and where things are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    for name, text in lines(store, record, tables):
+        grid.add_row(name, text)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(grid)
+
+
+def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str, str]]:
+    """Return the summary as (name, text) pairs."""
+    config, costs = record.config, record.costs
+    split = "test" if record.scores.get("test") else "validation"
+    metric = record.task.get("metric", "score")
+    shown = [("run", f"{_title(record)}  on {record.task['name']} ({config['model']['name']}), seed {config['seed']}")]
+    base = base_record(store, record)
+    if base is not None and base.run_id != record.run_id:
+        shown.append(("base", _score(base, split, metric)))
+    shown.append(("adapted" if costs.get("trainable") else "score", _score(record, split, metric)))
+    if record.error:
+        shown.append((record.status, record.error))
+    if costs.get("trainable"):
+        report = record.init_report
+        share = 100 * (costs.get("share") or 0)
+        shown += [
+            ("step 0", f"largest change of a logit {_number(report.get('step0_error'))}, eta {_eta(report.get('eta'))}"),
+            ("trained", f"{costs['trainable']:,} parameters ({share:.2f} % of the model), lr {config_lr(record):g}"),
+            ("seconds", "  ".join(f"{name} {costs.get(name + '_seconds') or 0:.1f}" for name in ("init", "train", "eval"))
+             + f"  ({_number(costs.get('step_ms'))} ms a step)"),
+        ]  # fmt: skip
+    shown.append(("memory", f"peak {costs.get('peak_mb') or 0:,.0f} MB"))
+    shown.append(("record", str(store.path(record.name, record.run_id))))
+    if tables:
+        shown.append(("table", str(tables[0])))
+    return shown
+
+
+def base_record(store: Store, record: RunRecord) -> RunRecord | None:
+    """Return the frozen base's record of the same task, model and split, if there is one."""
+    same = ("task", "model", "data_seed", "dtype", "evaluate")
+    for other in store.read(record.name):
+        frozen = other.costs.get("trainable") == 0
+        if frozen and all(other.identity.get(key) == record.identity.get(key) for key in same):
+            return other
+    return None
+
+
+def config_lr(record: RunRecord) -> float:
+    """Return the learning rate that the run used."""
+    return record.init_report.get("lr") or record.config.get("lr") or float("nan")
+
+
+def _title(record: RunRecord) -> str:
+    init: dict[str, Any] = record.identity.get("init", {})
+    rank = init.get("rank", init.get("fields", {}).get("rank") if isinstance(init.get("fields"), dict) else None)
+    return record.config["init"]["name"] + (f" rank {rank}" if rank is not None else "")
+
+
+def _score(record: RunRecord, split: str, metric: str) -> str:
+    entry = record.scores.get(split)
+    if not entry or entry.get("score") is None:
+        return "not scored"
+    from scipy.stats import binomtest
+
+    score, n = entry["score"], int(entry["n"])
+    low, high = binomtest(round(score * n), n).proportion_ci(method="wilson")
+    text = f"{100 * score:.1f} % {metric}  (95 % interval over {n} items {100 * low:.1f} to {100 * high:.1f})"
+    extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant",) if entry.get(key) is not None]
+    extra += [f"answer loss {entry['loss']:.3f}"] if entry.get("loss") is not None else []
+    return "  ".join([text, *extra])
+
+
+def _eta(eta: Any) -> str:
+    values = sorted(eta.values()) if isinstance(eta, dict) else sorted(eta) if isinstance(eta, list) else [eta]
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{known[0]:g}" if known[0] == known[-1] else f"{known[0]:g} to {known[-1]:g}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

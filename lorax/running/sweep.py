@@ -1,0 +1,91 @@
+"""A multirun: every job checked first, twins run once, the table drawn last. Torch-free until jobs run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorax.config import RunConfig, resolve
+from lorax.errors import UserError
+from lorax.records import Store, canonical
+from lorax.running.identity import consumed_fields
+
+
+class JobsFailed(Exception):
+    """Some jobs of a sweep failed; the others are recorded. Exit status 1."""
+
+
+def run_grid(sweeper: Any, arguments: list[str]) -> list[Any]:
+    """Run the product of all swept values with the chosen launcher, then draw the table.
+
+    Raises:
+        UserError: a job's configuration is wrong; nothing has been started.
+        JobsFailed: jobs failed while running.
+    """
+    jobs = sweeper.expand(arguments)
+    configs = checked(sweeper, jobs)
+    jobs, configs, twins = without_twins(jobs, configs)
+    if twins:
+        print(f"{twins} job(s) differ only in what their method ignores: run once")
+    results = launch(sweeper, jobs, 0)
+    names = list(dict.fromkeys((config.results_dir, config.name) for config in configs))
+    for results_dir, name in names:
+        show_table(Store(results_dir), name)
+    raise_failures(results)
+    return results
+
+
+def checked(sweeper: Any, jobs: Sequence[list[str]]) -> list[RunConfig]:
+    """Resolve and preflight every job; the first wrong one is named with its overrides."""
+    from lorax.running.preflight import preflight
+
+    configs = []
+    for job in jobs:
+        try:
+            configs.append(resolve(sweeper.compose(job)))
+        except UserError as error:
+            raise UserError(f"{error} (in job {' '.join(job)})" if len(jobs) > 1 else str(error)) from None
+    preflight(configs)
+    return configs
+
+
+def without_twins(
+    jobs: Sequence[list[str]], configs: Sequence[RunConfig]
+) -> tuple[list[list[str]], list[RunConfig], int]:
+    """Keep the first of the jobs that consume the same fields (SVFT at two ranks is one run)."""
+    first: dict[str, int] = {}
+    for index, config in enumerate(configs):
+        key = canonical([consumed_fields(config, config.initializer()), config.name, config.results_dir])
+        first.setdefault(key, index)
+    kept = sorted(first.values())
+    return [jobs[i] for i in kept], [configs[i] for i in kept], len(jobs) - len(kept)
+
+
+def launch(sweeper: Any, jobs: Sequence[list[str]], start: int) -> list[dict[str, Any]]:
+    """Hand jobs to the launcher; return what each says of itself."""
+    if not jobs:
+        return []
+    returns = sweeper.launcher.launch([list(job) for job in jobs], initial_job_idx=start)
+    results = []
+    for job, done in zip(jobs, returns, strict=True):
+        value = done._return_value  # the property would print and raise at the first failure
+        if isinstance(value, BaseException):
+            value = {"status": "failed", "message": f"{type(value).__name__}: {value}", "run_id": None}
+        results.append({"overrides": list(job), **(value or {})})
+    return results
+
+
+def raise_failures(results: Sequence[dict[str, Any]]) -> None:
+    """Raise if any job failed, naming each in a line."""
+    failed = [result for result in results if result.get("status") == "failed"]
+    if failed:
+        lines = [f"  {' '.join(result['overrides'])}: {result.get('message')}" for result in failed]
+        raise JobsFailed(f"{len(failed)} of {len(results)} jobs failed:\n" + "\n".join(lines))
+
+
+def show_table(store: Store, name: str) -> None:
+    """Write and print the comparison table of `name`."""
+    from lorax.studies.plain import write_plain
+
+    text, paths = write_plain(store, name)
+    print("\n" + text + "\n" + "table: " + ", ".join(str(path) for path in paths))

@@ -1,0 +1,87 @@
+"""Every YAML composes, every method and task has one, and bad input is one line with exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lorax.config import conf_dir, register_schema, resolve
+from lorax.errors import UserError
+
+CONF = conf_dir()
+GROUPS = ("init", "task", "model", "experiment", "debug", "study")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides):
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("group, option", OPTIONS, ids=lambda value: value)
+def test_every_yaml_composes_and_resolves(group, option):
+    word = f"+{group}={option}" if group == "study" else f"{group}={option}"
+    if (group, option) == ("model", "hf"):
+        word += ""
+    resolve(composed(word))
+
+
+def test_every_method_has_a_yaml_and_every_yaml_a_method():
+    from lorax.initializers.base import names
+
+    assert sorted(path.stem for path in (CONF / "init").glob("*.yaml")) == sorted(names())
+
+
+def test_every_yaml_says_its_command():
+    for group in ("init", "task", "model", "experiment", "study", "debug"):
+        for path in (CONF / group).glob("*.yaml"):
+            assert "python -m lorax.run" in path.read_text(), path
+
+
+@pytest.mark.parametrize(
+    "overrides, parts",
+    [
+        (["rank=-1"], ["rank=-1", "at least 1"]),
+        (["lr=nan"], ["lr=nan", "finite"]),
+        (["steps=0"], ["steps=0", "at least 1"]),
+        (["zeta=4", "gamma=16", "init=lora_ga"], ["zeta=4", "gamma=16", "not both"]),
+        (["scaling=rslor"], ["rslor", "rslora"]),
+        (["recenter=caryr"], ["carry"]),
+        (["dropout=1"], ["dropout", "below 1"]),
+        (["device=gpu"], ["gpu", "cuda"]),
+        (["name=../x"], ["name"]),
+        (["batch_size=6", "train.accumulation=4"], ["batch_size=6", "4"]),
+        (["init=lora_ga", "+init.directon=ArBr"], ["directon", "direction"]),
+    ],
+)
+def test_values_out_of_bounds_are_named(overrides, parts):
+    with pytest.raises(UserError) as caught:
+        resolve(composed(*overrides))
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["rank=abc"], ["rank=abc", "whole number"]),
+        (["rnk=8"], ["rnk", "'rank'"]),
+        (["init=loraga"], ["init=loraga", "'lora_ga'"]),
+        (["task=chainsum"], ["chainsum", "chain_sum"]),
+        (["-m", "init=lora,loraga", "rank=4"], ["loraga", "'lora_ga'"]),
+        (["-m", "rank=4,-1"], ["rank=-1", "at least 1"]),
+        (["init.patern=banded", "init=svft"], ["patern"]),
+        (["rank=8", "rank"], ["rank"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words, parts, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "lorax.run", *words, f"results_dir={tmp_path}/results"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), done.stderr
+    assert not list(Path(tmp_path).iterdir())
