@@ -171,9 +171,7 @@ def _rows(cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float)
                 continue
             scores = {seed: run.score for seed, run in runs.items()}
             n_items = min(run.n_items for run in runs.values())
-            mean, sd, low, high = stats.mean_interval(
-                list(scores.values()), 1 - alpha, 1 / n_items if n_items else 0.0
-            )
+            mean, sd, low, high = stats.mean_interval(list(scores.values()), 1 - alpha, 1 / n_items if n_items else 0.0)
             diverged = sum(run.diverged for run in runs.values())
             rows.append(ArmResult(arm, task, scores, mean, sd, low, high, len(runs), n_items, diverged))
     return rows

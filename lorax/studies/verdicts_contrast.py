@@ -15,6 +15,11 @@ Cells = dict[tuple[str, str], dict[int | None, Final]]
 
 
 def cells_of(finals: Sequence[Final]) -> Cells:
+    """Sort final runs by (arm, task) and seed.
+
+    Raises:
+        UserError: one (arm, task, seed) occurs twice.
+    """
     cells: Cells = {}
     for final in finals:
         runs = cells.setdefault((final.arm, final.task), {})
@@ -39,6 +44,11 @@ class Contrast:
 
 
 def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -> Contrast:
+    """Pair the runs of `first` and `second` in one task by seed; the effect is first minus second.
+
+    A run without a seed meets every seed of the other arm. Without a pair nothing is known: the
+    effect has an infinite standard error.
+    """
     a, b = cells.get((first, task), {}), cells.get((second, task), {})
     seeds = _shared(a, b)
     if not seeds:

@@ -1,0 +1,226 @@
+"""Before a study runs: bind it to methods and model, fix its design, say what it costs and can show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorax.errors import UserError
+from lorax.records import canonical, write_atomic
+from lorax.studies import power
+from lorax.studies.match import Found, nearest, report
+from lorax.studies.protocol_jobs import make_job
+from lorax.studies.spec import StudySpec, from_mapping
+
+LEAST_TEST, LEAST_VALIDATION = 1000, 300
+
+
+def bind(
+    spec: StudySpec,
+    *,
+    lr: Callable[[list[str]], float],
+    count: Callable[[list[str]], int] | None = None,
+    consumes: Callable[[list[str]], Mapping[str, Any]] | None = None,
+) -> StudySpec:
+    """Fill in what only the configuration of methods, tasks and model knows.
+
+    Args:
+        spec: the study as read.
+        lr: overrides of a job -> the learning rate that `lr=null` resolves to (base times prior).
+        count: overrides -> trainable parameters by closed formula; needed where an arm is matched.
+        consumes: overrides -> the fields that such a run consumes; None: records are told by label.
+
+    Returns:
+        The spec with centres, matched fields and consumed fields.
+
+    Raises:
+        UserError: an arm is to be matched and there is no `count`, or a method refuses its fields.
+    """
+    found = solve(spec, count)
+    spec = replace(spec, matched={label: {f.key: f.value} for label, f in found.items()})
+    centres, fields = {}, {}
+    for task in spec.tasks:
+        for arm in spec.arms:
+            overrides = make_job(spec, arm.label, task, "tune", None, 0).overrides
+            if arm.trained:
+                centres[f"{task}/{arm.label}"] = float(f"{lr(overrides):.6g}")
+            if consumes is not None:
+                fields[f"{task}/{arm.label}"] = dict(consumes(overrides))
+    return replace(spec, centres=centres, consumes=json.loads(canonical(fields)))
+
+
+def solve(spec: StudySpec, count: Callable[[list[str]], int] | None) -> dict[str, Found]:
+    """Return, per arm to be matched, the value at which it meets the other arm's parameters."""
+    found = {}
+    for arm in spec.arms:
+        if arm.match is None:
+            continue
+        if count is None:
+            raise UserError(f"study {spec.name}: arm {arm.label!r} is to be matched, but nothing counts parameters")
+        task, rule = spec.tasks[0], arm.match
+        target = count(make_job(spec, rule.to, task, "tune", None, 0).overrides)
+        settings = make_job(spec, arm.label, task, "tune", None, 0)
+
+        def at(value: int, job: Any = settings, key: str = rule.key) -> int:
+            return count(replace(job, settings=job.settings | {key: value}).overrides)
+
+        found[arm.label] = nearest(at, target, rule.key, rule.low, rule.high)
+    return found
+
+
+def frozen_path(results_dir: str | Path, name: str) -> Path:
+    """Return the file that fixes a study's design."""
+    return Path(results_dir) / "studies" / f"{name}.json"
+
+
+def digest(spec: StudySpec) -> str:
+    """Return the digest of margin, metric, family and design."""
+    return hashlib.sha256(canonical(_design(spec)).encode()).hexdigest()[:16]
+
+
+def freeze(spec: StudySpec, results_dir: str | Path) -> Path:
+    """Fix the design before the first run; later calls check that it is still the same.
+
+    Raises:
+        UserError: the study was fixed otherwise; names the first value that differs and the file.
+    """
+    path = frozen_path(results_dir, spec.name)
+    if path.is_file():
+        old, new = _design(frozen(results_dir, spec.name)), _design(spec)
+        for key in sorted(old.keys() | new.keys()):
+            if canonical(old.get(key)) != canonical(new.get(key)):
+                was, now = _difference(old.get(key), new.get(key))
+                raise UserError(
+                    f"study {spec.name}: {key} was fixed as {was} before the first run and is now {now} "
+                    f"({path}); give the changed study another name"
+                )
+    text = json.dumps({"digest": digest(spec), "spec": asdict(spec)}, indent=1) + "\n"
+    if not path.is_file() or path.read_text() != text:
+        write_atomic(path, text)
+    return path
+
+
+def frozen(results_dir: str | Path, name: str) -> StudySpec:
+    """Read back a study whose design was fixed, bindings included.
+
+    Raises:
+        UserError: there is none, or the file was changed by hand.
+    """
+    path = frozen_path(results_dir, name)
+    if not path.is_file():
+        raise UserError(f"no study {name!r} has been started in {results_dir} (no {path})")
+    try:
+        data = json.loads(path.read_text())
+        plain = data["spec"]
+        bindings = {key: plain.pop(key) for key in ("centres", "matched", "consumes")}
+        spec = replace(from_mapping(plain, name), **bindings)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a fixed study ({error})") from None
+    if digest(spec) != data["digest"]:
+        raise UserError(f"{path}: its content does not have its digest {data['digest']}; it was changed by hand")
+    return spec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would run and could show."""
+
+    jobs: dict[str, int]
+    """Stage -> number of runs; `extend` is the most there can be."""
+    seconds: float | None
+    """One after another, without extensions; None without a probe."""
+    design: power.Design
+    lines: tuple[str, ...]
+    """The plan in words."""
+
+
+def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) -> Plan:
+    """Say what a study costs and what it can show, and run nothing.
+
+    Args:
+        spec: the study; bound or not.
+        seconds: of one full-length job, for all or by `task/label`; None: no estimate.
+    """
+    trained, tasks = [arm for arm in spec.arms if arm.trained], len(spec.tasks)
+    jobs = {"cost": len(trained) * tasks if spec.costs else 0, "tune": 0, "extend": 0}
+    if spec.tuning is not None:
+        per_point = len(trained) * tasks * len(spec.tuning.seeds)
+        jobs["tune"] = per_point * spec.tuning.points
+        jobs["extend"] = per_point * spec.tuning.extend * spec.tuning.rounds
+    jobs["final"] = tasks * (len(trained) * len(spec.seeds) + len(spec.arms) - len(trained))
+    design = power.design(
+        family=spec.family,
+        n_seeds=len(spec.seeds),
+        n_items=spec.test_items,
+        sd=spec.assumed_sd,
+        margin=spec.margin,
+        alpha=spec.alpha,
+    )
+    total = _seconds(spec, seconds)
+    lines = [f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}"]
+    lines += [f"  {stage}: {n} runs" + (" at most" if stage == "extend" else "") for stage, n in jobs.items() if n]
+    if total is not None:
+        lines.append(f"  about {_clock(total)} one run after another, extensions not counted")
+    lines += [
+        f"  {label}: {key}={value} (equal parameters)"
+        for label, settings in spec.matched.items()
+        for key, value in settings.items()
+    ]
+    lines += [f"  {sentence}" for sentence in design.sentences()]
+    lines += [f"  {warning}" for warning in _warnings(spec)]
+    return Plan(jobs, total, design, tuple(lines))
+
+
+def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> float | None:
+    if seconds is None:
+        return None
+    total = 0.0
+    tuning = len(spec.tuning.seeds) * spec.tuning.points if spec.tuning else 0
+    for task in spec.tasks:
+        for arm in spec.arms:
+            one = seconds if isinstance(seconds, int | float) else seconds.get(f"{task}/{arm.label}")
+            if one is None:
+                return None
+            total += one * (tuning + len(spec.seeds) if arm.trained else 1)
+    return total
+
+
+def _warnings(spec: StudySpec) -> list[str]:
+    lines = []
+    if spec.tuning is None:
+        lines.append("No tuning: every arm runs at base rate times prior. This is not a tuned comparison.")
+    if spec.test_items < LEAST_TEST:
+        lines.append(f"{spec.test_items} test items; {LEAST_TEST} or more are advised.")
+    if spec.tuning and spec.validation_items < LEAST_VALIDATION:
+        lines.append(f"{spec.validation_items} validation items; {LEAST_VALIDATION} or more are advised.")
+    return lines
+
+
+def _design(spec: StudySpec) -> dict[str, Any]:
+    plain = spec.design()
+    plain.pop("consumes")
+    return plain
+
+
+def _difference(old: Any, new: Any) -> tuple[str, str]:
+    """The first entry in which two values differ, short."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() | new.keys()):
+            if canonical(old.get(key)) != canonical(new.get(key)):
+                was, now = _difference(old.get(key), new.get(key))
+                return f"{key}={was}", f"{key}={now}"
+    short = [text if len(text) <= 120 else text[:117] + "..." for text in (canonical(old), canonical(new))]
+    return short[0], short[1]
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, last = divmod(rest, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {last:02d} s"
+
+
+__all__ = ["Plan", "bind", "digest", "freeze", "frozen", "frozen_path", "plan", "report", "solve"]

@@ -1,0 +1,181 @@
+"""Learning rates on a fixed lattice: grid, choice on validation, edges and equal extensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorax.records import RunRecord
+from lorax.studies.protocol_book import Book
+from lorax.studies.protocol_jobs import Job, make_job
+from lorax.studies.spec import StudySpec
+
+
+def rate(k: int, per_decade: int = 4) -> float:
+    """Return lattice point k, 10^(k / per_decade), to four digits.
+
+    Examples:
+        >>> [rate(k) for k in (-12, -11, -10)]
+        [0.001, 0.001778, 0.003162]
+    """
+    return float(f"{10 ** (k / per_decade):.4g}")
+
+
+def grid(centre: float, points: int, per_decade: int = 4) -> list[int]:
+    """Return `points` consecutive lattice points with `centre` in their middle (half a step at most off).
+
+    Examples:
+        >>> [rate(k) for k in grid(1e-3, 6)]
+        [0.0001778, 0.0003162, 0.0005623, 0.001, 0.001778, 0.003162]
+    """
+    start = math.ceil(round(per_decade * math.log10(centre) - points / 2, 6))
+    return list(range(start, start + points))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The learning rate of one arm on one task."""
+
+    arm: str
+    task: str
+    lr: float | None
+    """None: the arm does not train, or the study does not tune."""
+    edge: str = ""
+    """`low` or `high` where the best stands at an end of the grid after the last extension."""
+    points: int = 0
+    trials: int = 0
+    """Runs spent on it: points x seeds."""
+    score: float = float("nan")
+    """Mean validation score over the tuning seeds at lr."""
+    runners_up: tuple[float, ...] = ()
+    """Other learning rates within one standard error of it, best first."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tuning run."""
+
+    arm: str
+    task: str
+    lr: float
+    seed: int
+    score: float
+    """On validation; -inf where the run diverged, the worst there is."""
+    loss: float
+    """On validation; inf where the run diverged or none was measured."""
+    record: RunRecord
+
+
+@dataclass
+class Search:
+    """How far the tuning of one task has come."""
+
+    rates: dict[str, list[int]]
+    """Arm -> lattice points so far."""
+    missing: list[Job]
+    stage: str
+    """screen | tune | extend: what the missing jobs are for."""
+    trials: dict[str, list[Trial]]
+    """Arm -> full-length tuning runs so far."""
+
+
+def search(spec: StudySpec, book: Book, task: str) -> Search:
+    """Replay the tuning of one task from its records, up to the first round with missing runs."""
+    tuning = spec.tuning
+    arms = [arm.label for arm in spec.arms if arm.trained]
+    if tuning is None:
+        return Search({arm: [] for arm in arms}, [], "tune", {arm: [] for arm in arms})
+    rates = {arm: grid(spec.centre(arm, task), tuning.points, tuning.per_decade) for arm in arms}
+    if tuning.halving:
+        screened, missing = _trials(spec, book, task, rates, "screen")
+        if missing:
+            return Search(rates, missing, "screen", {arm: [] for arm in arms})
+        keep = max(1, math.ceil(tuning.halving.keep * tuning.points))
+        rates = {arm: _survivors(rates[arm], screened[arm], keep, tuning.per_decade) for arm in arms}
+    for extension in range(tuning.rounds + 1):
+        trials, missing = _trials(spec, book, task, rates, "tune")
+        if missing or extension == tuning.rounds or tuning.halving:
+            break
+        best = {arm: _best(rates[arm], trials[arm], tuning.per_decade) for arm in arms}
+        if not any(best[arm] in (rates[arm][0], rates[arm][-1]) for arm in arms):
+            break
+        rates = {arm: _extended(rates[arm], best[arm], tuning.extend) for arm in arms}
+    stage = "extend" if missing and any(len(ks) > tuning.points for ks in rates.values()) else "tune"
+    return Search(rates, missing, stage, trials)
+
+
+def choose(spec: StudySpec, found: Search, task: str) -> dict[str, Choice]:
+    """Choose each arm's learning rate: best mean validation score, ties by loss, then the lower rate."""
+    tuning = spec.tuning
+    out = {arm.label: Choice(arm.label, task, None) for arm in spec.arms}
+    if tuning is None:
+        return out
+    for arm, trials in found.trials.items():
+        if not trials:
+            continue
+        ks = found.rates[arm]
+        ranked = sorted(ks, key=lambda k: _key(k, trials, tuning.per_decade))
+        best = ranked[0]
+        scores = {k: _scores(k, trials, tuning.per_decade) for k in ks}
+        mean = float(np.mean(scores[best]))
+        spread = np.std(scores[best], ddof=1) if len(scores[best]) > 1 and np.isfinite(mean) else 0.0
+        within = mean - spread / math.sqrt(max(len(scores[best]), 1))
+        near = [rate(k, tuning.per_decade) for k in ranked[1:] if np.mean(scores[k]) >= within]
+        edge = "low" if best == ks[0] else "high" if best == ks[-1] else ""
+        out[arm] = Choice(arm, task, rate(best, tuning.per_decade), edge, len(ks), len(trials), mean, tuple(near))
+    return out
+
+
+def as_trial(record: RunRecord, arm: str, task: str, lr: float, seed: int, metric: str) -> Trial:
+    """Read a tuning record; a diverged run scores below everything."""
+    score, loss = record.score("validation", metric), record.score("validation", "loss")
+    if record.status == "diverged" or score is None:
+        return Trial(arm, task, lr, seed, -math.inf, math.inf, record)
+    sign = -1.0 if record.task.get("direction") == "min" else 1.0
+    return Trial(arm, task, lr, seed, sign * score, math.inf if loss is None else loss, record)
+
+
+def _trials(
+    spec: StudySpec, book: Book, task: str, rates: dict[str, list[int]], stage: str
+) -> tuple[dict[str, list[Trial]], list[Job]]:
+    tuning = spec.tuning
+    assert tuning is not None
+    done: dict[str, list[Trial]] = {arm: [] for arm in rates}
+    missing = []
+    for arm, ks in rates.items():
+        for k in ks:
+            lr = rate(k, tuning.per_decade)
+            for seed in tuning.seeds:
+                record = book.find(arm, task, stage, lr, seed)
+                if record is None:
+                    missing.append(make_job(spec, arm, task, stage, lr, seed))
+                else:
+                    done[arm].append(as_trial(record, arm, task, lr, seed, spec.metric))
+    return done, missing
+
+
+def _scores(k: int, trials: Sequence[Trial], per_decade: int) -> list[float]:
+    return [trial.score for trial in trials if trial.lr == rate(k, per_decade)]
+
+
+def _key(k: int, trials: Sequence[Trial], per_decade: int) -> tuple[float, float, int]:
+    here = [trial for trial in trials if trial.lr == rate(k, per_decade)]
+    return -float(np.mean([trial.score for trial in here])), float(np.mean([trial.loss for trial in here])), k
+
+
+def _best(ks: Sequence[int], trials: Sequence[Trial], per_decade: int) -> int:
+    return min(ks, key=lambda k: _key(k, trials, per_decade))
+
+
+def _survivors(ks: Sequence[int], trials: Sequence[Trial], keep: int, per_decade: int) -> list[int]:
+    return sorted(sorted(ks, key=lambda k: _key(k, trials, per_decade))[:keep])
+
+
+def _extended(ks: Sequence[int], best: int, points: int) -> list[int]:
+    """Grow towards the end that the best is nearer to (upwards where it is in the middle)."""
+    if best - ks[0] < ks[-1] - best:
+        return list(range(ks[0] - points, ks[-1] + 1))
+    return list(range(ks[0], ks[-1] + points + 1))
