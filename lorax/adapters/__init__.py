@@ -1,0 +1,1 @@
+"""Low-rank factors as data, and the one layer type that trains them."""

@@ -1,0 +1,270 @@
+"""Adapters: one method's adapters on a model, seen and steered as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorax.adapters import core
+from lorax.adapters.factors import Factors
+from lorax.adapters.lane import Lane
+from lorax.adapters.layer import AdaptedLinear
+from lorax.adapters.pack import Pack
+from lorax.adapters.site import Site
+from lorax.errors import UserError, near
+
+
+class Adapters:
+    """The adapters of one method on a model; one lane of it where several share the base.
+
+    Made by `install` (or `lorax.attach`). A wholly trained model and a frozen one have the same face:
+    `lorax.adapters.arms`.
+    """
+
+    def __init__(self, site: Site, number: int, recenter: str, dropout: float, info: dict[str, Any]):
+        self.site = site
+        self.number = number
+        """The lane's number; 0 where it is alone."""
+        self.recenter = recenter
+        self.dropout = dropout
+        self.info = info
+        """How the factors came to be (method, fields, seed), as plain data; travels with `save`."""
+        self._layers = {name: layer for name, layer in sorted(site.layers.items()) if str(number) in layer.lanes}
+        self._merged = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The model these adapters sit on."""
+        return self.site.model
+
+    @property
+    def pack(self) -> Pack:
+        """The state shared by all lanes: `with adapters.pack.active([0, 2]): ...`."""
+        return self.site.pack
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Where dropout seeds come from; None: torch's global CPU generator."""
+        return self.pack.generators.get(self.number)
+
+    @generator.setter
+    def generator(self, value: torch.Generator | None) -> None:
+        self.pack.generators.pop(self.number, None)
+        if value is not None:
+            self.pack.generators[self.number] = value
+
+    @property
+    def merged(self) -> bool:
+        """Whether W' is in the stored weights now."""
+        return self._merged
+
+    def layer(self, name: str) -> AdaptedLinear:
+        """Return an adapted layer.
+
+        Raises:
+            UserError: no such layer; names the near ones.
+        """
+        if name not in self._layers:
+            raise UserError(f"no adapted layer {name!r}; {near(name, self._layers)}")
+        return self._layers[name]
+
+    def lanes(self) -> dict[str, Lane]:
+        """Return this lane's tensors by layer name, sorted."""
+        return {name: layer.lanes[str(self.number)] for name, layer in self._layers.items()}
+
+    def names(self) -> list[str]:
+        """Return the adapted layers' names, sorted."""
+        return list(self._layers)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the trained tensors as {"<layer>.<tensor>": parameter}."""
+        return {f"{name}.{key}": p for name, lane in self.lanes().items() for key, p in lane.trained().items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trained tensors, ordered by layer name, then B, M, A."""
+        return list(self.named_parameters().values())
+
+    def count_trainable(self) -> int:
+        """Return how many numbers train."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def eta(self) -> dict[str, float]:
+        """Return the scale of every layer."""
+        return {name: lane.eta for name, lane in self.lanes().items()}
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Return what the initialiser told about every layer."""
+        return {name: dict(lane.report) for name, lane in self.lanes().items()}
+
+    def factors(self) -> dict[str, Factors]:
+        """Return the current factors of every layer, as data."""
+        return {name: lane.factors() for name, lane in self.lanes().items()}
+
+    def train(self, mode: bool = True) -> Adapters:
+        """Switch dropout of these adapters on or off, leaving the base model's own mode alone."""
+        for lane in self.lanes().values():
+            lane.train(mode)
+        return self
+
+    def eval(self) -> Adapters:
+        """Switch dropout of these adapters off."""
+        return self.train(False)
+
+    @torch.no_grad()
+    def delta(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return W' - W0 by layer, (m, n) of the effective weight, as float32.
+
+        Formed from the trained differences in the factors' precision; under `fold` the rounding of
+        the stored weight is part of it, since W' is W_fz as stored plus the adapter.
+
+        Args:
+            names: some layers; None means all.
+        """
+        deltas = {}
+        for name in self._chosen(names):
+            layer = self.layer(name)
+            lane = layer.lanes[str(self.number)]
+            delta = lane.delta()
+            if self.recenter == "fold" and lane.shifts_base:
+                exact = layer.start().double() - lane.shift().double()
+                delta = delta.double() + (layer.frozen().double() - exact)
+            deltas[name] = delta.to(torch.float32)
+        return deltas
+
+    @torch.no_grad()
+    def frozen_weight(self, name: str) -> Tensor:
+        """Return W_fz of a layer, (m, n), in the factors' precision.
+
+        It is W0 - eta B0 M0 A0 for recentred factors, else W0.
+        """
+        layer = self.layer(name)
+        lane = layer.lanes[str(self.number)]
+        kind = lane.start("B").dtype
+        if self.recenter == "fold" and lane.shifts_base:
+            return layer.frozen().to(kind)
+        shift = lane.shift()
+        return layer.start().to(kind) if shift is None else layer.start().to(kind) - shift
+
+    @torch.no_grad()
+    def merge(self) -> Adapters:
+        """Put W' into the stored weights, in the base's dtype; the forward then adds nothing.
+
+        Raises:
+            UserError: the base is shared (tied weights, or other lanes).
+        """
+        if self._merged:
+            return self
+        self._alone("merge")
+        self.site.refuse_tied(self._layers, "merge")
+        for layer in self._layers.values():
+            layer.merge(layer.lanes[str(self.number)])
+        self.pack.off.add(self.number)
+        self._merged = True
+        return self
+
+    def unmerge(self) -> Adapters:
+        """Undo `merge` bit for bit."""
+        if self._merged:
+            for layer in self._layers.values():
+                layer.unmerge()
+            self.pack.off.discard(self.number)
+            self._merged = False
+        return self
+
+    def detach(self) -> nn.Module:
+        """Take these adapters off and return the model.
+
+        The last lane to go leaves the model as it was, bit for bit: modules, keys, weights, requires_grad.
+        """
+        self.unmerge()
+        self.site.remove(self.number)
+        self._layers = {}
+        return self.model
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Give these adapters' rows the base model's own output."""
+        with ExitStack() as stack:
+            if self._merged or self.recenter == "fold":
+                for layer in self._layers.values():
+                    stack.enter_context(layer.as_before())
+            was_off = self.number in self.pack.off
+            self.pack.off.add(self.number)
+            try:
+                yield
+            finally:
+                if not was_off:
+                    self.pack.off.discard(self.number)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every tensor of these adapters, trained and initial, as {"<layer>.<tensor>": tensor}."""
+        return {
+            f"{name}.{key}": tensor.detach()
+            for name, lane in self.lanes().items()
+            for key, tensor in lane.state_dict(keep_vars=True).items()
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state_dict` returned, bit for bit.
+
+        Raises:
+            UserError: another set of tensors, or another shape.
+        """
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())
+            raise UserError(f"the state has other tensors than these adapters: {', '.join(odd[:4])}")
+        for key, tensor in own.items():
+            if tensor.shape != state[key].shape:
+                raise UserError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(state[key])
+
+    def save(self, path: str | Path, quiet: bool = False) -> int:
+        """Write the adapters to a folder: `adapter.safetensors` and `adapter.json`.
+
+        Trained parameters outside the adapters (a new head) travel along. `lorax.load` reads it back
+        without repeating any decomposition.
+
+        Args:
+            path: the folder, made if missing.
+            quiet: do not print the size.
+
+        Returns:
+            Bytes written.
+        """
+        from lorax.adapters.storage import save
+
+        return save(self, path, quiet=quiet)
+
+    def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:
+        """Write a plain LoRA that `peft.PeftModel.from_pretrained(base, path)` loads on the untouched base.
+
+        See `lorax.adapters.export.export_peft`.
+        """
+        from lorax.adapters.export import export_peft
+
+        return export_peft(self, path, rank=rank)
+
+    def export_merged(self, path: str | Path) -> None:
+        """Write a whole checkpoint of the model with W' in its weights, for plain `from_pretrained`."""
+        from lorax.adapters.export import export_merged
+
+        export_merged(self, path)
+
+    def _chosen(self, names: Iterable[str] | None) -> list[str]:
+        return self.names() if names is None else [names] if isinstance(names, str) else list(names)
+
+    def _alone(self, verb: str) -> None:
+        if len(self.pack.lanes) > 1:
+            raise UserError(f"cannot {verb}: {len(self.pack.lanes)} lanes share this base; detach() the others first")
+
+    def __repr__(self) -> str:
+        kinds = sorted({core.describe(f.M)["kind"] for f in self.factors().values()})
+        size = f"{len(self._layers)} layers, {self.count_trainable():,} trainable"
+        return f"Adapters({size}, core {'/'.join(kinds)})"

@@ -1,0 +1,131 @@
+"""Which linear layers to adapt, by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+from torch import nn
+
+from lorax.adapters.layer import AdaptedLinear, is_linear
+from lorax.errors import UserError, near
+
+_HEADS = ("score", "classifier", "classification_head")
+_ASIDE = {"__init__", "_init_weights", "reset_parameters", "_reset_parameters", "tie_weights", "extra_repr"}
+_META = "dtype|device|shape|ndim|size|dim|numel|requires_grad|is_meta|element_size"
+
+
+def find_targets(
+    model: nn.Module, targets: str | Sequence[str] = "all-linear", head: Iterable[str] | None = None
+) -> dict[str, nn.Module]:
+    """Return the linear layers to adapt, ordered by name.
+
+    Args:
+        model: any module, on the meta device too. Linear means `nn.Linear` and transformers' `Conv1D`.
+        targets: "all-linear" (every linear layer but the output head and `head`); a list of name
+            suffixes ("q_proj", "self_attn.q_proj"); or a regular expression that must match the
+            name, or its tail from a dot on.
+        head: names of modules trained whole, left out of "all-linear" with all inside them.
+
+    Returns:
+        {name: module}. Layers whose weight is read by their parent without calling the layer
+        (`nn.MultiheadAttention.out_proj`) are left out with a warning: an adapter there would
+        silently do nothing.
+
+    Raises:
+        UserError: nothing matches, a suffix matches no linear layer, or the expression is invalid.
+    """
+    modules = dict(model.named_modules())
+    if any(isinstance(module, AdaptedLinear) for module in modules.values()):
+        raise UserError("this model has adapters already; detach() them first")
+    linear = {name: module for name, module in modules.items() if is_linear(module) and name}
+    if targets == "all-linear":
+        aside = _heads(model, modules, head or ())
+        chosen = {name for name in linear if not any(name == a or name.startswith(f"{a}.") for a in aside)}
+    elif isinstance(targets, str):
+        chosen = _by_expression(targets, linear)
+    else:
+        chosen = _by_suffix([str(target) for target in targets], linear, modules)
+    unread = {name for name in chosen if _read_uncalled(name, modules)}
+    if unread:
+        warnings.warn(
+            f"left out {', '.join(sorted(unread))}: the parent reads the weight without calling the layer",
+            stacklevel=2,
+        )
+    if not chosen - unread:
+        raise UserError(f"targets={targets!r} leave no layer to adapt; {near('', _suffixes(linear))}")
+    return {name: linear[name] for name in sorted(chosen - unread)}
+
+
+def _heads(model: nn.Module, modules: dict[str, nn.Module], head: Iterable[str]) -> set[str]:
+    names = set(head) | {name for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)}
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return names | {name for name, module in modules.items() if module is output}
+
+
+def _by_expression(targets: str, linear: dict[str, nn.Module]) -> set[str]:
+    try:
+        pattern = re.compile(rf"(?:.*\.)?(?:{targets})")
+    except re.error as error:
+        raise UserError(f"targets={targets!r} is not a regular expression: {error}") from None
+    chosen = {name for name in linear if pattern.fullmatch(name)}
+    if not chosen:
+        raise UserError(f"targets={targets!r} match no linear layer; {near(targets, _options(targets, linear))}")
+    return chosen
+
+
+def _by_suffix(targets: list[str], linear: dict[str, nn.Module], modules: dict[str, nn.Module]) -> set[str]:
+    chosen: set[str] = set()
+    for target in targets:
+        if target == "all-linear":
+            raise UserError("targets: 'all-linear' stands alone, not in a list")
+        found = {name for name in linear if _ends(name, target)}
+        if not found:
+            kinds = {type(module).__name__ for name, module in modules.items() if name and _ends(name, target)}
+            if kinds:
+                raise UserError(f"target {target!r} is {' and '.join(sorted(kinds))}, not a linear layer")
+            raise UserError(f"target {target!r} matches no layer; {near(target, _options(target, linear))}")
+        chosen |= found
+    return chosen
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _suffixes(linear: Iterable[str]) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def _options(target: str, linear: Iterable[str]) -> list[str]:
+    return sorted(linear) if "." in target else _suffixes(linear)
+
+
+def _read_uncalled(name: str, modules: dict[str, nn.Module]) -> bool:
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        parent = modules.get(".".join(parts[:depth]))
+        if parent is not None and _reads(type(parent), ".".join(parts[depth:])):
+            return True
+    return False
+
+
+@cache
+def _reads(kind: type, child: str) -> bool:
+    """Whether a method that runs in a forward pass takes `self.<child>.weight` as a number, not its dtype."""
+    needed = {*child.split("."), "weight"}
+    for base in kind.__mro__:
+        for name, member in vars(base).items():
+            if name in _ASIDE or not inspect.isfunction(member) or not needed <= set(member.__code__.co_names):
+                continue
+            try:
+                source = inspect.getsource(member)
+            except (OSError, TypeError):
+                continue
+            source = re.sub(r"(?:isinstance|hasattr)\(\s*self\.[\w.]+\.weight\b", "", source)
+            if re.search(rf"\bself\.{re.escape(child)}\.weight\b(?!\.(?:{_META})\b)(?!\s*=[^=])", source):
+                return True
+    return False
