@@ -1,0 +1,1 @@
+"""Training: encoding, the loop over lanes, evaluation, checkpoints, tracking and costs."""

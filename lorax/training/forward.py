@@ -1,0 +1,110 @@
+"""One forward pass with logits only where something is predicted: exact, and most of the head's cost saved."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lorax.models.registry import Loaded
+    from lorax.training.encode import Batch
+
+
+class Readout:
+    """Runs a model and returns its logits at chosen positions.
+
+        logits = head(hidden[positions])   instead of   head(hidden)[positions]
+
+    While it is open, the model's output head is handed only the chosen rows of the hidden states.
+    The model's own forward does the rest, so scaled or soft-capped logits, biases and tied
+    weights are those of the model. A model whose head is not called as a module gives full logits,
+    from which the rows are then taken. A hook, not another forward: the model stays the model.
+
+    Args:
+        loaded: model and kind; a classification model is simply called.
+
+    Examples:
+        with Readout(loaded) as readout:
+            logits, _ = readout(batch.inputs, batch.positions)
+    """
+
+    def __init__(self, loaded: Loaded):
+        self.model, self.kind = loaded.model, loaded.kind
+        accepted = inspect.signature(self.model.forward).parameters
+        self.takes_cache = "use_cache" in accepted
+        self._positions: Tensor | None = None
+        self._used = False
+        self._handle: Any = None
+
+    def __enter__(self) -> Readout:
+        head = None if self.kind == "classification" else self.model.get_output_embeddings()
+        if isinstance(head, nn.Module):
+            self._handle = head.register_forward_pre_hook(self._select)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __call__(self, inputs: dict[str, Any], positions: Tensor) -> tuple[Tensor, Any]:
+        """Run the model.
+
+        Args:
+            inputs: keywords of the model's forward.
+            positions: (N,) indices into the flattened (rows * tokens) grid of outputs; row numbers
+                for classification.
+
+        Returns:
+            (N, V) logits, and the model's output.
+        """
+        if self.takes_cache:
+            inputs = {"use_cache": False, **inputs}
+        if self.kind == "classification":
+            output = self.model(**inputs)
+            return output.logits, output
+        self._positions, self._used = positions, False
+        try:
+            output = self.model(**inputs)
+        finally:
+            self._positions = None
+        logits = output.logits.flatten(0, -2)
+        return (logits if self._used else logits.index_select(0, positions)), output
+
+    def _select(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._positions is None or not arguments:
+            return None
+        hidden, *rest = arguments
+        self._used = True
+        return (hidden.flatten(0, -2).index_select(0, self._positions).unsqueeze(0), *rest)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each label, (N,), computed in fp32 or better."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return nn.functional.cross_entropy(wide, targets, reduction="none")
+
+
+def run_batch(readout: Readout, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return (N, V) logits and (N,) losses of a batch's labels."""
+    logits, _ = readout(batch.inputs, batch.positions)
+    return logits, token_losses(logits, batch.targets)
+
+
+def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[Any]:
+    """Return the autocast context: None for none, else the name of a dtype such as `bfloat16`."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's weights are."""
+    return next(model.parameters()).device

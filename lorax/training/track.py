@@ -1,0 +1,215 @@
+"""Where a run's curves go: plain files always, W&B beside them, offline unless asked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import socket
+import threading
+import urllib.request
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lorax.errors import UserError, near
+from lorax.records.store import write_atomic
+
+MODES = ("offline", "online", "none")
+_ENVIRONMENT = {"dryrun": "offline", "run": "online", "disabled": "none"}
+_warned: set[str] = set()
+
+
+class Tracker:
+    """One run's log.
+
+    In `folder`: config.yaml, metrics.jsonl (a line a step), summary.json, one CSV a table, and with
+    W&B its own folder `wandb/`. Several trackers may be open at once (packed lanes). Nothing that
+    goes wrong with W&B stops a run.
+
+    Args:
+        folder: the run's output folder.
+        config: the resolved configuration, plain values.
+        mode: offline | online | none; `$WANDB_MODE` decides between the first two, or opts out.
+        project: W&B project.
+        name: how the run is called.
+        group: the multirun it belongs to.
+        tags: W&B tags.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        config: Mapping[str, Any],
+        *,
+        mode: str = "offline",
+        project: str = "lorax",
+        name: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+    ):
+        import yaml
+
+        self.folder = Path(folder)
+        write_atomic(self.folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+        self._metrics = (self.folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        self._summary: dict[str, Any] = {}
+        self.mode = effective_mode(mode, os.environ)
+        self.run: Any = None
+        if self.mode != "none":
+            project = os.environ.get("WANDB_PROJECT", project)
+            facts = {"project": project, "name": name, "group": group, "tags": list(tags), "config": plain(config)}
+            self.mode, self.run = _open(self.mode, self.folder, facts)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Add one step: a mapping with `step` and numbers."""
+        values = plain(row)
+        self._metrics.write(json.dumps(values) + "\n")
+        if self.run is not None:
+            shown = {f"train/{key}": value for key, value in values.items() if key != "step" and value is not None}
+            self.run.log(shown, step=int(row["step"]))
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Write rows as `<name>.csv` and as a W&B table; columns are those of the first row."""
+        path, columns = self.folder / f"{name}.csv", list(rows[0]) if rows else []
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        if self.run is not None and rows:
+            import wandb
+
+            data = [[row.get(column) for column in columns] for row in rows]
+            self.run.log({name: wandb.Table(columns=columns, data=data)})
+        return path
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set final values: scores, costs."""
+        self._summary |= plain(values)
+        write_atomic(self.folder / "summary.json", json.dumps(self._summary, indent=1) + "\n")
+        if self.run is not None:
+            self.run.summary.update(self._summary)
+
+    def finish(self, status: str = "finished") -> None:
+        """Close the log; may be called twice."""
+        if self._metrics.closed:
+            return
+        self.summary({"status": status})
+        self._metrics.close()
+        if self.run is not None:
+            self.run.finish(exit_code=1 if status == "failed" else 0)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish("finished" if kind is None else "failed")
+
+
+def effective_mode(mode: str, environment: Mapping[str, str]) -> str:
+    """Return offline, online or none: `none` opts out, else `$WANDB_MODE` decides, else `mode`.
+
+    Raises:
+        UserError: an unknown mode, with the near misses.
+
+    Examples:
+        >>> effective_mode("offline", {}), effective_mode("offline", {"WANDB_MODE": "disabled"})
+        ('offline', 'none')
+        >>> effective_mode("none", {"WANDB_MODE": "online"})
+        'none'
+    """
+    if mode not in MODES:
+        raise UserError(f"track={mode}: {near(mode, MODES)}")
+    asked = environment.get("WANDB_MODE", "").lower()
+    asked = _ENVIRONMENT.get(asked, asked)
+    return mode if mode == "none" or asked not in MODES else asked
+
+
+def reachable(url: str, seconds: float = 2.0) -> bool:
+    """Say whether a host (or the proxy before it) takes connections, within `seconds` at the most.
+
+    In a thread of its own, because looking a name up has no time limit.
+    """
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        parts = urlsplit(proxy)
+    found: list[bool] = []
+
+    def connect() -> None:
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname, port), timeout=seconds).close()
+            found.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(found)
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON and YAML take: mappings, lists, texts, finite numbers, None.
+
+    Examples:
+        >>> plain({"a": (1, float("nan")), 2: Path("x")})
+        {'a': [1, None], '2': 'x'}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _open(mode: str, folder: Path, facts: dict[str, Any]) -> tuple[str, Any]:
+    """Start a W&B run; online falls back to offline, and offline to the plain files, with one warning."""
+    try:
+        import wandb
+    except ImportError:
+        _warn("W&B is not installed: curves are in plain files only")
+        return "none", None
+    logging.getLogger("wandb").setLevel(logging.ERROR)
+    if mode == "online" and (reason := _obstacle(wandb)):
+        _warn(f"W&B online: {reason}; logging offline (`wandb sync` uploads later)")
+        mode = "offline"
+    for attempt in dict.fromkeys([mode, "offline"]):
+        try:
+            return attempt, _init(wandb, attempt, folder, facts)
+        except Exception as error:  # whatever W&B raises must not stop a run
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            after = "offline" if attempt == "online" else "in plain files only"
+            _warn(f"W&B {attempt}: {line}; logging {after}")
+    return "none", None
+
+
+def _init(wandb: Any, mode: str, folder: Path, facts: dict[str, Any]) -> Any:
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, init_timeout=15)
+    return wandb.init(mode=mode, dir=str(folder), reinit="create_new", settings=settings, **facts)
+
+
+def _obstacle(wandb: Any) -> str | None:
+    """Say why an online run would block or prompt, or None."""
+    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    try:
+        url = wandb.api.settings("base_url") or url
+        key = wandb.api.api_key
+    except Exception:  # an unreadable settings file or netrc: as if there were none
+        key = os.environ.get("WANDB_API_KEY")
+    if not key:
+        return "no API key (WANDB_API_KEY or `wandb login`)"
+    return None if reachable(url) else f"{urlsplit(url).hostname} cannot be reached"
+
+
+def _warn(line: str) -> None:
+    if line not in _warned:
+        _warned.add(line)
+        warnings.warn(line, stacklevel=3)
