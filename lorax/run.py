@@ -15,19 +15,20 @@ def job(cfg: Any) -> dict[str, Any]:
     """Run one composed configuration; what Hydra calls for every job.
 
     Returns:
-        status, run_id and message. Failures are recorded and returned, never raised, so that the
-        other jobs of a sweep go on; bad input to a single run is raised.
+        status, run_id and message. Failures are recorded and returned, not raised, so that the
+        other jobs of a sweep go on.
     """
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
     single = hydra.mode is None or hydra.mode.name == "RUN"
-    config = resolve(cfg)
     if not single:
-        return run_one(config, provenance=_provenance(hydra))
-    result = run_one(config, provenance=_provenance(hydra), show=True)
-    _LAST.update(result)
-    return result
+        return run_one(resolve(cfg), provenance=_provenance(hydra))
+    try:
+        _LAST.update(run_one(resolve(cfg), provenance=_provenance(hydra), show=True))
+    except UserError as error:  # raised through Hydra it would come with a second line
+        _LAST.update(status="refused", message=one_line(error))
+    return _LAST
 
 
 def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: bool = False) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def main() -> None:
 
     from lorax.running.sweep import JobsFailed
 
-    if any(word.lstrip("+").startswith("study=") for word in sys.argv[1:]) and not _asks_for_mode():
+    sys.argv[1:] = [f"+{word}" if word.startswith("study=") else word for word in sys.argv[1:]]
+    if any(word.startswith("+study=") for word in sys.argv) and not _asks_for_mode():
         sys.argv.insert(1, "--multirun")
     try:
         _hydra_main()
@@ -61,11 +63,12 @@ def main() -> None:
         if error.__cause__ is not None and is_composition_error(error.__cause__):
             sys.exit(_say(explain(error.__cause__), 2))
         raise
-    if _LAST.get("status") == "failed":
-        sys.exit(_say(str(_LAST.get("message")), 1))
+    if _LAST.get("status") in _CODES:
+        sys.exit(_say(str(_LAST.get("message")), _CODES[_LAST["status"]]))
 
 
 _LAST: dict[str, Any] = {}
+_CODES = {"refused": 2, "failed": 1}
 
 
 def _hydra_main() -> None:

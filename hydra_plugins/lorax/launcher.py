@@ -1,7 +1,5 @@
 """`hydra/launcher=packed`: jobs that share a model, a task and a batch shape train as lanes of one base."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

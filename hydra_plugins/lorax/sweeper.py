@@ -1,7 +1,5 @@
 """The sweeper: checks every job before the first starts, launches, draws the table, sets the status."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +38,8 @@ class LoraxSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid of `arguments`, or the study they name."""
-        from lorax.running.sweep import run_grid, run_study
+        from lorax.running.study import run_study
+        from lorax.running.sweep import run_grid
 
         if self.config.get("study") is not None:
             return run_study(self, arguments)

@@ -62,18 +62,6 @@ def consumed_fields(config: RunConfig, initializer: Any) -> dict[str, Any]:
     return kept
 
 
-_NOT_CONSUMED}
-        if not task.labels or task.kind != "classification":
-            kept["train"].pop("head_lr", None)
-    if initializer.kind == "adapter":
-        kept |= {key: getattr(config, key) for key in ADAPTED}
-    elif initializer.kind == "full":
-        kept["targets"] = config.targets
-    if "gradient" in initializer.needs:
-        kept["calibration"] = [config.calibration, config.train["calibration_batches"]]
-    return kept
-
-
 _NOT_CONSUMED = ("checkpoint_every", "eval_batch_size", "calibration_batches")
 
 

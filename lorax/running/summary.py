@@ -38,12 +38,13 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
     if costs.get("trainable"):
         report = record.init_report
         share = 100 * (costs.get("share") or 0)
+        step0 = _number(report.get("step0_error"))
+        seconds = "  ".join(f"{name} {costs.get(name + '_seconds') or 0:.1f}" for name in ("init", "train", "eval"))
         shown += [
-            ("step 0", f"largest change of a logit {_number(report.get('step0_error'))}, eta {_eta(report.get('eta'))}"),
+            ("step 0", f"largest change of a logit {step0}, eta {_eta(report.get('eta'))}"),
             ("trained", f"{costs['trainable']:,} parameters ({share:.2f} % of the model), lr {config_lr(record):g}"),
-            ("seconds", "  ".join(f"{name} {costs.get(name + '_seconds') or 0:.1f}" for name in ("init", "train", "eval"))
-             + f"  ({_number(costs.get('step_ms'))} ms a step)"),
-        ]  # fmt: skip
+            ("seconds", f"{seconds}  ({_number(costs.get('step_ms'))} ms a step)"),
+        ]
     shown.append(("memory", f"peak {costs.get('peak_mb') or 0:,.0f} MB"))
     shown.append(("record", str(store.path(record.name, record.run_id))))
     if tables:

@@ -1,0 +1,167 @@
+"""A study: rounds of jobs for whatever launcher was chosen, until every table can be drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lorax.config import RunConfig, resolve
+from lorax.errors import UserError
+from lorax.records import Store
+from lorax.running.identity import consumed_fields
+from lorax.running.preflight import layer_shapes, load_task
+from lorax.running.sweep import JobsFailed, checked, launch, raise_failures
+
+OUTSIDE = ("results_dir", "track", "device", "cache", "train.eval_batch_size", "train.checkpoint_every")
+"""Keys that say where and how a study runs; any other override changes its design."""
+
+
+def run_study(sweeper: Any, arguments: list[str]) -> None:
+    """Run, or go on with, the study of the sweeper's configuration; with `study.plan=true` only plan it.
+
+    Args:
+        sweeper: composes configurations and holds the launcher.
+        arguments: the command line's overrides.
+
+    Raises:
+        UserError: the study's description or a job of it is wrong, or its design was fixed otherwise.
+        JobsFailed: jobs failed; what else could be run has been.
+    """
+    from omegaconf import OmegaConf
+
+    from lorax.studies import plan as planning
+    from lorax.studies.spec import from_mapping
+
+    data = OmegaConf.to_container(sweeper.config.study, resolve=True)
+    design, outside = _split(sweeper, arguments)
+    spec = from_mapping(data)
+    spec = replace(spec, fixed=spec.fixed | design)
+    compose = _Composer(sweeper, outside)
+    spec = planning.bind(spec, lr=compose.rate, count=compose.count, consumes=compose.consumes)
+    store = Store(str(sweeper.config.results_dir))
+    if data.get("plan"):
+        print("\n".join(planning.plan(spec, _seconds(store, spec)).lines))
+        return
+    planning.freeze(spec, store.root)
+    print("\n".join(planning.plan(spec).lines), flush=True)
+    _rounds(sweeper, spec, store, outside)
+    _report(store, spec.name)
+
+
+def _rounds(sweeper: Any, spec: Any, store: Store, outside: list[str]) -> None:
+    from lorax.studies.protocol import next_round
+
+    started, asked = 0, set()
+    while True:
+        records = store.read(spec.name) if store.folder(spec.name).is_dir() else []
+        this = next_round(spec, records)
+        for note in this.notes:
+            print(f"  {note}")
+        if this.kind == "done":
+            return
+        jobs = [[*job.overrides, *outside] for job in this.jobs]
+        again = [job for job in jobs if tuple(job) in asked]
+        if again:
+            raise JobsFailed(f"{this.kind}: {len(again)} jobs left no record: {' '.join(again[0])}")
+        asked |= {tuple(job) for job in jobs}
+        configs = checked(sweeper, jobs)
+        print(f"{spec.name}: {this.kind}, {len(jobs)} runs", flush=True)
+        results = _solo(configs, jobs) if this.solo else launch(sweeper, jobs, started)
+        started += len(jobs)
+        raise_failures(results)
+
+
+def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any]]:
+    """Run jobs one by one in this process: their seconds and memory are the point."""
+    from lorax.run import run_one
+
+    return [
+        {"overrides": job, **run_one(config, {"launcher": "solo", "overrides": job})}
+        for config, job in zip(configs, jobs, strict=True)
+    ]
+
+
+class _Composer:
+    """Answers the protocol's questions about a job from the configuration it would get."""
+
+    def __init__(self, sweeper: Any, outside: list[str]):
+        self.sweeper, self.outside = sweeper, outside
+        self.shapes: dict[str, dict[str, tuple[int, int]]] = {}
+
+    def config(self, overrides: list[str]) -> RunConfig:
+        """Return the resolved configuration of a job."""
+        return resolve(self.sweeper.compose([*overrides, *self.outside]))
+
+    def rate(self, overrides: list[str]) -> float:
+        """Return what `lr=null` resolves to: the task's base rate times the method's prior."""
+        config = self.config([word for word in overrides if not word.startswith("lr=")])
+        return load_task(config).lr * float(config.init.get("lr_prior") or 1.0)
+
+    def count(self, overrides: list[str]) -> int:
+        """Return the trainable parameters of the adapters, by the method's closed formula."""
+        config = self.config(overrides)
+        key = repr((config.model, config.task["name"], config.targets))
+        if key not in self.shapes:
+            self.shapes[key] = layer_shapes(config, load_task(config))
+        initializer = config.initializer()
+        total = 0
+        for name, (m, n) in self.shapes[key].items():
+            initializer.check(name, m, n)
+            total += initializer.count(m, n)
+        return total
+
+    def consumes(self, overrides: list[str]) -> dict[str, Any]:
+        """Return the fields that the run consumes."""
+        config = self.config(overrides)
+        return consumed_fields(config, config.initializer())
+
+
+def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Part the command line into changes of the design and words about where it runs."""
+    design, outside = {}, []
+    for override in sweeper.parse(arguments):
+        key = override.get_key_element().lstrip("+")
+        if override.is_sweep_override():
+            raise UserError(f"{key}: a study sets its own grid; sweep with -m and without study instead")
+        if key == "study" or key.startswith("study."):
+            continue
+        if key == "name":
+            raise UserError("name: a study's records carry the study's name; copy the study's YAML to rename it")
+        if key in OUTSIDE:
+            outside.append(f"{key}={override.get_value_element_as_str()}")
+        else:
+            design[key] = override.value()
+    return design, outside
+
+
+def _seconds(store: Store, spec: Any) -> dict[str, float] | None:
+    """Return seconds a full run by `task/arm`, from the cost probes that are there."""
+    if not store.folder(spec.name).is_dir():
+        return None
+    from lorax.studies.protocol_book import Book
+
+    book, found = Book(spec, store.read(spec.name)), {}
+    from lorax.studies.protocol import cost_jobs
+
+    for job in cost_jobs(spec):
+        record = book.look(job)
+        if record is not None and record.costs.get("step_ms"):
+            steps = spec.fixed.get("steps") or load_steps(record)
+            costs = record.costs
+            found[f"{job.task}/{job.arm}"] = (
+                costs["step_ms"] * steps / 1e3 + costs["init_seconds"] + costs["eval_seconds"]
+            )
+    return found or None
+
+
+def load_steps(record: Any) -> int:
+    """Return the steps of a full run, where the study leaves them to the task."""
+    from lorax.tasks.registry import load
+
+    return load(record.config["task"], record.config["data_seed"]).steps
+
+
+def _report(store: Store, name: str) -> None:
+    from lorax.tables import draw
+
+    print(draw(store, name))
