@@ -1,0 +1,158 @@
+"""Forgetting: how much worse an adapted language model predicts text that has nothing to do with the task."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lorax.diagnostics.layers import short
+from lorax.diagnostics.text import Text, load_text
+from lorax.errors import UserError
+from lorax.probing.cache import Cache, key_of
+from lorax.training.active import active
+from lorax.training.encode import limit
+from lorax.training.forward import Readout, autocast, device_of, token_losses
+
+if TYPE_CHECKING:
+    from lorax.adapters.install import Adapters
+    from lorax.models.registry import Loaded
+
+VERSION = 1  # of the windows and the mean; part of the cache key
+WINDOW = 512
+LOGITS = 2**26  # numbers held at once: a quarter of a GB in fp32
+
+
+@torch.no_grad()
+def forgetting(
+    loaded: Loaded,
+    adapters: Adapters,
+    text: Text | str | None = None,
+    tokens: int = 50_000,
+    *,
+    window: int = WINDOW,
+    autocast_dtype: str | None = None,
+    cache: Cache | None = None,
+) -> dict[str, Any] | None:
+    """Return the change of token cross-entropy on natural text, adapted minus `adapters.disabled()`.
+
+    The text is cut into windows of fixed length, each predicted on its own (after the tokenizer's
+    begin token, if it writes one); the mean is over all predicted tokens, exactly.
+
+    Args:
+        loaded: a model with adapters on it, in any mode; it is in evaluation mode meanwhile.
+        adapters: one lane.
+        text: a `Text`, or what `load_text` takes; None is CPython's language reference.
+        tokens: at least so many are predicted.
+        window: tokens a window, cut to the model's context.
+        autocast_dtype: dtype of the forward pass by autocast, or None.
+        cache: keeps the base model's losses, which all arms on this model share.
+
+    Returns:
+        change (nats a token; positive is forgetting), se (its standard error over windows), base,
+        adapted, tokens, windows, window, source, digest (of the text). None for models that are no
+        causal language models.
+
+    Raises:
+        UserError: the text has fewer tokens than asked for.
+    """
+    if loaded.kind != "causal":
+        return None
+    source = text if isinstance(text, Text) else load_text(text, characters=32 * tokens)
+    rows, start = windows(loaded, source, tokens, window)
+    losses = _Losses(loaded, rows, start, autocast_dtype)
+    with _evaluating(loaded.model), active([adapters]):
+        with adapters.disabled():
+            base = losses.base(cache)
+        new = losses.now() if adapters.count_trainable() else base
+    per_window = rows.shape[1] - start
+    change = (new - base) / per_window
+    return {
+        "change": short(float(change.mean())),
+        "se": short(float(change.std() / len(change) ** 0.5)) if len(change) > 1 else None,
+        "base": short(float(base.mean()) / per_window),
+        "adapted": short(float(new.mean()) / per_window),
+        "tokens": len(rows) * per_window,
+        "windows": len(rows),
+        "window": rows.shape[1],
+        "source": source.source,
+        "digest": source.digest,
+    }
+
+
+def windows(loaded: Loaded, text: Text, tokens: int, window: int = WINDOW) -> tuple[Tensor, int]:
+    """Return the text as (count, L) token ids, and how many leading ids of each row are not predicted.
+
+    Each row predicts itself from its own start on: its first token is context only, be it the
+    tokenizer's begin token or, without one, the first of the text.
+
+    Raises:
+        UserError: `tokens` or `window` too small, or the text too short.
+    """
+    if tokens < 1 or window < 2:
+        raise UserError(f"forgetting tokens={tokens}, window={window}: at least 1 and 2")
+    length = min(window, limit(loaded) or window)
+    begin = _begin(loaded.tokenizer)
+    body = length - len(begin)
+    predicted = body if begin else body - 1
+    needed = -(-tokens // predicted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # longer than the model's context: that is why it is cut
+        ids = loaded.tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < needed * body:
+        raise UserError(f"forgetting on {text.source}: {len(ids)} tokens, {needed * body} are needed for {tokens}")
+    grid = torch.tensor(ids[: needed * body]).view(needed, body)
+    return torch.cat([torch.tensor(begin, dtype=torch.long).expand(needed, -1), grid], dim=1), 1
+
+
+class _Losses:
+    """Summed cross-entropy of each window, under whatever the model is at the moment."""
+
+    def __init__(self, loaded: Loaded, rows: Tensor, start: int, autocast_dtype: str | None):
+        self.loaded, self.rows, self.start, self.autocast = loaded, rows, start, autocast_dtype
+
+    def base(self, cache: Cache | None) -> Tensor:
+        """(count,) float64, from the cache if the same model met the same windows before."""
+        weight = next(self.loaded.model.parameters())
+        ids = hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()
+        facts = [self.loaded.digest, self.loaded.attention, str(weight.dtype), weight.device.type, self.autocast]
+        if cache is None:
+            return self.now()
+        return cache.get(key_of("text loss", VERSION, ids, *facts), lambda: {"sums": self.now()})["sums"]
+
+    def now(self) -> Tensor:
+        """(count,) float64."""
+        device, width = device_of(self.loaded.model), self.rows.shape[1] - 1
+        size = max(1, LOGITS // (width * self.loaded.model.config.get_text_config().vocab_size))
+        sums = []
+        with Readout(self.loaded) as readout, autocast(device, self.autocast) if self.autocast else nullcontext():
+            for part in self.rows.split(size):
+                part = part.to(device)
+                positions = torch.arange(len(part) * width, device=device)
+                logits, _ = readout({"input_ids": part[:, :-1]}, positions)
+                losses = token_losses(logits, part[:, 1:].flatten()).view(len(part), width)
+                sums.append(losses[:, self.start - 1 :].double().sum(dim=1).cpu())
+        return torch.cat(sums)
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """The begin token, where the tokenizer writes one by itself."""
+    begin = tokenizer.bos_token_id
+    written = tokenizer("a")["input_ids"]
+    return [begin] if begin is not None and written[:1] == [begin] else []
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

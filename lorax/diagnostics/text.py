@@ -1,0 +1,107 @@
+"""Natural text that no task trains on, to measure what is forgotten: CPython's manual, or the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorax.errors import UserError, near
+
+PLAIN = (".txt", ".md", ".rst")
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
+COLUMN = "text"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and where it is from."""
+
+    text: str
+    source: str
+    """For the record: what it is, version or path, licence where known."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the text itself."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+
+def load_text(path: str | None = None, column: str = COLUMN, characters: int | None = None) -> Text:
+    """Return the text that forgetting is measured on.
+
+    Args:
+        path: None: the language reference that every CPython carries for its `help()`
+            (`pydoc_data/topics.py`, about 450,000 characters of English prose with examples, PSF
+            licence); a .txt, .md or .rst file; a .jsonl, .json, .csv or .parquet file with a column of
+            texts; or the id of a hub dataset (its train split; needs `datasets`).
+        column: of tables and datasets.
+        characters: stop reading once there are this many; None: read all.
+
+    Raises:
+        UserError: no such file or column, an empty text, or an unreadable one.
+    """
+    if path is None:
+        return _manual()
+    file = Path(path)
+    if file.suffix in PLAIN and file.is_file():
+        try:
+            return _some([file.read_text(encoding="utf-8")], file.name, characters)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"text={path}: {error}") from None
+    if file.suffix in TABLES and file.is_file():
+        return _some(_table(file, column), f"{file.name}:{column}", characters)
+    if file.exists() or file.suffix in PLAIN + TABLES:
+        problem = f"not one of {', '.join(PLAIN + TABLES)}" if file.exists() else "no such file"
+        raise UserError(f"text={path}: {problem}")
+    return _some(_hub(path, column), f"{path}:{column} (hub)", characters)
+
+
+def _manual() -> Text:
+    import platform
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[key] for key in sorted(topics))
+    return Text(text, f"CPython {platform.python_version()} language reference (pydoc_data/topics.py, PSF licence)")
+
+
+def _some(parts: Iterable[str], source: str, characters: int | None) -> Text:
+    taken, total = [], 0
+    for part in parts:
+        taken.append(part)
+        total += len(part)
+        if characters is not None and total >= characters:
+            break
+    if not total:
+        raise UserError(f"text={source}: the text is empty")
+    return Text("\n\n".join(taken), source)
+
+
+def _table(file: Path, column: str) -> Iterable[str]:
+    import pandas as pd
+
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}
+    try:
+        frame = readers[file.suffix](file) if file.suffix in readers else pd.read_json(file, lines=True)
+    except Exception as error:  # each reader has its own
+        raise UserError(f"text={file}: cannot be read: {error}") from None
+    if column not in frame:
+        raise UserError(f"text={file}: no column {column!r}; {near(column, frame.columns)}")
+    return frame[column].dropna().astype(str)
+
+
+def _hub(name: str, column: str) -> Iterable[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError(f"text={name}: a hub dataset needs `pip install lorax-bench[hub]`") from None
+    try:
+        rows = load_dataset(name, split="train", streaming=True)
+        first = next(iter(rows), {})
+    except Exception as error:  # network, authorisation, unknown name: the library has a class for each
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"text={name}: no such file, and not readable from the hub: {line}") from None
+    if column not in first:
+        raise UserError(f"text={name}: no column {column!r}; {near(column, first)}")
+    return (str(row[column]) for row in rows if row[column])
