@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.studies.rows import Row, consumed, fresh, is_frozen, rows_of, task
+from lorax.studies.plain_notes import notes
+from lorax.studies.render import count, number, span
+from lorax.studies.render import markdown as table_text
+from lorax.studies.rows import Row, consumed, eta_of, fresh, rows_of, task
 
 _BASE = Row("base", None, (), True)
 
@@ -38,11 +40,7 @@ def comparison(records: list[RunRecord]) -> pd.DataFrame:
         raise UserError("no records to tabulate")
     kept, stale = fresh(records)
     split = "test" if any(record.score("test") is not None for record in kept) else "validation"
-    only = [
-        r
-        for r in kept
-        if r.status != "failed" and r.score(split) is None and r.score("validation") is not None
-    ]
+    only = [r for r in kept if r.status != "failed" and r.score(split) is None and r.score("validation") is not None]
     kept = [record for record in kept if not any(record is other for other in only)]
     rows, tasks = rows_of(kept), sorted({task(record) for record in kept})
     cells: dict[Row, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
@@ -56,7 +54,7 @@ def comparison(records: list[RunRecord]) -> pd.DataFrame:
         lines = [line for line in [_base_line(kept, tasks, split)] if line] + lines
     table = pd.DataFrame(lines)
     table["rank"] = table["rank"].astype("Int64")
-    table.attrs.update(tasks=tasks, split=split, notes=_notes(kept, only, stale, split))
+    table.attrs.update(tasks=tasks, split=split, notes=notes(kept, only, stale, split))
     return table
 
 
@@ -68,14 +66,13 @@ def markdown(table: pd.DataFrame) -> str:
     for line in table.to_dict("records"):
         scores = [_score_text(line, name) for name in tasks]
         facts = [
-            _text(line["eta"]),
-            _text(line["lr"]),
-            _count(line["parameters"]),
-            _text(line["step0_error"], 1),
+            number(line["eta"]),
+            number(line["lr"]),
+            count(line["parameters"]),
+            number(line["step0_error"], 1),
         ]
-        body.append([line["method"], _count(line["rank"]), *scores, *facts])
-    align = ["left", "right", *["right"] * len(tasks), "right", "right", "right", "right"]
-    parts = [tabulate(body, head, "pipe", disable_numparse=True, colalign=align), *_pivots(table)]
+        body.append([line["method"], count(line["rank"]), *scores, *facts])
+    parts = [table_text(head, body), *_pivots(table)]
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.attrs["notes"])]) + "\n"
 
 
@@ -108,10 +105,10 @@ def _line(row: Row, cells: dict[str, list[RunRecord]], tasks: list[str], split: 
         line |= _summary(name, scores[:1] if row.frozen else scores)
         for status in ("failed", "diverged"):
             line[f"{name}_{status}"] = sum(record.status == status for record in cells.get(name, []))
-    line["eta"] = _range([value for record in records for value in _eta(record)])
-    line["lr"] = None if row.frozen else _range([_rate(record) for record in records])
+    line["eta"] = span([value for record in records for value in eta_of(record)])
+    line["lr"] = None if row.frozen else span([_rate(record) for record in records])
     counts = [record.costs.get("trainable") for record in records]
-    line["parameters"] = _range([value for value in counts if value is not None])
+    line["parameters"] = span([value for value in counts if value is not None])
     errors = [record.init_report.get("step0_error") for record in records]
     line["step0_error"] = max((value for value in errors if value is not None), default=None)
     return line
@@ -120,9 +117,7 @@ def _line(row: Row, cells: dict[str, list[RunRecord]], tasks: list[str], split: 
 def _one_per_seed(records: list[RunRecord]) -> list[RunRecord]:
     """Keep one run a seed (evaluated on other splits it has another id): a finished one, then the last."""
     best: dict[Any, RunRecord] = {}
-    for record in sorted(
-        records, key=lambda r: (r.status != "failed", str(r.provenance.get("finished") or ""))
-    ):
+    for record in sorted(records, key=lambda r: (r.status != "failed", str(r.provenance.get("finished") or ""))):
         best[record.config.get("seed")] = record
     return list(best.values())
 
@@ -152,41 +147,9 @@ def _rate(record: RunRecord) -> float | None:
     return record.init_report.get("lr") if rate is None else rate
 
 
-def _eta(record: RunRecord) -> list[float]:
-    eta = record.init_report.get("eta")
-    if isinstance(eta, dict):
-        eta = list(eta.values())
-    values = eta if isinstance(eta, list | tuple) else [eta]
-    return [value for value in values if value is not None]
-
-
-def _range(values: list[float | None]) -> float | str | None:
-    """Return the one value, or `low .. high`, or None."""
-    known = sorted(value for value in values if value is not None)
-    if not known:
-        return None
-    if known[-1] == known[0] or math.isclose(known[0], known[-1], rel_tol=1e-6):
-        return known[0]
-    return f"{_text(known[0])} .. {_text(known[-1])}"
-
-
-def _text(value: Any, digits: int = 3) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return value if isinstance(value, str) else f"{value:.{digits}g}"
-
-
-def _count(value: Any) -> str:
-    if value is None or pd.isna(value):
-        return "-"
-    return value if isinstance(value, str) else f"{int(value):,}"
-
-
 def _score_text(line: dict[str, Any], name: str) -> str:
     mean, sd, n = (line[f"{name}_{key}"] for key in ("mean", "sd", "n"))
-    trouble = [
-        f"{line[f'{name}_{kind}']} {kind}" for kind in ("failed", "diverged") if line[f"{name}_{kind}"]
-    ]
+    trouble = [f"{line[f'{name}_{kind}']} {kind}" for kind in ("failed", "diverged") if line[f"{name}_{kind}"]]
     if not n:
         return ", ".join(trouble) or "-"
     spread = "" if sd is None or math.isnan(sd) else f" ± {100 * sd:.1f}"
@@ -204,58 +167,5 @@ def _pivots(table: pd.DataFrame) -> list[str]:
         for line in table[table["rank"].notna()].to_dict("records"):
             lines.setdefault(line["method"], {})[line["rank"]] = _score_text(line, name)
         body = [[label, *(found.get(rank, "-") for rank in ranks)] for label, found in lines.items()]
-        head = [f"{name}", *(f"rank {rank}" for rank in ranks)]
-        parts.append(
-            tabulate(body, head, "pipe", disable_numparse=True, colalign=["left", *["right"] * len(ranks)])
-        )
+        parts.append(table_text([name, *(f"rank {rank}" for rank in ranks)], body))
     return parts
-
-
-def _notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
-    notes = [
-        f"Scores in per cent, {split} split: mean ± SD over seeds (number of seeds).",
-        _metrics(records, split),
-    ]
-    if any(_explicit(record) for record in records if not is_frozen(record)):
-        notes.append("The learning rate was given by hand for all methods: this is not a tuned comparison.")
-    else:
-        notes.append(
-            "Learning rates are the task's base rate times the method's prior: not tuned on these runs."
-        )
-    if only:
-        notes.append(f"{len(only)} runs without a {split} score (validation only) are left out.")
-    failures = [f"{record.run_id}: {record.error}" for record in records if record.status == "failed"]
-    notes += [f"Failed {line}" for line in failures[:5]] + (
-        [f"... and {len(failures) - 5} more failed."] if failures[5:] else []
-    )
-    if stale:
-        shown = ", ".join(f"{run} ({why})" for run, why in sorted(stale.items())[:5])
-        more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
-        notes.append(f"Stale, left out: {shown}{more}.")
-    return notes
-
-
-def _metrics(records: list[RunRecord], split: str) -> str:
-    parts = []
-    for name in sorted({task(record) for record in records}):
-        entries = [
-            record.task | {"n": (record.scores.get(split) or {}).get("n")}
-            for record in records
-            if task(record) == name
-        ]
-        entry = next((item for item in entries if item.get("n")), entries[0])
-        items = f", {entry['n']} items" if entry.get("n") else ""
-        majority = f", majority class {100 * entry['majority']:.1f}" if entry.get("majority") else ""
-        parts.append(f"{name}: {entry.get('metric', 'score')}{items}{majority}")
-    return "; ".join(parts) + "."
-
-
-def _explicit(record: RunRecord) -> bool:
-    """Whether the rate was set by hand: not the task's base rate times the method's prior."""
-    overrides = record.provenance.get("overrides") or []
-    if any(str(item).lstrip("+").startswith("lr=") for item in overrides):
-        return not any(str(item).lstrip("+") in ("lr=null", "lr=None") for item in overrides)
-    base, prior, rate = (record.init_report.get(key) for key in ("base_lr", "lr_prior", "lr"))
-    if base is None or prior is None or rate is None:
-        return False
-    return not math.isclose(base * prior, rate, rel_tol=1e-6)

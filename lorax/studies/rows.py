@@ -76,6 +76,15 @@ def is_frozen(record: RunRecord) -> bool:
     return record.costs.get("trainable") == 0
 
 
+def eta_of(record: RunRecord) -> list[float]:
+    """Return the etas of a run's layers: one number, both ends of a range, or nothing."""
+    eta = record.init_report.get("eta")
+    if isinstance(eta, dict):
+        eta = list(eta.values())
+    values = eta if isinstance(eta, list | tuple) else [eta]
+    return [value for value in values if value is not None]
+
+
 def consumed(record: RunRecord) -> dict[str, Any]:
     """Return the fields a run used and that may tell it from others, without those that never do.
 
@@ -187,9 +196,7 @@ def _varying(records, values, group, skip=frozenset(), only=None) -> dict[str, s
             counts[group(record)][key] += 1
     result: dict[str, set[str]] = defaultdict(set)
     for place, keys in seen.items():
-        result[place[0]] |= {
-            key for key, found in keys.items() if len(found) > 1 or counts[place][key] < sizes[place]
-        }
+        result[place[0]] |= {key for key, found in keys.items() if len(found) > 1 or counts[place][key] < sizes[place]}
     return result
 
 
