@@ -130,6 +130,15 @@ def detectable(sd: float, n_seeds: int, level: float, margin: float, power: floa
     return float(optimize.brentq(lack, 0.0, top, xtol=1e-6))
 
 
+def typical_sd(se: ArrayLike, n_seeds: ArrayLike, df: ArrayLike) -> np.ndarray:
+    """Sd of per-seed differences typical of a family (last axis): the median, median-unbiased.
+
+    The median, so that one arm in trouble does not blur the figure for all.
+    """
+    df = np.median(df, axis=-1)
+    return np.sqrt(np.median(np.asarray(se) ** 2 * n_seeds, axis=-1) * df / sps.chi2.ppf(0.5, df))
+
+
 def half_width(sd: float, n_seeds: int, level: float) -> float:
     """Half width of the two-sided interval at 1 - level, at the true sd."""
     if n_seeds < 2:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lorax.records import RunRecord
 from lorax.studies.protocol_book import Book
@@ -99,7 +100,7 @@ def search(spec: StudySpec, book: Book, task: str) -> Search:
         trials, missing = _trials(spec, book, task, rates, "tune")
         if missing or extension == tuning.rounds or tuning.halving:
             break
-        best = {arm: _best(rates[arm], trials[arm], tuning.per_decade) for arm in arms}
+        best = {arm: ranked(rates[arm], trials[arm], tuning.per_decade)[0] for arm in arms}
         if not any(best[arm] in (rates[arm][0], rates[arm][-1]) for arm in arms):
             break
         rates = {arm: _extended(rates[arm], best[arm], tuning.extend) for arm in arms}
@@ -117,13 +118,13 @@ def choose(spec: StudySpec, found: Search, task: str) -> dict[str, Choice]:
         if not trials:
             continue
         ks = found.rates[arm]
-        ranked = sorted(ks, key=lambda k: _key(k, trials, tuning.per_decade))
-        best = ranked[0]
+        order = ranked(ks, trials, tuning.per_decade)
+        best = order[0]
         scores = {k: _scores(k, trials, tuning.per_decade) for k in ks}
         mean = float(np.mean(scores[best]))
         spread = np.std(scores[best], ddof=1) if len(scores[best]) > 1 and np.isfinite(mean) else 0.0
         within = mean - spread / math.sqrt(max(len(scores[best]), 1))
-        near = [rate(k, tuning.per_decade) for k in ranked[1:] if np.mean(scores[k]) >= within]
+        near = [rate(k, tuning.per_decade) for k in order[1:] if np.mean(scores[k]) >= within]
         edge = "low" if best == ks[0] else "high" if best == ks[-1] else ""
         out[arm] = Choice(arm, task, rate(best, tuning.per_decade), edge, len(ks), len(trials), mean, tuple(near))
     return out
@@ -157,21 +158,34 @@ def _trials(
     return done, missing
 
 
+def pick(scores: ArrayLike, losses: ArrayLike) -> np.ndarray:
+    """Return the index of the best rate: highest mean score, ties by lowest mean loss, then the lowest rate.
+
+    Args:
+        scores: (..., rates, seeds) validation scores; -inf where a run diverged.
+        losses: (..., rates, seeds) validation losses.
+    """
+    return _order(scores, losses)[..., 0]
+
+
+def _order(scores: ArrayLike, losses: ArrayLike) -> np.ndarray:
+    score, loss = np.mean(scores, axis=-1), np.mean(losses, axis=-1)
+    return np.lexsort((np.broadcast_to(np.arange(score.shape[-1]), score.shape), loss, -score), axis=-1)
+
+
+def ranked(ks: Sequence[int], trials: Sequence[Trial], per_decade: int) -> list[int]:
+    """Return lattice points from best to worst by one arm's trials; each has the same seeds."""
+    cells = {k: [trial for trial in trials if trial.lr == rate(k, per_decade)] for k in ks}
+    order = _order([[t.score for t in cells[k]] for k in ks], [[t.loss for t in cells[k]] for k in ks])
+    return [ks[at] for at in order]
+
+
 def _scores(k: int, trials: Sequence[Trial], per_decade: int) -> list[float]:
     return [trial.score for trial in trials if trial.lr == rate(k, per_decade)]
 
 
-def _key(k: int, trials: Sequence[Trial], per_decade: int) -> tuple[float, float, int]:
-    here = [trial for trial in trials if trial.lr == rate(k, per_decade)]
-    return -float(np.mean([trial.score for trial in here])), float(np.mean([trial.loss for trial in here])), k
-
-
-def _best(ks: Sequence[int], trials: Sequence[Trial], per_decade: int) -> int:
-    return min(ks, key=lambda k: _key(k, trials, per_decade))
-
-
 def _survivors(ks: Sequence[int], trials: Sequence[Trial], keep: int, per_decade: int) -> list[int]:
-    return sorted(sorted(ks, key=lambda k: _key(k, trials, per_decade))[:keep])
+    return sorted(ranked(ks, trials, per_decade)[:keep])
 
 
 def _extended(ks: Sequence[int], best: int, points: int) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorax.studies.protocol_tune import Trial
+from lorax.studies.protocol_tune import Trial, pick
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
         seed: of the resampling.
     """
     trials = list(trials)
-    rates, scores = table(trials)
+    rates, scores, losses = table(trials)
     generator = np.random.default_rng(seed)
     finite = np.where(np.isfinite(scores), scores, -1.0)
     picked = generator.integers(scores.shape[1], size=(draws, scores.shape[1]))
@@ -58,7 +58,7 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
         arm=trials[0].arm,
         task=trials[0].task,
         frequency=frequency,
-        chosen=rates[_first_best(trials, rates)],
+        chosen=rates[int(pick(scores, losses))],
         regret=float(np.mean(truth.max() - truth[winners])),
     )
 
@@ -92,21 +92,13 @@ def winner_flips(trials: Iterable[Trial], reference: str) -> list[Fixed]:
     return out
 
 
-def table(trials: Sequence[Trial]) -> tuple[list[float], np.ndarray]:
-    """Return the rates in order and the scores (rate, seed) of one arm on one task; -inf if diverged."""
+def table(trials: Sequence[Trial]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Return one arm's rates in order, scores (rate, seed) and losses on one task; -inf, inf if diverged."""
     rates = sorted({trial.lr for trial in trials})
     seeds = sorted({trial.seed for trial in trials})
     scores = np.full((len(rates), len(seeds)), -np.inf)
+    losses = -scores
     for trial in trials:
-        scores[rates.index(trial.lr), seeds.index(trial.seed)] = trial.score
-    return rates, scores
-
-
-def _first_best(trials: Sequence[Trial], rates: Sequence[float]) -> int:
-    """The protocol's own choice: best mean score, ties by mean loss, then the lower rate."""
-
-    def key(at: int) -> tuple[float, float, int]:
-        here = [trial for trial in trials if trial.lr == rates[at]]
-        return -float(np.mean([t.score for t in here])), float(np.mean([t.loss for t in here])), at
-
-    return min(range(len(rates)), key=key)
+        at = rates.index(trial.lr), seeds.index(trial.seed)
+        scores[at], losses[at] = trial.score, trial.loss
+    return rates, scores, losses

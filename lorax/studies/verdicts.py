@@ -10,7 +10,6 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats as sps
 
 from lorax.errors import UserError, near
 from lorax.studies import power, stats
@@ -200,9 +199,8 @@ def _design(
     known = [c for c in comparisons if np.isfinite(c.se)]
     sd = float("inf")
     if known:
-        # The median, so that one arm in trouble does not blur the figure for all; median-unbiased.
-        df = float(np.median([c.df for c in known]))
-        sd = float(np.sqrt(np.median([c.se**2 * len(c.seeds) for c in known]) * df / sps.chi2.ppf(0.5, df)))
+        columns = [(c.se, len(c.seeds), c.df) for c in known]
+        sd = float(power.typical_sd(*(np.array(column, dtype=float) for column in zip(*columns, strict=True))))
     base = [row.mean for row in rows if row.arm == reference]
     return power.design(
         family=family,

@@ -12,7 +12,7 @@ share of alpha is not free. Of K comparisons let K0 have no difference and K1 di
 or more. A false "equivalent" needs one tail of a comparison at alpha / K: at most K1 alpha / 2K in
 all. Until the first false "better/worse" at most K - K0 differences were found, so its level is at
 most c_(K-K0), in all K0 c_(K-K0) = alpha (1 - (K - K0) / 2K). As K1 <= K - K0, the sum is at most
-alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values reaches 1.5 alpha.)
+alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values gives 7 % in such a family at alpha 5 %.)
 """
 
 from __future__ import annotations

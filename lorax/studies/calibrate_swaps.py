@@ -1,0 +1,82 @@
+"""Calibration on real records: labels swapped within seeds, and arms against themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from lorax.studies import stats
+from lorax.studies.verdicts import Final
+from lorax.studies.verdicts_rule import VERDICTS, decide
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What the verdicts say where labels mean nothing."""
+
+    study: str
+    arms: int
+    seeds: int
+    tables: int
+    false_tables: float
+    """Share of label-swapped tables with any better or worse."""
+    splits: int
+    false_splits: float
+    """Share of arms, halved by seeds, that differ from themselves at 5 %, uncorrected."""
+
+
+def matrix(finals: Sequence[Final]) -> tuple[np.ndarray, int]:
+    """Return scores (tasks, arms, seeds) of the arms that have every seed on every task, and items.
+
+    Scores are taken from the per-item records where they were kept.
+    """
+    tasks = sorted({f.task for f in finals})
+    seeds = sorted({f.seed for f in finals if f.seed is not None})
+    cells = {(f.task, f.arm, f.seed): float(np.mean(list(f.items.values()))) if f.items else f.score for f in finals}
+    arms = [
+        arm
+        for arm in dict.fromkeys(f.arm for f in finals)
+        if all((task, arm, seed) in cells for task in tasks for seed in seeds)
+    ]
+    scores = np.array([[[cells[task, arm, seed] for seed in seeds] for arm in arms] for task in tasks])
+    return scores, min(f.n_items for f in finals)
+
+
+def swap(study: str, finals: Sequence[Final], margin: float, tables: int = 4000, seed: int = 0) -> Swapped:
+    """Permute the arms' labels within every seed: no arm differs from another, whatever the scores.
+
+    Args:
+        study: name, for the report.
+        finals: its final runs.
+        margin: of the study.
+        tables: permutations.
+        seed: of the permutations.
+    """
+    scores, n_items = matrix(finals)
+    tasks, arms, seeds = scores.shape
+    order = np.random.default_rng(seed).random((tables, 1, arms, seeds)).argsort(axis=2)
+    mixed = np.take_along_axis(
+        np.broadcast_to(scores, (tables, *scores.shape)), np.broadcast_to(order, (tables, *scores.shape)), axis=2
+    )
+    d = (mixed[:, :, 1:] - mixed[:, :, :1]).reshape(tables, tasks * (arms - 1), seeds)
+    code = decide(stats.paired_t(d, 1 / n_items), margin).code
+    wrong = (code == VERDICTS.index("better")) | (code == VERDICTS.index("worse"))
+    halves = _halves(scores, 1 / n_items)
+    return Swapped(
+        study, arms, seeds, tables, float(wrong.any(axis=-1).mean()), len(halves), float(np.mean(halves < 0.05))
+    )
+
+
+def _halves(scores: np.ndarray, resolution: float) -> np.ndarray:
+    """p-values of each arm's first-half seeds against its other half, over all ways to halve."""
+    seeds = scores.shape[-1]
+    half = seeds // 2
+    found = []
+    for first in combinations(range(seeds), half):
+        second = [at for at in range(seeds) if at not in first][:half]
+        d = scores[..., list(first)] - scores[..., second]
+        found.append(stats.p_zero(stats.paired_t(d, resolution)).ravel())
+    return np.concatenate(found) if found and half > 1 else np.ones(1)
