@@ -39,8 +39,8 @@ class MiLoRA(Ranked):
         U, S, Vh = probe.bottom_svd(self.rank)
         if float(S[-1]) <= probe.tiny:
             raise UserError(
-                f"layer {probe.name}: its weight is rank-deficient (smallest singular value "
-                f"{float(S[-1]):.1e}, bound {probe.tiny:.1e}); milora would start there with A = B = 0 and never train"
+                f"layer {probe.name}: its weight is rank-deficient (singular value {float(S[-1]):.1e}, "
+                f"bound {probe.tiny:.1e}); milora would start there at A = B = 0 and never train"
             )
         root = (S / self.eta).sqrt()
         energy = float((S.double() ** 2).sum() / probe.energy)

@@ -110,7 +110,7 @@ def _loss(model: nn.Module, batch: Any, loss: Loss | None, number: int) -> tuple
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UserError(f"calibration batch {number}: the loss is not a scalar")
     if weight > 0 and not bool(torch.isfinite(value)):
-        raise UserError(f"calibration batch {number}: the loss is {float(value)}")
+        raise UserError(f"calibration batch {number}: the loss is {float(value.detach())}")
     return value.reshape(()), weight
 
 
@@ -128,4 +128,5 @@ def _causal(model: nn.Module) -> bool:
     """Say whether the model's loss compares each position with the next label."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return False
-    return getattr(model, "loss_type", None) == "ForCausalLM" or type(model).__name__.endswith("ForCausalLM")
+    named = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    return named or getattr(model, "loss_type", None) == "ForCausalLM"
