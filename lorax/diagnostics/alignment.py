@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lorax.adapters.factors import Factors
+from lorax.diagnostics.angles import Angle, energy, share
 from lorax.diagnostics.layers import report, sample
-from lorax.diagnostics.numbers import Angle, energy, share
 from lorax.diagnostics.step import adam, reach, sgd
 from lorax.errors import UserError, near
 from lorax.probing import svd
@@ -99,4 +99,5 @@ def measure_init(
         here = None if factors is None else factors[name]
         r = rank or (8 if here is None else here.rank)
         rows.append(first_step(here, gradients[name], r, lr, angles))
-    return report(names, rows, angles)
+    headlines, details = report(names, rows, angles)
+    return headlines | details

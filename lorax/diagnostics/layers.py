@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lorax.diagnostics.numbers import Angle
+from lorax.diagnostics.angles import Angle
 from lorax.errors import UserError
 
 Row = dict[str, float | None]
@@ -50,8 +50,10 @@ def sample(names: Iterable[str], every: int = 1) -> list[str]:
     return sorted((name for group in groups.values() for name in group[::every]), key=_depth)
 
 
-def report(names: Sequence[str], rows: Sequence[Row], angles: Mapping[str, Angle] | None = None) -> dict[str, Any]:
-    """Return per-layer numbers as a record keeps them.
+def report(
+    names: Sequence[str], rows: Sequence[Row], angles: Mapping[str, Angle] | None = None
+) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Return per-layer numbers as a record keeps them: the headlines, and the details.
 
     Args:
         names: the layers.
@@ -59,7 +61,7 @@ def report(names: Sequence[str], rows: Sequence[Row], angles: Mapping[str, Angle
         angles: cosines gathered over all layers.
 
     Returns:
-        Each metric's headline (median over layers, mean for counts) at the top; then `worst`
+        {metric: headline}, the median over layers, or the mean for counts; and the details: `worst`
         {metric: number}, `overall` {metric: cosine of the joint vector over layers}, `kinds`
         {kind: {metric: [headline, worst]}} and `layers` {"names": [...], metric: [a number a layer]}.
         A metric that is defined in no layer is null.
@@ -75,13 +77,13 @@ def report(names: Sequence[str], rows: Sequence[Row], angles: Mapping[str, Angle
         for one in sorted(set(kinds))
     }
     pairs = {metric: _summary(metric, values) for metric, values in columns.items()}
-    return {
-        **{metric: headline for metric, (headline, _) in pairs.items()},
+    details = {
         "worst": {metric: worst for metric, (_, worst) in pairs.items()},
         "overall": {metric: short(angle.cosine) for metric, angle in (angles or {}).items()},
         "kinds": by_kind,
         "layers": {"names": list(names), **{m: [short(v) for v in values] for m, values in columns.items()}},
     }
+    return {metric: headline for metric, (headline, _) in pairs.items()}, details
 
 
 def short(value: float | None) -> float | None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lorax.adapters.factors import Factors
 from lorax.diagnostics.alignment import STEP, first_step
+from lorax.diagnostics.angles import Angle
 from lorax.diagnostics.forgetting import WINDOW, forgetting
 from lorax.diagnostics.layers import Row, report, sample
-from lorax.diagnostics.numbers import Angle
 from lorax.diagnostics.spectrum import EPSILON, SUBSPACE, TOP_K, update_shape
 from lorax.diagnostics.text import Text
 from lorax.errors import UserError, near
@@ -99,19 +99,24 @@ def measure(
     angles: dict[str, Angle] = {}
     rows = []
     for name in names:
-        row = _before(name, adapters, factors, gradients, rank, lr, angles)
-        row |= _after(name, adapters, gradients, full_delta or {}, angles)
-        rows.append(row | _shape(name, adapters, subspace, top_k, epsilon, cache))
+        row = _first(name, adapters, factors, gradients, rank, lr, angles)
+        delta = adapters.delta([name])[name]
+        row |= _final(name, delta, gradients, full_delta or {}, angles)
+        base = _start(name, adapters, delta, cache)
+        rows.append(row | update_shape(base.weight, delta, base.full_svd(), subspace, top_k, epsilon))
     forgot = None
     if forgetting_tokens:
         forgot = forgetting(loaded, adapters, text, forgetting_tokens, window=window, autocast_dtype=mixed, cache=cache)
-    found = report(names, rows, angles) if names else {}
+    headlines, details = report(names, rows, angles) if names else ({}, {})
     about = {"version": VERSION, "n_layers": len(adapters.names()), "n_measured": len(names), "every": layers}
     about |= {"rank": rank, "subspace": subspace, "top_k": top_k, "epsilon": epsilon, "adam_step": lr}
-    headline = {"forgetting": None if forgot is None else forgot["change"], "forgetting_text": forgot}
-    return {key: value for key, value in found.items() if not isinstance(value, dict)} | headline | {
-        key: value for key, value in found.items() if isinstance(value, dict)
-    } | {"about": about}  # fmt: skip
+    return {
+        **headlines,
+        "forgetting": None if forgot is None else forgot["change"],
+        **details,
+        "forgetting_text": forgot,
+        "about": about,
+    }
 
 
 def base_gradients(
@@ -167,7 +172,7 @@ def _known(targets: Iterable[str] | None, adapters: Adapters) -> list[str]:
     return chosen
 
 
-def _before(
+def _first(
     name: str,
     adapters: Adapters,
     factors: Mapping[str, Factors] | None,
@@ -187,15 +192,14 @@ def _before(
         return first_step(start, gradients[name], rank or (start.rank if start else SUBSPACE), lr, angles)
 
 
-def _after(
+def _final(
     name: str,
-    adapters: Adapters,
+    delta: Tensor,
     gradients: Mapping[str, Tensor],
     full_delta: Mapping[str, Tensor],
     angles: dict[str, Angle],
 ) -> Row:
-    """The final update against the gradient it started from, and against full fine-tuning's."""
-    delta = adapters.delta([name])[name]
+    """The final update against full fine-tuning's, and against the gradient it started from."""
     row: Row = {"cosine_final": None, "cosine_final_gradient": None}
     if name in full_delta:
         row["cosine_final"] = angles.setdefault("cosine_final", Angle()).add(delta, full_delta[name].to(delta))
@@ -205,9 +209,7 @@ def _after(
     return row
 
 
-def _shape(name: str, adapters: Adapters, subspace: int, top_k: int, epsilon: float, cache: Cache | None) -> Row:
-    """Size, rank and place of the final update."""
-    delta = adapters.delta([name])[name]
-    layer = adapters.layer(name).start() if hasattr(adapters, "layer") else adapters.frozen_weight(name)
-    probe = Probe(name, SimpleNamespace(weight=layer.to(delta.device)), cache=cache)
-    return update_shape(probe.weight, delta, probe.full_svd(), subspace, top_k, epsilon)
+def _start(name: str, adapters: Adapters, delta: Tensor, cache: Cache | None) -> Probe:
+    """A probe of W0, whose decomposition the initialisers may have left in the cache."""
+    W0 = adapters.layer(name).start() if hasattr(adapters, "layer") else adapters.frozen_weight(name)
+    return Probe(name, SimpleNamespace(weight=W0.to(delta.device)), cache=cache)

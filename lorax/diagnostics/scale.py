@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lorax.diagnostics.angles import energy
 from lorax.diagnostics.layers import short
-from lorax.diagnostics.numbers import energy
 from lorax.diagnostics.step import sgd
 from lorax.errors import UserError
 from lorax.initializers.base import Initializer
@@ -33,6 +33,7 @@ def scale_grid(
     shapes: Iterable[tuple[int, int]],
     seed: int = 0,
     tokens: int = 256,
+    draws: int = 1,
 ) -> dict[str, Any]:
     """Measure the root mean squares of an adapter's output and input gradient over ranks and shapes.
 
@@ -49,42 +50,51 @@ def scale_grid(
         ranks: r.
         shapes: (m, n). Vary m and n apart from each other, else their exponents cannot be told apart.
         seed: of everything drawn.
-        tokens: T.
+        tokens: T. One token is the case of rsLoRA's theorem (arXiv:2312.03732: the step's size goes like
+            eta^2 r); with T far above r the cross terms between tokens dominate, and go like eta^2 sqrt(r).
+        draws: independent draws of weight, data and random factors, whose second moments are averaged.
 
     Returns:
         rows: a {r, m, n, and the four moments} each; exponents: {moment: {"r", "m", "n"}} of the
         least-squares fit log moment = const + a log r + b log m + c log n (stable: all near 0; null for
-        what does not vary, or where the moment is 0); tokens; seed.
+        what does not vary, or where the moment is 0); tokens; draws; seed.
 
     Raises:
         UserError: an empty grid, or a rank that the method cannot have on a shape.
     """
     cells = [(r, m, n) for r in ranks for m, n in shapes]
-    if not cells or tokens < 1:
-        raise UserError(f"scale_grid: ranks={list(ranks)}, tokens={tokens}: nothing to measure")
-    rows = [{"r": r, "m": m, "n": n, **moments(make(r), m, n, seed, tokens)} for r, m, n in cells]
+    if not cells or tokens < 1 or draws < 1:
+        raise UserError(f"scale_grid: ranks={list(ranks)}, tokens={tokens}, draws={draws}: nothing to measure")
+    rows = []
+    for r, m, n in cells:
+        found = [moments(make(r), m, n, seed, tokens, draw) for draw in range(draws)]
+        means = {key: math.sqrt(sum(one[key] for one in found) / draws) for key in MOMENTS}
+        rows.append({"r": r, "m": m, "n": n, **means})
     return {
         "rows": [{key: short(value) if key in MOMENTS else value for key, value in row.items()} for row in rows],
         "exponents": {moment: exponents(rows, moment) for moment in MOMENTS},
         "tokens": tokens,
+        "draws": draws,
         "seed": seed,
     }
 
 
-def moments(initializer: Initializer, m: int, n: int, seed: int, tokens: int) -> dict[str, float]:
-    """Return the four moments of one cell."""
-    initializer.check("grid", m, n)
-    generator = layer_generator(seed, f"scale {m} {n}")
+def moments(initializer: Initializer, m: int, n: int, seed: int, tokens: int, draw: int = 0) -> dict[str, float]:
+    """Return the four second moments (mean squares) of one draw of a cell."""
+    name = f"scale {m}x{n} {draw}"
+    initializer.check(name, m, n)
+    generator = layer_generator(seed, name)
     W0 = torch.randn(m, n, generator=generator) / math.sqrt(n)
     X, V = torch.randn(tokens, n, generator=generator), torch.randn(tokens, m, generator=generator)
     G = V.mT @ X / tokens
-    factors = initializer(Probe("grid", SimpleNamespace(weight=W0), seed=seed, gradients={"grid": G}))
+    # another seed than the data's: a method's own draws must not repeat them
+    factors = initializer(Probe(name, SimpleNamespace(weight=W0), seed=seed + 1, gradients={name: G}))
     start, step = energy(factors.update()), sgd(factors, G)
     return {
-        "forward_init": math.sqrt(start / m),
-        "backward_init": math.sqrt(start / n),
-        "forward_step": math.sqrt(energy(X @ step.mT) / (tokens * m)),
-        "backward_step": math.sqrt(energy(V @ step) / (tokens * n)),
+        "forward_init": start / m,
+        "backward_init": start / n,
+        "forward_step": energy(X @ step.mT) / (tokens * m),
+        "backward_step": energy(V @ step) / (tokens * n),
     }
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lorax.diagnostics.numbers import energy, share
+from lorax.diagnostics.angles import energy, share
 from lorax.errors import UserError
 from lorax.probing import svd
 from lorax.probing.svd import Triplets

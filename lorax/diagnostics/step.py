@@ -19,7 +19,7 @@ from torch import Tensor
 from lorax.adapters import core
 from lorax.adapters.core import Core, Dense, Diagonal, Identity, Sparse
 from lorax.adapters.factors import Factors
-from lorax.diagnostics.numbers import energy
+from lorax.diagnostics.angles import energy
 
 Changes = dict[str, Tensor]
 """A change of each trained tensor: B (m, r_out), A (r_in, n), M as the core's values."""
