@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lorax.records import RunRecord
 from lorax.studies.figures import GREY, colours, label_ends, legend_right, panels, per_cent, styled
-from lorax.studies.rows import is_frozen, task
+from lorax.studies.rows import task
 
 
 def loss_curves(records: Sequence[RunRecord]) -> np.ndarray:
@@ -87,7 +87,7 @@ def price(frame: pd.DataFrame) -> Figure | None:
 
     Args:
         frame: one row an arm and task: arm, task, mean, low, high (fractions), parameters, seconds
-            (initialisation and training, one solo run; null where not measured).
+            (initialisation and training, solo; null where not measured).
     """
     shown = frame[frame["parameters"].fillna(0) > 0]
     columns = [("parameters", "trained parameters"), ("seconds", "seconds, initialisation and training")]
@@ -102,9 +102,7 @@ def price(frame: pd.DataFrame) -> Figure | None:
             colour, marker, _ = looks[line["arm"]]
             bounds = [[line["mean"] - line["low"]], [line["high"] - line["mean"]]]
             bounds = bounds if np.all(np.isfinite(bounds)) else None
-            panel.errorbar(
-                line[column], line["mean"], yerr=bounds, color=colour, marker=marker, capsize=2, lw=1.2
-            )
+            panel.errorbar(line[column], line["mean"], yerr=bounds, color=colour, marker=marker, capsize=2, lw=1.2)
         panel.margins(x=0.12)
         _plain_axis(panel, shown[shown["task"] == name][column].dropna())
         per_cent(panel)
@@ -171,27 +169,6 @@ def agreement_map(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
         panel.grid(False)
         panel.set_title(f"{name}: items on which two seeds agree, %")
     return figure
-
-
-def price_frame(rows: Sequence[dict], finals: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
-    """Add parameters and seconds (medians over the runs that measured them) to the rows of a score table.
-
-    Args:
-        rows: mappings with arm, task, mean, low, high.
-        finals: arm -> its runs, solo cost runs among them.
-    """
-    lines = []
-    for row in rows:
-        records = [r for r in finals.get(row["arm"], []) if task(r) == row["task"] and not is_frozen(r)]
-        counts = [r.costs["trainable"] for r in records if r.costs.get("trainable")]
-        times = [
-            (r.costs.get("init_seconds") or 0) + r.costs["train_seconds"]
-            for r in records
-            if r.costs.get("train_seconds") is not None
-        ]
-        lines.append(row | {"parameters": float(np.median(counts)) if counts else None,
-                            "seconds": float(np.median(times)) if times else None})  # fmt: skip
-    return pd.DataFrame(lines, columns=["arm", "task", "mean", "low", "high", "parameters", "seconds"])
 
 
 def _wide(arms: Mapping[str, np.ndarray]) -> bool:

@@ -1,0 +1,129 @@
+"""All figures of one study, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lorax.records import RunRecord
+from lorax.studies.figures import save
+from lorax.studies.figures_diagnostics import diagnostics, diagnostics_frame
+from lorax.studies.figures_lr import response, selection, winner_flip
+from lorax.studies.figures_runs import agreement, agreement_map, price, training
+from lorax.studies.protocol_study import Study
+from lorax.studies.report_items import Scores
+from lorax.studies.tuning import selection as resample
+
+CAPTIONS = {
+    "learning_rate": "Validation score against learning rate: mean over tuning seeds, band from lowest to highest.",
+    "winner_flip": "Who leads when every arm is given the same rate: what a paper that fixed it would have seen.",
+    "selection": "How often resampled tuning runs would have selected each learning rate.",
+    "training": "Training loss of the final runs, smoothed; steps to the loss that every run reaches.",
+    "price": "Test score, 95 % interval over seeds, against trained parameters and wall-clock of one solo run.",
+    "agreement": "Items on which two runs of different seeds agree; the diagonal is what retraining alone does.",
+    "diagnostics": "What training did to the weights: a dot a run, a bar at the mean.",
+}
+
+
+def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> dict[str, Figure]:
+    """Return every figure that the study's records can fill, by file name.
+
+    Args:
+        study: from `protocol_study.read_study`.
+        scores: per-item scores, from `report_items.item_scores`.
+        table: from `main_table.main_table`.
+    """
+    labels = study.spec.labels
+    finals = by_arm(study)
+    frame = tuning_frame(study)
+    found = {
+        "learning_rate": response(frame, _chosen(study), base_scores(study)),
+        "winner_flip": winner_flip(frame, study.spec.reference),
+        "selection": selection(frequencies(study)),
+        "training": training({arm: finals[arm] for arm in labels if arm in finals}),
+        "price": price(_costs(table, study)),
+        "agreement": agreement_map({
+            task: agreement({arm: list(runs.values()) for arm in labels if (runs := arms.get(arm))})
+            for task, arms in scores.items()
+        }),
+    }  # fmt: skip
+    measured = diagnostics_frame(finals)
+    for task in study.spec.tasks:
+        name = "diagnostics" if len(study.spec.tasks) == 1 else f"diagnostics_{task}"
+        found[name] = diagnostics(measured[measured["task"] == task])
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write every figure as PNG and SVG; return the paths."""
+    return [path for name, figure in figures.items() for path in save(figure, folder, name)]
+
+
+def caption(name: str) -> str:
+    """Return what a figure shows, by its file name."""
+    return next((text for key, text in CAPTIONS.items() if name.startswith(key)), name)
+
+
+def by_arm(study: Study) -> dict[str, list[RunRecord]]:
+    """Return arm -> its final records over all tasks."""
+    found: dict[str, list[RunRecord]] = {}
+    for (_, arm), runs in study.finals.items():
+        found.setdefault(arm, []).extend(runs.values())
+    return {arm: records for arm, records in found.items() if records}
+
+
+def tuning_frame(study: Study) -> pd.DataFrame:
+    """Return the tuning runs as arm, task, lr, seed, score; null score where the run diverged."""
+    order = {arm: place for place, arm in enumerate(study.spec.labels)}
+    lines = [
+        {"arm": trial.arm, "task": trial.task, "lr": trial.lr, "seed": trial.seed,
+         "score": trial.score if math.isfinite(trial.score) else None}
+        for trial in sorted(study.trials, key=lambda trial: (order.get(trial.arm, 0), trial.lr, trial.seed))
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=["arm", "task", "lr", "seed", "score"]).astype({"score": float})
+
+
+def base_scores(study: Study) -> dict[str, float]:
+    """Return task -> validation score of the untouched model, where any record has it."""
+    found = {}
+    for records in (trial.record for trial in study.trials), *map(dict.values, study.finals.values()):
+        for record in records:
+            score = record.score("base_validation", study.spec.metric)
+            if score is not None:
+                found.setdefault(str(record.task.get("name")), score)
+    return found
+
+
+def frequencies(study: Study) -> dict[tuple[str, str], dict[float, float]]:
+    """Return (arm, task) -> {rate: share of resamples of the tuning runs that select it}."""
+    found = {}
+    for task, arm in study.choices:
+        trials = [trial for trial in study.trials if (trial.task, trial.arm) == (task, arm)]
+        if trials:
+            items = trials[0].record.score("validation", "n") or study.spec.validation_items
+            found[arm, task] = resample(trials, int(items)).frequency
+    return found
+
+
+def _chosen(study: Study) -> dict[tuple[str, str], float]:
+    return {(arm, task): choice.lr for (task, arm), choice in study.choices.items() if choice.lr is not None}
+
+
+def _costs(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Price of each row: seconds are those of initialisation plus a full run at the solo run's pace."""
+    lines = []
+    for line in table[table["mean"].notna()].to_dict("records"):
+        runs = list(study.finals.get((line["task"], line["arm"]), {}).values())
+        steps = runs[0].config.get("steps") if runs else None
+        init, pace = line["init_seconds"], line["step_ms"]
+        known = steps is not None and pd.notna(init) and pd.notna(pace)
+        counts = [record.costs.get("trainable") for record in runs]
+        lines.append({key: line[key] for key in ("arm", "task", "mean", "low", "high")} | {
+            "parameters": float(counts[0]) if counts and counts[0] else None,
+            "seconds": float(init + pace * steps / 1e3) if known else None,
+        })  # fmt: skip
+    return pd.DataFrame(lines, columns=["arm", "task", "mean", "low", "high", "parameters", "seconds"])

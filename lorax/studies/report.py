@@ -1,0 +1,168 @@
+"""Everything a study leaves to read: tables in four formats, figures, and the conclusion in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lorax.records import Store, write_atomic
+from lorax.studies import html, render, report_words
+from lorax.studies.figures_study import caption, draw_all, save_all, tuning_frame
+from lorax.studies.linter import footnotes
+from lorax.studies.main_table import (
+    SCORE_HEAD,
+    SETTING_HEAD,
+    asymmetries,
+    blocks,
+    main_table,
+    score_cells,
+    setting_cells,
+)
+from lorax.studies.plan import frozen
+from lorax.studies.protocol_study import Study, read_study
+from lorax.studies.report_items import descriptions, item_scores
+from lorax.studies.report_threats import threats
+
+
+def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
+    """Rebuild all tables and figures of a study from its records alone.
+
+    Writes tables/<name>.{md,csv,tex,html} and figures/<name>/*.{png,svg}; a study that is not
+    complete gets the same, with its gaps named.
+
+    Returns:
+        The Markdown text, and the paths written.
+
+    Raises:
+        UserError: no such study, no records, or the folder cannot be written.
+    """
+    study = read_study(frozen(store.root, name), store)
+    scores = item_scores(study, store)
+    table = main_table(study)
+    parts = sections(study, table, descriptions(study, scores))
+    drawn = draw_all(study, scores, table)
+    paths = save_all(drawn, store.root / "figures" / name)
+    svgs = {caption(path.stem): path.read_bytes() for path in paths if path.suffix == ".svg"}
+    pages = {
+        "md": as_markdown(study, parts),
+        "csv": table.to_csv(index=False, lineterminator="\n"),
+        "tex": as_latex(study, parts),
+        "html": html.page(name, [*parts, html.Part("Figures", figures=html.pictures(svgs))], study.spec.question),
+    }
+    for kind, text in pages.items():
+        paths.append(store.root / "tables" / f"{name}.{kind}")
+        write_atomic(paths[-1], text)
+    return pages["md"], paths
+
+
+def sections(study: Study, table: pd.DataFrame, described: pd.DataFrame) -> list[html.Part]:
+    """Return the parts of the report in order: results, settings and costs, words, descriptions."""
+    found = asymmetries(study)
+    notes, _ = footnotes(found, study.spec.reference)
+    numbered = [f"({place}) {line}" for place, line in enumerate(notes, start=1)]
+    results, settings = [], []
+    for task in study.spec.tasks:
+        for title, arms in blocks(study).items():
+            name = f"{task}: {title}" if title else task
+            results.append(html.Table(SCORE_HEAD, score_cells(table, arms, task), name))
+            settings.append(html.Table(SETTING_HEAD, setting_cells(table, arms, task), name))
+    parts = [html.Part("Results", protocol(study), results)]
+    if numbered:
+        parts.append(html.Part("Asymmetries between rows", numbered))
+    if study.result is not None:
+        parts.append(html.Part("What was found", report_words.found(study.result)))
+        parts.append(html.Part("What is undecided", report_words.undecided(study.result) or ["Nothing."]))
+    fixed = report_words.fixed_rate(tuning_frame(study), study.spec.reference)
+    if fixed:
+        parts.append(html.Part("What a fixed learning rate would have shown", fixed))
+    parts.append(html.Part("Settings and costs", _cost_lines(study), settings))
+    parts.append(html.Part("Tuning", report_words.tuning(study)))
+    if len(described):
+        parts.append(_description(described, study.spec.reference))
+    parts.append(html.Part("Threats to validity", threats(study, found)))
+    return parts
+
+
+def protocol(study: Study) -> list[str]:
+    """Return the lines that a reader needs to read the results table: estimand, margin, MDE, p."""
+    spec, result = study.spec, study.result
+    lines = [
+        f"Scores: {spec.metric} in per cent on the test split, scored once a final run; mean over seeds and its t "
+        f"interval at {1 - spec.alpha:.0%}. Rows that share a letter are not separated.",
+        f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
+        f"verdict, corrected over {spec.family} comparisons at {spec.alpha:.0%}; margin of equivalence "
+        f"{render.points(spec.margin)} points, fixed before the first run.",
+    ]
+    if result is None:
+        return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
+    return lines + result.design.sentences() + list(result.notes)
+
+
+def as_markdown(study: Study, parts: list[html.Part]) -> str:
+    """Return the report as Markdown."""
+    blocks = [f"# {study.spec.name}"] + ([study.spec.question] if study.spec.question else [])
+    for part in parts:
+        blocks.append(f"## {part.title}")
+        for table in part.tables:
+            blocks += [f"### {table.title}"] if table.title else []
+            blocks.append(render.markdown(table.head, table.body))
+        if part.lines:
+            blocks.append("\n".join(f"- {line}" for line in part.lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_latex(study: Study, parts: list[html.Part]) -> str:
+    r"""Return the tables as LaTeX: `\input` it in a document that loads booktabs."""
+    notes = [line for part in parts if part.title.startswith("Asymmetries") for line in part.lines]
+    pieces = [
+        f"% {study.spec.name}: needs \\usepackage{{booktabs}}; rebuild with `python -m lorax.tables {study.spec.name}`"
+    ]
+    for part in parts:
+        for place, table in enumerate(part.tables):
+            label = f"{study.spec.name}-{part.title.split()[0].lower()}-{place}".replace("_", "-")
+            below = [*(part.lines if place == 0 else []), *(notes if part.title == "Results" else [])]
+            title = f"{table.title}. {part.title}." if table.title else f"{part.title}."
+            pieces.append(render.latex(table.head, table.body, title, label, below))
+    return "\n".join(pieces)
+
+
+def wandb_payload(store: Store, name: str) -> dict[str, Any]:
+    """Return what a tracker logs for a study: rows of the main table, and its figures.
+
+    Returns:
+        `rows`: one mapping a table row, plain values. `figures`: name -> path of the PNG, those that
+        `write_study` has written.
+    """
+    table = main_table(read_study(frozen(store.root, name), store))
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    folder = store.root / "figures" / name
+    return {"rows": rows, "figures": {path.stem: path for path in sorted(folder.glob("*.png"))}}
+
+
+def _cost_lines(study: Study) -> list[str]:
+    lines = [
+        "lr: selected on validation; an arrow marks a best rate at that end of the grid. trials: tuning runs spent."
+    ]
+    if study.spec.costs is not None:
+        lines.append(
+            f"init s, step ms and peak MB: a solo run of {study.spec.costs.steps} steps with a cold cache, one an arm. "
+            "Trained counts include heads."
+        )
+    return lines
+
+
+def _description(described: pd.DataFrame, reference: str) -> html.Part:
+    body = [
+        [f"{line['task']}: {line['arm']}", f"[{render.points(line['low'], True)}, {render.points(line['high'], True)}]",
+         f"{line['mcnemar']} of {line['pairs']}", f"{line['gained']:.1f}", f"{line['lost']:.1f}"]
+        for line in described.to_dict("records")
+    ]  # fmt: skip
+    head = ("arm", "bootstrap 95 %", "McNemar p < 5 %", "items gained", "items lost")
+    lines = [
+        f"Descriptions only, against {reference}: two-level bootstrap (seeds and items) of the difference; pairs of "
+        "checkpoints that an exact, uncorrected McNemar test tells apart; items only one of the two solves, a seed. "
+        "No verdict rests on them: McNemar compares two checkpoints, not two methods."
+    ]
+    return html.Part("Descriptions by item", lines, [html.Table(head, body)])

@@ -1,0 +1,119 @@
+"""The conclusion in plain language: what was found, what is undecided, what would decide it."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from lorax.studies import render
+from lorax.studies.figures_lr import stretches
+from lorax.studies.protocol_study import Study
+from lorax.studies.tuning import selection
+from lorax.studies.verdicts import would_need
+from lorax.studies.verdicts_result import Comparison, StudyResult
+
+_SAYS = {"better": "scores higher than", "worse": "scores lower than", "equivalent": "is equivalent to"}
+
+
+def found(result: StudyResult) -> list[str]:
+    """Return a sentence for every comparison that reached a verdict, and one on the pairs."""
+    lines = [
+        f"{c.task}: {c.arm} {_SAYS[c.verdict]} {c.reference}: {_effect(c)}."
+        for c in result.comparisons
+        if c.verdict in _SAYS
+    ]
+    if not lines:
+        lines = [f"No difference from {result.reference} was found, and no equivalence shown."]
+    for task in result.tasks:
+        pairs = [pair for pair in result.pairs if pair.task == task]
+        apart = sum(pair.separated for pair in pairs)
+        if pairs:
+            lines.append(f"{task}: {apart} of {len(pairs)} pairs of arms are separated (letters, Holm over all pairs).")
+    return lines
+
+
+def undecided(result: StudyResult) -> list[str]:
+    """Return a sentence for every undecided comparison: its interval, and what would decide it."""
+    lines = []
+    for c in result.comparisons:
+        if c.verdict != "undecided":
+            continue
+        if not math.isfinite(c.se):
+            lines.append(f"{c.task}: {c.arm} against {c.reference} cannot be judged ({c.note or 'one seed'}).")
+            continue
+        lines.append(f"{c.task}: {c.arm} against {c.reference} is undecided: {_effect(c)}. {_needed(result, c)}")
+    return lines
+
+
+def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:
+    """Return what papers that fix one learning rate for all arms would have reported.
+
+    Args:
+        frame: tuning runs, from `figures_study.tuning_frame`.
+        reference: named where it never leads.
+    """
+    parts = stretches(frame)
+    lines = []
+    for task in dict.fromkeys(part.task for part in parts):
+        own = [part for part in parts if part.task == task]
+        winners = list(dict.fromkeys(part.winner for part in own))
+        if len(winners) == 1:
+            lines.append(f"{task}: {winners[0]} leads at every shared learning rate (validation means, no test).")
+            continue
+        spans = "; ".join(
+            f"{part.winner} from {render.rate(part.low)} to {render.rate(part.high)} (up to {render.points(part.gap)} "
+            f"points over {part.runner_up})"
+            for part in own
+        )
+        never = "" if reference in winners else f" {reference} leads nowhere."
+        lines.append(
+            f"{task}: the winner depends on the rate given to all arms: {spans}.{never} Validation means, no test."
+        )
+    return lines
+
+
+def tuning(study: Study) -> list[str]:
+    """Return how firm the selected rates are: edges, and how often resampling selects another."""
+    if study.spec.tuning is None:
+        return ["No tuning: every arm ran at one learning rate. This is not a tuned comparison."]
+    plan = study.spec.tuning
+    lines = [
+        f"Every arm: {plan.points} learning rates and more where any arm's best was at its edge, {plan.per_decade} a "
+        f"decade, {len(plan.seeds)} tuning seeds ({', '.join(map(str, plan.seeds))}), selected on validation "
+        f"{study.spec.metric}, ties by validation loss."
+    ]
+    for (task, arm), choice in study.choices.items():
+        trials = [trial for trial in study.trials if (trial.task, trial.arm) == (task, arm)]
+        if not trials:
+            continue
+        if choice.edge:
+            lines.append(
+                f"{task}: the best rate of {arm}, {render.rate(choice.lr)}, is still at the {choice.edge} end of its "
+                "grid: a better one may lie beyond."
+            )
+        items = trials[0].record.score("validation", "n") or study.spec.validation_items
+        drawn = selection(trials, int(items))
+        if drawn.stability < 0.5:
+            lines.append(
+                f"{task}: resampling selects {render.rate(choice.lr)} for {arm} in only {drawn.stability:.0%} of draws "
+                f"(mean regret {render.points(drawn.regret)} points on validation)."
+            )
+    return lines
+
+
+def _effect(c: Comparison) -> str:
+    ends = f"[{render.points(c.low, True)}, {render.points(c.high, True)}]"
+    return f"{render.points(c.estimate, True)} points, interval {ends} at {100 * c.confidence:.3g} %"
+
+
+def _needed(result: StudyResult, c: Comparison) -> str:
+    need = would_need(result, c)
+    ways = []
+    if need.seeds is not None:
+        ways.append(f"{need.seeds} seeds in all (now {len(c.seeds)})")
+    if need.items is not None:
+        ways.append(f"{need.items:,} test items (now {c.n_items:,})")
+    if not ways:
+        return "Neither 200 seeds nor more items would decide it at the present estimate."
+    return f"If estimate and spread stay, {' or '.join(ways)} would make it {need.verdict}."
