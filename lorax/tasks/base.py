@@ -1,0 +1,145 @@
+"""Example and Task: what every family of tasks hands over, and the rules they share. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorax.records import canonical
+from lorax.tasks import extractors
+
+SPLITS = ("train", "validation", "test", "heldout")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question and its answer."""
+
+    id: str
+    """Digest of the prompt: the same prompt has the same id in every run."""
+    prompt: str
+    answer: str
+    """What is trained on: the whole target text, or the class name."""
+    label: int | None = None
+    """The class, for classification."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """gold: what the answer is scored against, where that is not the whole target text."""
+
+    @property
+    def gold(self) -> str:
+        """What a completion is scored against."""
+        return self.meta.get("gold", self.answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Examples in disjoint splits, how they are asked, how they are scored, and defaults for training."""
+
+    name: str
+    kind: str
+    """generation | classification."""
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    heldout: tuple[Example, ...] = ()
+    """Neither trained on nor scored: calibration data that no run learns from."""
+    shots: tuple[Example, ...] = ()
+    """Worked examples for few-shot prompts; in no other split."""
+    labels: tuple[str, ...] | None = None
+    """Class names, in the order of `Example.label`."""
+    system: str | None = None
+    """The system line of the chat template."""
+    max_new_tokens: int = 32
+    strict: str = "exact"
+    """The extractor behind `score`."""
+    tolerant: str = "text"
+    """The extractor behind `tolerant`: the answer counts however it is wrapped."""
+    metric: str = "exact_match"
+    direction: str = "max"
+    lr: float = 1e-3
+    """Base learning rate: for plain LoRA of rank 8, alpha 16."""
+    head_lr: float | None = None
+    """Learning rate of a fresh classification head, alike for all methods."""
+    steps: int = 100
+    batch_size: int = 8
+    version: int = 1
+    """Raised by a family when the same settings mean other examples or another score."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Facts about the data: duplicates removed, distinct prompts estimated, ..."""
+
+    def score(self, example: Example, completion: str) -> dict[str, int]:
+        """Score one completion.
+
+        Args:
+            example: the question.
+            completion: the decoded answer; the predicted class name for classification.
+
+        Returns:
+            score (0 or 1, the task's metric) and tolerant (0 or 1, format aside).
+        """
+        strict = extractors.get(self.strict).correct(completion, example.gold)
+        loose = extractors.get(self.tolerant).correct(completion, example.gold)
+        return {"score": strict, "tolerant": max(strict, loose)}
+
+    @property
+    def majority(self) -> float | None:
+        """The test score of always giving train's commonest answer; None where answers hardly repeat.
+
+        "Hardly" means more than 50 different answers, or more than a tenth as many as examples, for
+        generation; classes always count.
+        """
+        answers = Counter(example.gold for example in self.train)
+        if not answers or not self.test:
+            return None
+        if self.kind == "generation" and len(answers) > min(50, len(self.train) / 10):
+            return None
+        commonest = min(answers, key=lambda answer: (-answers[answer], answer))
+        return sum(example.gold == commonest for example in self.test) / len(self.test)
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides a score: examples, order, prompts, scoring."""
+        return _digest(self)
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        """Return one split by name."""
+        return getattr(self, split)
+
+
+def _digest(task: Task) -> str:
+    total = hashlib.sha256()
+    asked = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
+    total.update(canonical(asked).encode())
+    for split in (*SPLITS, "shots"):
+        for example in getattr(task, split):
+            total.update(f"{split}\0{example.prompt}\0{example.answer}\0{example.gold}\0".encode())
+    return total.hexdigest()[:32]
+
+
+def prompt_id(prompt: str) -> str:
+    """Return the digest by which a prompt is known; white space and case aside.
+
+    Examples:
+        >>> prompt_id("What is 2 + 2?") == prompt_id(" what is  2 + 2?\\n")
+        True
+    """
+    return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).hexdigest()[:16]
+
+
+def unique(examples: Iterable[Example], seen: set[str] | None = None) -> list[Example]:
+    """Return the examples whose prompt was not seen before, in order; `seen` is added to."""
+    seen = set() if seen is None else seen
+    kept = []
+    for example in examples:
+        if example.id not in seen:
+            seen.add(example.id)
+            kept.append(example)
+    return kept
+
+
+def shuffled(examples: Sequence[Example], salt: str) -> list[Example]:
+    """Return the examples in an order fixed by their prompts and `salt`, not by the order of the file."""
+    return sorted(examples, key=lambda example: hashlib.sha256(f"{salt} {example.id}".encode()).digest())

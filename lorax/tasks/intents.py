@@ -1,0 +1,132 @@
+"""Intent classification: banking77, clinc150 and snips, from the hub or as their authors publish them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorax.errors import UserError
+from lorax.tasks.base import Task
+from lorax.tasks.registry import register
+from lorax.tasks.rows import looks_local, read, read_hub, text
+from lorax.tasks.table import TextClassification, classification
+
+Pairs = dict[str, list[tuple[str, str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intents(TextClassification):
+    """A named dataset: `path` is its hub id, or the folder of the authors' files."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError(f"task={self.name}: give task.path=<folder or hub id>")
+
+    def load(self, data_seed: int) -> Task:
+        """Read the official splits; validation is cut from train where there is none."""
+        folder = Path(str(self.path)).expanduser()
+        if folder.is_dir():
+            pairs = self._local(folder)
+        elif looks_local(str(self.path)):
+            raise UserError(f"task.path={self.path}: no such folder")
+        else:
+            rows = read_hub(str(self.path), self.subset)
+            pairs = {part: [(text(row, self.text), text(row, self.label)) for row in rows[part]] for part in rows}
+        pairs = {part: [pair for pair in found if self._kept(pair[1])] for part, found in pairs.items()}
+        return classification(self, pairs, data_seed)
+
+    def _kept(self, label: str) -> bool:
+        return True
+
+    def _local(self, folder: Path) -> Pairs:
+        raise NotImplementedError
+
+
+@register("banking77")
+@dataclass(frozen=True, kw_only=True)
+class Banking77(Intents):
+    """77 banking intents (Casanueva et al., arXiv:2003.04807): train.csv, test.csv; CC BY 4.0."""
+
+    name: str = "banking77"
+    path: str | None = "mteb/banking77"
+    label: str = "label_text"
+
+    def _local(self, folder: Path) -> Pairs:
+        return {
+            part: [(text(row, "text"), text(row, "category")) for row in read(_file(folder, f"{part}.csv"))]
+            for part in ("train", "test")
+        }
+
+
+@register("clinc150")
+@dataclass(frozen=True, kw_only=True)
+class Clinc150(Intents):
+    """150 intents of a virtual assistant (Larson et al., arXiv:1909.02027): data_full.json; CC BY 3.0."""
+
+    name: str = "clinc150"
+    path: str | None = "clinc/clinc_oos"
+    subset: str | None = "plus"
+    label: str = "intent"
+    oos: bool = False
+    """Keep the out-of-scope queries as a class of their own, 151 in all."""
+
+    def _kept(self, label: str) -> bool:
+        return self.oos or label != "oos"
+
+    def _local(self, folder: Path) -> Pairs:
+        data = _json(_file(folder, "data_full.json"))
+        parts = {"train": "train", "validation": "val", "test": "test"}
+        return {
+            part: [(words.strip(), label) for words, label in data[key] + data[f"oos_{key}"]]
+            for part, key in parts.items()
+        }
+
+
+@register("snips")
+@dataclass(frozen=True, kw_only=True)
+class Snips(Intents):
+    """Seven intents of a voice assistant (Coucke et al., arXiv:1805.10190); CC0.
+
+    The authors' `validate_*` files are the test set that the literature reports on.
+    """
+
+    name: str = "snips"
+    path: str | None = "benayas/snips"
+    label: str = "category"
+
+    def _local(self, folder: Path) -> Pairs:
+        pairs: Pairs = {"train": [], "test": []}
+        for part, pattern in (("train", "train_*_full.json"), ("test", "validate_*.json")):
+            for file in _found(folder, pattern):
+                for intent, queries in _json(file).items():
+                    for query in queries:
+                        words = "".join(piece["text"] for piece in query["data"])
+                        pairs[part].append((" ".join(words.split()), intent))
+        return pairs
+
+
+def _file(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise UserError(f"task.path={folder}: holds no {name}")
+    return folder / name
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    files = sorted({*folder.glob(pattern), *folder.glob(f"*/{pattern}")})
+    if not files:
+        raise UserError(f"task.path={folder}: holds no {pattern}")
+    return files
+
+
+def _json(path: Path) -> Any:
+    raw = path.read_bytes()
+    try:
+        decoded = raw.decode("utf-8")
+    except UnicodeDecodeError:  # some of the snips files are in Latin-1
+        decoded = raw.decode("latin-1")
+    try:
+        return json.loads(decoded)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
