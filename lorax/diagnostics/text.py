@@ -37,13 +37,13 @@ def load_text(path: str | None = None, column: str = COLUMN, characters: int | N
             licence); a .txt, .md or .rst file; a .jsonl, .json, .csv or .parquet file with a column of
             texts; or the id of a hub dataset (its train split; needs `datasets`).
         column: of tables and datasets.
-        characters: stop reading once there are this many; None: read all.
+        characters: stop after the row or topic with which there are this many; None: read all.
 
     Raises:
         UserError: no such file or column, an empty text, or an unreadable one.
     """
     if path is None:
-        return _manual()
+        return _manual(characters)
     file = Path(path)
     if file.suffix in PLAIN and file.is_file():
         try:
@@ -58,12 +58,12 @@ def load_text(path: str | None = None, column: str = COLUMN, characters: int | N
     return _some(_hub(path, column), f"{path}:{column} (hub)", characters)
 
 
-def _manual() -> Text:
+def _manual(characters: int | None) -> Text:
     import platform
     from pydoc_data.topics import topics
 
-    text = "\n\n".join(topics[key] for key in sorted(topics))
-    return Text(text, f"CPython {platform.python_version()} language reference (pydoc_data/topics.py, PSF licence)")
+    source = f"CPython {platform.python_version()} language reference (pydoc_data/topics.py, PSF licence)"
+    return _some((topics[key] for key in sorted(topics)), source, characters)
 
 
 def _some(parts: Iterable[str], source: str, characters: int | None) -> Text:
