@@ -130,6 +130,41 @@ def after(B: Tensor, core: Core) -> Tensor:
     raise TypeError(f"unknown core {type(core).__name__}")
 
 
+def is_diagonal(core: Core) -> bool:
+    """Whether only diagonal cells can differ from zero (the identity counts as no core)."""
+    match core:
+        case Diagonal():
+            return True
+        case Sparse():
+            return core.shape[0] == core.shape[1] and torch.equal(core.rows, core.cols)
+        case Identity() | Dense():
+            return False
+    raise TypeError(f"unknown core {type(core).__name__}")
+
+
+def diagonal(core: Diagonal | Sparse) -> Tensor:
+    """Return the diagonal of a core for which `is_diagonal` holds, (r,)."""
+    if isinstance(core, Diagonal):
+        return core.values
+    return core.values.new_zeros(core.shape[0]).index_put((core.rows,), core.values)
+
+
+def pick(core: Core, full: Tensor) -> Tensor:
+    """Return the core's numbers out of a matrix that is at least as large, or out of its diagonal.
+
+    Applied to the gradient of M as a matrix, it gives the gradient of the numbers.
+    """
+    match core:
+        case Diagonal():
+            r = core.values.shape[0]
+            return (full if full.ndim == 1 else full.diagonal())[:r]
+        case Dense():
+            return full[: core.values.shape[0], : core.values.shape[1]]
+        case Sparse():
+            return full[core.rows] if full.ndim == 1 else full[core.rows, core.cols]
+    raise TypeError(f"unknown core {type(core).__name__}")
+
+
 def describe(core: Core) -> dict[str, Any]:
     """Return the kind and pattern shape as plain data, for a file's header."""
     match core:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from lorax.adapters import lean
 from lorax.adapters.lane import Lane
 from lorax.adapters.pack import Pack
 from lorax.errors import UserError
@@ -60,6 +62,8 @@ class AdaptedLinear(nn.Module):
         """W0 as stored, kept (in main memory) while the weight is folded."""
         self._held: Tensor | None = None
         """The weight as it was before `merge`."""
+        self._plans: dict[Any, lean.Plan] = {}
+        self._casts: dict[str, tuple[Any, Tensor]] = {}
         self.training = base.training
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
                       "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):  # fmt: skip
@@ -67,7 +71,35 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y for x of shape (..., n); rows of dim 0 belong to the active lanes in equal blocks."""
-        return self.forward_readable(x)
+        if self._needs_readable():
+            return self.forward_readable(x)
+        if not self.plan().positions:
+            return self.base(x)
+        return lean.forward(self, x)
+
+    def _needs_readable(self) -> bool:
+        """The fast form is for a frozen base in eager mode; torch.compile does better with plain operations."""
+        trained_base = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        if _readable or trained_base or torch.compiler.is_compiling():
+            return True
+        return not all(lean.applies(lane) for lane in self.lanes.values())
+
+    def plan(self) -> lean.Plan:
+        """Return how the active lanes are grouped; kept until they change."""
+        key = (self.pack.lanes, frozenset(self.pack.off))
+        if key not in self._plans:
+            self._plans[key] = lean.Plan([self.lane(number) for number in self.pack.lanes])
+        return self._plans[key]
+
+    def cast(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        """Return the frozen weight or bias in `dtype`; the cast is kept while the tensor stays the same."""
+        tensor = getattr(self, name)
+        if tensor is None or tensor.dtype == dtype:
+            return tensor
+        key = (tensor.data_ptr(), tensor._version, dtype)
+        if name not in self._casts or self._casts[name][0] != key:
+            self._casts[name] = (key, tensor.detach().to(dtype))
+        return self._casts[name][1]
 
     def forward_readable(self, x: Tensor) -> Tensor:
         """The equation in plain operations, lane after lane."""
@@ -149,6 +181,8 @@ class AdaptedLinear(nn.Module):
 
     def forget(self) -> None:
         """Drop what was derived from weights or lanes that may have gone."""
+        self._plans.clear()
+        self._casts.clear()
 
     def _turn(self, matrix: Tensor) -> Tensor:
         """Go between (m, n) and the way the weight is stored."""
@@ -171,6 +205,7 @@ class AdaptedLinear(nn.Module):
             for name, tensor in lane._buffers.items():
                 owners.setdefault(id(tensor), []).append((lane, name))
         super()._apply(fn, recurse)
+        self.forget()
         for (first, name), *others in owners.values():
             for lane, other in others:
                 lane._buffers[other] = first._buffers[name]

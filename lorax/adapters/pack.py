@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 from lorax.errors import UserError
 
@@ -30,7 +33,14 @@ class Pack:
         """Lanes whose rows get the base model's own output for now."""
         self.generators: dict[int, torch.Generator] = {}
         """Dropout generators by lane; a lane without one draws from torch's global generator."""
+        self.steady_key: object | None = None
+        """Names the current `steady` block; None outside."""
+        self._last: tuple[Any, ...] = ()
         self._seeds: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out weak references, which a copy of the model cannot hold."""
+        return {**self.__dict__, "_last": ()}
 
     @contextmanager
     def active(self, lanes: Sequence[int]) -> Iterator[None]:
@@ -47,6 +57,31 @@ class Pack:
             yield
         finally:
             self.lanes = before
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Promise that no trained tensor changes inside: stacked and cast factors are kept between calls.
+
+        For evaluation, above all for decoding token by token.
+        """
+        before, self.steady_key = self.steady_key, object()
+        try:
+            yield
+        finally:
+            self.steady_key = before
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return x in `dtype`; layers that read the same x one after the other get the same cast."""
+        if x.dtype == dtype:
+            return x
+        key = (x._version, dtype, torch.is_grad_enabled())
+        if self._last and self._last[0]() is x and self._last[1] == key:
+            made = self._last[2]()
+            if made is not None:
+                return made
+        made = x.to(dtype)
+        self._last = (TensorWeakRef(x), key, TensorWeakRef(made))
+        return made
 
     def remove(self, lane: int) -> None:
         """Take a lane out for good; the batch has one block of rows fewer from now on."""

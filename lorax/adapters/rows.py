@@ -1,0 +1,54 @@
+"""Blocks of rows: which of the active lanes a group of lanes takes, and products on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """Some positions among `count` blocks of rows.
+
+    Args:
+        positions: ascending.
+        count: number of blocks.
+    """
+
+    def __init__(self, positions: list[int], count: int):
+        self.positions = positions
+        first, last = positions[0], positions[-1] + 1
+        self.slice = slice(first, last) if last - first == len(positions) else None
+        self.all = len(positions) == count
+
+    def take(self, x3: Tensor) -> Tensor:
+        """Return the blocks, as a view where they are neighbours."""
+        if self.all:
+            return x3
+        return x3[self.slice] if self.slice is not None else x3[self.positions]
+
+    def add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a @ b to the blocks of `out3`, in place."""
+        if self.slice is not None:
+            add_product(self.take(out3), a, b)
+        else:
+            self.accumulate(out3, product(a, b))
+
+    def accumulate(self, out3: Tensor, value: Tensor) -> None:
+        """Add a value to the blocks of `out3`, in place."""
+        if self.slice is not None:
+            self.take(out3).add_(value)
+        else:
+            out3.index_add_(0, torch.tensor(self.positions, device=out3.device), value)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the batch of products a[k] @ b[k]."""
+    return torch.mm(a[0], b[0])[None] if a.shape[0] == 1 else torch.bmm(a, b)
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a[k] @ b[k] to out[k], in place."""
+    if a.shape[0] == 1:
+        out[0].addmm_(a[0], b[0])
+    else:
+        out.baddbmm_(a, b)

@@ -1,0 +1,175 @@
+"""Lanes of small rank: all of them as one padded pair of products.
+
+For lane k, with s_k = eta_k (times the dropout scale) and x_k its rows,
+
+    h_k = s_k * drop(x_k) D_k^T        D: (K, R, n)
+    y_k += h_k C_k^T U_k^T             U: (K, m, R), C: (K, R, R) where a lane has a core
+
+D_k, U_k hold A_k, B_k; for a carried lane [A ; dA] and [dB, B0], the telescoped difference.
+Rows and columns beyond a lane's rank are zero, which is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorax.adapters import core
+from lorax.adapters.lane import Lane
+from lorax.adapters.rows import Rows, product
+
+
+@dataclass
+class Stack:
+    """The stacked factors of one call, in the dtype of its products."""
+
+    D: Tensor
+    U: Tensor
+    C: Tensor | None
+
+
+class Thin:
+    """The small-rank lanes of a layer.
+
+    Args:
+        lanes: (position among the active lanes, adapter).
+        count: number of active lanes.
+    """
+
+    def __init__(self, lanes: list[tuple[int, Lane]], count: int):
+        self.lanes = [lane for _, lane in lanes]
+        self.rows = Rows([position for position, _ in lanes], count)
+        self.leaves = [leaf for lane in self.lanes for leaf in lane.trained().values()]
+        self.cored = any(lane.header["kind"] != "identity" for lane in self.lanes)
+        self.widths = [_width(lane) for lane in self.lanes]
+        self.R = max(max(pair) for pair in self.widths)
+        trained = [lane.trainable for lane in self.lanes]
+        self.trains = {name: any(name in one for one in trained) for name in "ABM"}
+        self.carried_B = any(lane.carries and "B" in lane.trainable for lane in self.lanes)
+        self._kept: tuple[object, Stack] | None = None
+
+    def stack(self, dtype: torch.dtype, steady: object | None) -> Stack:
+        """Return the stacked factors; `steady` names a time in which no trained tensor changes."""
+        key = (steady, dtype)
+        if steady is not None and self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        built = self._build(dtype)
+        self._kept = (key, built) if steady is not None else None
+        return built
+
+    def _build(self, dtype: torch.dtype) -> Stack:
+        first = self.lanes[0]
+        if len(self.lanes) == 1 and not first.carries:
+            D, U = first.current("A").detach().to(dtype)[None], first.current("B").detach().to(dtype)[None]
+        else:
+            A, B = first.start("A"), first.start("B")
+            full = all(d == u == self.R for d, u in self.widths)
+            make = A.new_empty if full else A.new_zeros
+            D = make((len(self.lanes), self.R, A.shape[1]), dtype=dtype)
+            U = make((len(self.lanes), B.shape[0], self.R), dtype=dtype)
+            for k, lane in enumerate(self.lanes):
+                _fill(lane, D[k], U[k])
+        return Stack(D, U, self._cores(D) if self.cored else None)
+
+    def _cores(self, like: Tensor) -> Tensor:
+        C = torch.eye(self.R, dtype=like.dtype, device=like.device).repeat(len(self.lanes), 1, 1)
+        for k, lane in enumerate(self.lanes):
+            if lane.header["kind"] != "identity":
+                matrix = core.dense(lane.core(lane.current("M").detach()), 0, like)
+                C[k] = 0
+                C[k, : matrix.shape[0], : matrix.shape[1]] = matrix
+        return C
+
+    def scales(self, each: list[float], like: Tensor) -> Tensor | float:
+        """Return s_k by lane: one number where all agree, else a (K, 1, 1) tensor."""
+        own = [each[position] for position in self.rows.positions]
+        return own[0] if len(set(own)) == 1 else like.new_tensor(own)[:, None, None]
+
+    def forward(
+        self, x3: Tensor, out3: Tensor, stack: Stack, each: list[float], drop: Tensor | None
+    ) -> list[Tensor | None]:
+        """Add the lanes' outputs to `out3` in place; return what `backward` needs.
+
+        Args:
+            x3: (K_active, T, n).
+            out3: (K_active, T, m).
+            stack: from `stack`.
+            each: s of every active lane.
+            drop: (K, T, n), True where an input entry is dropped; None without dropout.
+        """
+        x = self.rows.take(x3)
+        h = product(x if drop is None else x.masked_fill(drop, 0.0), stack.D.mT)
+        s = self.scales(each, h)
+        h *= s
+        self.rows.add(out3, h if stack.C is None else product(h, stack.C.mT), stack.U.mT)
+        return [x if self.trains["A"] else None, h, stack.D, stack.U, stack.C, drop]
+
+    def backward(
+        self, saved: list[Tensor | None], each: list[float], g3: Tensor, dx3: Tensor | None
+    ) -> list[Tensor | None]:
+        """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
+        x, h, D, U, C, drop = saved
+        g = self.rows.take(g3)
+        gh2 = product(g, U)
+        gU = product(g.mT, h if C is None else product(h, C.mT)) if self.trains["B"] else None
+        gC = product(gh2.mT, h) if self.trains["M"] else None
+        gh = gh2 if C is None else product(gh2, C)
+        gh *= self.scales(each, gh)
+        gD = None
+        if self.trains["A"]:
+            gD = product(gh.mT, x if drop is None else x.masked_fill(drop, 0.0))
+        if dx3 is not None and drop is None:
+            self.rows.add(dx3, gh, D)
+        elif dx3 is not None:
+            self.rows.accumulate(dx3, product(gh, D).masked_fill_(drop, 0.0))
+        return [grad for k, lane in enumerate(self.lanes) for grad in _split(lane, k, gD, gU, gC)]
+
+
+def _width(lane: Lane) -> tuple[int, int]:
+    """Rows of D and columns of U that a lane takes."""
+    if not lane.carries:
+        return lane.start("A").shape[0], lane.start("B").shape[1]
+    r = lane.rank * len(lane.trainable & {"A", "B"})
+    return r, r
+
+
+def _fill(lane: Lane, D: Tensor, U: Tensor) -> None:
+    if not lane.carries:
+        A, B = lane.start("A").detach(), lane.start("B").detach()
+        D[: A.shape[0]].copy_(A)
+        U[:, : B.shape[1]].copy_(B)
+        return
+    r, dA, dB = lane.rank, lane.change("A"), lane.change("B")
+    at = 0
+    if dB is not None:
+        if dA is None:
+            D[:r].copy_(lane.start("A"))
+        else:
+            torch.add(lane.start("A"), dA.detach(), out=D[:r])
+        U[:, :r].copy_(dB.detach())
+        at = r
+    if dA is not None:
+        D[at : at + r].copy_(dA.detach())
+        U[:, at : at + r].copy_(lane.start("B"))
+
+
+def _split(lane: Lane, k: int, gD: Tensor | None, gU: Tensor | None, gC: Tensor | None) -> list[Tensor]:
+    """The gradients of one lane's trained tensors, in the order B, M, A."""
+    grads = []
+    for name in "BMA":
+        if name not in lane.trainable:
+            continue
+        leaf = lane.start(name)
+        if name == "B":
+            grads.append(gU[k, :, : leaf.shape[1]])
+        elif name == "M":
+            grads.append(core.pick(lane.core(lane.start(name)), gC[k]))
+        else:
+            r = leaf.shape[0]
+            grad = gD[k, :r].to(leaf.dtype)
+            if lane.carries and "B" in lane.trainable:
+                grad = grad + gD[k, r : 2 * r].to(leaf.dtype)
+            grads.append(grad)
+    return grads

@@ -1,0 +1,90 @@
+"""Lanes that share frozen factors (singular vectors): the outer products are done once for all.
+
+h = drop(x) A^T        one product for all lanes of the group, A: (k, n)
+y += h_k (eta_k M_k)^T B^T
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorax.adapters import core
+from lorax.adapters.lane import Lane
+from lorax.adapters.rows import Rows
+
+
+class Wide:
+    """Lanes of a layer whose B and A are the same frozen tensors.
+
+    Args:
+        lanes: (position among the active lanes, adapter).
+        count: number of active lanes.
+    """
+
+    def __init__(self, lanes: list[tuple[int, Lane]], count: int):
+        self.lanes = [lane for _, lane in lanes]
+        self.rows = Rows([position for position, _ in lanes], count)
+        self.leaves = [leaf for lane in self.lanes for leaf in lane.trained().values()]
+        self.diagonal = all(core.is_diagonal(lane.core(lane.current("M"))) for lane in self.lanes)
+        self._cast: dict[str, tuple[object, Tensor]] = {}
+
+    def outer(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return B or A in the dtype of the products; the cast is kept."""
+        tensor = self.lanes[0].start(name)
+        if tensor.dtype == dtype:
+            return tensor
+        key = (tensor.data_ptr(), tensor._version, dtype)
+        if self._cast.get(name, (None,))[0] != key:
+            self._cast[name] = (key, tensor.to(dtype))
+        return self._cast[name][1]
+
+    def cores(self, dtype: torch.dtype, each: list[float]) -> Tensor:
+        """Return s_k M_k, stacked: (K, 1, k) if all are diagonal, else (K, r_out, r_in)."""
+        stacked = []
+        for lane, s in zip(self.lanes, self._own(each), strict=True):
+            M = lane.core(lane.current("M").detach())
+            like = lane.start("A")
+            stacked.append(s * (core.diagonal(M)[None] if self.diagonal else core.dense(M, 0, like)))
+        return torch.stack(stacked).to(dtype)
+
+    def _own(self, each: list[float]) -> list[float]:
+        return [each[position] for position in self.rows.positions]
+
+    def forward(self, x3: Tensor, out3: Tensor, each: list[float], drop: Tensor | None) -> list[Tensor | None]:
+        """Add the lanes' outputs to `out3` in place; return what `backward` needs; see `Thin.forward`."""
+        A, B = self.outer("A", x3.dtype), self.outer("B", x3.dtype)
+        x = self.rows.take(x3)
+        h = (x if drop is None else x.masked_fill(drop, 0.0)) @ A.mT
+        C = self.cores(x3.dtype, each)
+        self._add(out3, h * C if self.diagonal else h @ C.mT, B.mT)
+        return [h, C, A, B, drop]
+
+    def backward(self, saved: list[Tensor | None], each: list[float], g3: Tensor, dx3: Tensor | None) -> list[Tensor]:
+        """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
+        h, C, A, B, drop = saved
+        gh2 = self.rows.take(g3) @ B
+        grads = self._grads(gh2, h, self._own(each)) if self.leaves else []
+        if dx3 is not None:
+            gh = gh2.mul_(C) if self.diagonal else gh2 @ C
+            if drop is None:
+                self._add(dx3, gh, A)
+            else:
+                self.rows.accumulate(dx3, (gh @ A).masked_fill_(drop, 0.0))
+        return grads
+
+    def _grads(self, gh2: Tensor, h: Tensor, own: list[float]) -> list[Tensor]:
+        """The gradients of the trained cores: all of M from one product, then the cells that train."""
+        full = (gh2 * h).sum(1) if self.diagonal else gh2.mT @ h
+        return [
+            core.pick(lane.core(lane.start("M")), full[k].to(lane.start("M").dtype) * own[k])
+            for k, lane in enumerate(self.lanes)
+            if "M" in lane.trainable
+        ]
+
+    def _add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a @ b, one matrix b for all lanes, in place."""
+        if self.rows.slice is not None:
+            self.rows.take(out3).flatten(0, 1).addmm_(a.flatten(0, 1), b)
+        else:
+            self.rows.accumulate(out3, a @ b)
