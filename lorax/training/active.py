@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
@@ -27,6 +27,14 @@ def active(adapters: Sequence[Adapters], heads: Sequence[Head | None] = ()) -> I
         if pack is not None:
             stack.enter_context(pack.active([lane.number for lane in adapters]))
         stack.enter_context(heads_active([head for head in heads if head is not None]))
+        yield
+
+
+@contextmanager
+def steady(adapters: Sequence[Adapters]) -> Iterator[None]:
+    """Promise that nothing trains inside, so that what layers derive from their tensors may be kept."""
+    pack = getattr(adapters[0], "pack", None) if adapters else None
+    with nullcontext() if pack is None else pack.steady():
         yield
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorax.training.active import active, one_base
+from lorax.training.active import active, one_base, steady
 from lorax.training.decode import Decoded, decode, row_means
 from lorax.training.encode import Encoded, collate, encode
 from lorax.training.forward import Readout, autocast, device_of, run_batch
@@ -65,7 +65,7 @@ def evaluate(
     def only(chosen: Sequence[int]) -> AbstractContextManager[None]:
         return active([adapters[k] for k in chosen] if adapters else [], [heads[k] for k in chosen] if heads else [])
 
-    with _frozen(loaded, adapters), torch.inference_mode(), Readout(loaded) as readout:
+    with _frozen(loaded, adapters), torch.inference_mode(), steady(adapters), Readout(loaded) as readout:
         for indices in batches(rows, count, task.max_new_tokens or 0, batch_size, device):
             items = [rows[index] for index in indices]
             with autocast(device, autocast_dtype):

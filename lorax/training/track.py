@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import http.client
 import json
 import logging
 import math
 import os
-import socket
 import threading
+import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,9 +70,8 @@ class Tracker:
         """Add one step: a mapping with `step` and numbers."""
         values = plain(row)
         self._metrics.write(json.dumps(values) + "\n")
-        if self.run is not None:
-            shown = {f"train/{key}": value for key, value in values.items() if key != "step" and value is not None}
-            self.run.log(shown, step=int(row["step"]))
+        shown = {f"train/{key}": value for key, value in values.items() if key != "step" and value is not None}
+        self._tell(lambda run: run.log(shown, step=int(row["step"])))
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write rows as `<name>.csv` and as a W&B table; columns are those of the first row."""
@@ -80,19 +80,16 @@ class Tracker:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        if self.run is not None and rows:
-            import wandb
-
-            data = [[row.get(column) for column in columns] for row in rows]
-            self.run.log({name: wandb.Table(columns=columns, data=data)})
+        if rows:
+            data = [[plain(row.get(column)) for column in columns] for row in rows]
+            self._tell(lambda run: run.log({name: _wandb().Table(columns=columns, data=data)}))
         return path
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set final values: scores, costs."""
         self._summary |= plain(values)
         write_atomic(self.folder / "summary.json", json.dumps(self._summary, indent=1) + "\n")
-        if self.run is not None:
-            self.run.summary.update(self._summary)
+        self._tell(lambda run: run.summary.update(self._summary))
 
     def finish(self, status: str = "finished") -> None:
         """Close the log; may be called twice."""
@@ -100,8 +97,18 @@ class Tracker:
             return
         self.summary({"status": status})
         self._metrics.close()
-        if self.run is not None:
-            self.run.finish(exit_code=1 if status == "failed" else 0)
+        self._tell(lambda run: run.finish(exit_code=1 if status == "failed" else 0))
+        self.run = None
+
+    def _tell(self, what: Callable[[Any], Any]) -> None:
+        """Do something with the W&B run, if there is one; after trouble go on without it."""
+        if self.run is None:
+            return
+        try:
+            what(self.run)
+        except Exception as error:  # whatever W&B raises must not stop a run
+            self.run = None
+            _warn(f"W&B: {error}; logging on in plain files only")
 
     def __enter__(self) -> Tracker:
         return self
@@ -129,29 +136,27 @@ def effective_mode(mode: str, environment: Mapping[str, str]) -> str:
     return mode if mode == "none" or asked not in MODES else asked
 
 
-def reachable(url: str, seconds: float = 2.0) -> bool:
-    """Say whether a host (or the proxy before it) takes connections, within `seconds` at the most.
+def reachable(url: str, seconds: float = 3.0) -> bool:
+    """Say whether a host answers a request (through the proxy, if one is set) within `seconds`.
 
-    In a thread of its own, because looking a name up has no time limit.
+    An open port is not enough: a filtering network may accept a connection and never answer. In a
+    thread of its own, because looking a name up has no time limit.
     """
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy)
-    found: list[bool] = []
+    answered: list[bool] = []
 
-    def connect() -> None:
+    def ask() -> None:
         try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname, port), timeout=seconds).close()
-            found.append(True)
-        except OSError:
+            urllib.request.urlopen(url, timeout=seconds).close()
+            answered.append(True)
+        except urllib.error.HTTPError:
+            answered.append(True)  # an error page is an answer
+        except (OSError, ValueError, http.client.HTTPException):
             pass
 
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return bool(found)
+    return bool(answered)
 
 
 def plain(value: Any) -> Any:
@@ -173,7 +178,7 @@ def plain(value: Any) -> Any:
 def _open(mode: str, folder: Path, facts: dict[str, Any]) -> tuple[str, Any]:
     """Start a W&B run; online falls back to offline, and offline to the plain files, with one warning."""
     try:
-        import wandb
+        wandb = _wandb()
     except ImportError:
         _warn("W&B is not installed: curves are in plain files only")
         return "none", None
@@ -189,6 +194,12 @@ def _open(mode: str, folder: Path, facts: dict[str, Any]) -> tuple[str, Any]:
             after = "offline" if attempt == "online" else "in plain files only"
             _warn(f"W&B {attempt}: {line}; logging {after}")
     return "none", None
+
+
+def _wandb() -> Any:
+    import wandb
+
+    return wandb
 
 
 def _init(wandb: Any, mode: str, folder: Path, facts: dict[str, Any]) -> Any:

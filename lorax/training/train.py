@@ -74,7 +74,7 @@ class Lane:
     plan: TrainPlan | None = None
     """The lane's own plan; None: the one given to `train`. Batch shape and autocast are shared."""
     on_step: Callable[[dict[str, float]], None] | None = None
-    """Called with step, loss, lr and grad_norm after each step."""
+    """Called with step, loss, lr and grad_norm after each step; a resumed run repeats its earlier rows."""
     checkpoint: Path | None = None
     """The lane's checkpoint file."""
     name: str = ""
@@ -134,7 +134,7 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
                     losses = _gradients(loaded, readout, going)
                 norms = [run.gradient_norm() for run in going]
                 # The one wait for the device in a step.
-                numbers = torch.stack([losses, torch.stack(norms)]).tolist()
+                numbers = torch.stack([losses, torch.stack(norms).to(losses.dtype)]).tolist()
                 for run, loss, norm in zip(going, *numbers, strict=True):
                     run.step_with(loss, norm)
                 elapsed = time.perf_counter() - start
@@ -154,7 +154,7 @@ def _gradients(loaded: Loaded, readout: Readout, going: list[_Run]) -> Tensor:
     parts = [run.micro_batches() for run in going]
     labels = [sum(len(row.labels) for part in lane for row in part) for lane in parts]
     scale = going[0].loss_scale
-    losses = torch.zeros(len(going), device=device)
+    losses: Any = 0
     for rows in zip(*parts, strict=True):
         batch = collate([row for part in rows for row in part], loaded).to(device)
         with autocast(device, plan.autocast):
@@ -162,7 +162,7 @@ def _gradients(loaded: Loaded, readout: Readout, going: list[_Run]) -> Tensor:
         blocks = token.split([sum(len(row.labels) for row in part) for part in rows])
         shares = torch.stack([block.sum() / count for block, count in zip(blocks, labels, strict=True)])
         (shares.sum() * scale).backward()
-        losses += shares.detach()
+        losses = losses + shares.detach()
     return losses
 
 
@@ -172,6 +172,8 @@ class _Run:
     def __init__(self, lane: Lane, plan: TrainPlan, device: torch.device):
         self.lane, self.plan, self.device = lane, plan, device
         self.head = list(lane.head.parameters()) if lane.head is not None else []
+        for value in self.head:
+            value.requires_grad_(True)  # installing adapters froze everything that was there
         own = {id(value) for value in self.head}
         self.parameters = [value for value in lane.adapters.parameters() if id(value) not in own]
         self.generator = torch.Generator().manual_seed(lane.seed)
@@ -199,13 +201,13 @@ class _Run:
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def gradient_norm(self) -> Tensor:
-        """The norm of the lane's whole gradient, fp32, on the device."""
+        """The norm of the lane's whole gradient, on the device."""
         gradients = [value.grad for value in self.parameters + self.head if value.grad is not None]
         if self.loss_scale != 1:
             torch._foreach_mul_(gradients, 1 / self.loss_scale)
         if not gradients:
             return torch.zeros((), device=self.device)
-        return nn.utils.get_total_norm(gradients).float()
+        return nn.utils.get_total_norm(gradients)
 
     def step_with(self, loss: float, norm: float) -> None:
         """Clip and update, or retire the lane."""
@@ -280,6 +282,9 @@ class _Run:
         state = load_checkpoint(self.lane.checkpoint, self._fingerprint())
         if state is None:
             return
+        if self.lane.on_step is not None:
+            for row in state["curve"]:
+                self.lane.on_step(row)
         self.lane.adapters.load_state_dict(state["adapters"])
         if self.lane.head is not None:
             self.lane.head.load_state_dict(state["head"])
