@@ -58,15 +58,17 @@ def fitting_lanes(config: RunConfig, free_bytes: int | None = None) -> int:
         config: any job of the pack.
         free_bytes: for tests; else what the device or the machine has free.
     """
-    from lorax.models.registry import shape
+    from lorax.models.registry import skeleton
     from lorax.running.preflight import load_task
 
     free = free_bytes if free_bytes is not None else _free_bytes(config.device)
     task = load_task(config)
-    size: dict[str, Any] = shape(config.model)
+    labels = task.labels if task.kind == "classification" else None
+    size = skeleton(config.model, labels=labels).model.config
+    hidden, layers = size.hidden_size, size.num_hidden_layers
     tokens = (config.batch_size or task.batch_size) / config.train["accumulation"] * _tokens(task)
-    per_token = size["layers"] * (14 * size["hidden"] + 6 * size["intermediate"]) * 4
-    adapter = 16 * 14 * config.rank * size["hidden"] * size["layers"]
+    per_token = layers * (14 * hidden + 6 * getattr(size, "intermediate_size", 4 * hidden)) * 4
+    adapter = 16 * 14 * config.rank * hidden * layers
     return max(1, min(MOST_LANES, int(free / 2 // (tokens * per_token + adapter))))
 
 

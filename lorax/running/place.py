@@ -74,5 +74,12 @@ def resolve_dtype(dtype: str, device: str) -> str:
     where = resolve_device(device)
     if where.startswith("cuda"):
         return "bf16-autocast" if torch.cuda.is_bf16_supported() else "float32"
-    fast = where == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16-autocast" if fast else "float32"
+    return "bf16-autocast" if where == "cpu" and _multiplies_bf16() else "float32"
+
+
+def _multiplies_bf16() -> bool:
+    """Tell whether this CPU has bf16 products of its own; emulated ones are slower than float32."""
+    import torch
+
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(ask() for ask in asked if ask is not None)

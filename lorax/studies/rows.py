@@ -101,10 +101,18 @@ def consumed(record: RunRecord) -> dict[str, Any]:
             continue
         if parts[0] == "model" and parts[-1] not in ("model", "name"):
             continue
-        if key in ("init.name", "init") or value is None:
+        if key in ("init.name", "init") or value is None or _derived(record, short):
             continue
         flat["model" if parts[0] == "model" else short] = value
     return flat
+
+
+def _derived(record: RunRecord, key: str) -> bool:
+    """Return whether a field follows from others: eta always, alpha and its kind where nobody set them."""
+    return key == "eta" or (key in _DEFAULTS and key in record.config and record.config[key] is None)
+
+
+_DEFAULTS = ("alpha", "scaling", "zeta", "zeta_rule", "gamma")
 
 
 def is_stamp(key: str) -> bool:
