@@ -66,7 +66,7 @@ def calibrate(quick: bool = False, results_dir: str | Path = "results", seed: in
         "bootstraps": boots,
         "rules": rules(40 * fewer, seed),
         "promises": _promises(quick, tables if quick else tables // 2, seed),
-        "collapse": [_plain(measure(one, fewer, seed)[0]) for one in scenarios.collapsing()],
+        "stress": [_plain(measure(one, 2 * fewer, seed)[0]) for one in scenarios.stressed()],
         "swaps": _swaps(Path(results_dir)),
     }
 

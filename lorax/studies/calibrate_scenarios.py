@@ -44,9 +44,14 @@ def bootstrapped() -> list[Scenario]:
     ]
 
 
-def collapsing() -> list[Scenario]:
-    """Beyond any small sample: every run of the other arms collapses once in twenty."""
-    return [Scenario("one run in twenty collapses", seed_sd=0.01, collapse=0.05)]
+def stressed() -> list[Scenario]:
+    """Seeds far from normal: two humps in every arm, rare collapses in all but the reference."""
+    humps = {"seed_sd": 0.01, "interaction": 0.0, "humps": 1.5}
+    return [
+        Scenario("every second run learns less", **humps),
+        Scenario("every second run learns less, 3 seeds", seeds=3, **humps),
+        Scenario("one run in twenty collapses", seed_sd=0.01, collapse=0.05),
+    ]
 
 
 def _decided() -> list[Scenario]:

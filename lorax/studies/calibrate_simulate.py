@@ -45,6 +45,8 @@ class Scenario:
     curve: float = 0.0
     """Ability lost per squared grid step away from the best learning rate; 0: all rates alike."""
     validation: int = 300
+    humps: float = 0.0
+    """Ability (logits) that every second run of every arm lacks: runs that catch on and runs that do not."""
     collapse: float = 0.0
     """Chance that a run of any arm but the reference collapses to a score near 0."""
 
@@ -89,6 +91,8 @@ class Simulator:
         row = np.arange(arms)
         level = self.level[row, chosen] + 0.0
         u = self._seed_effects((tables, arms, s.seeds))
+        if s.humps:
+            u = u - s.humps * (g.random(u.shape) < 0.5)
         if s.collapse:
             lost = g.random(u.shape) < s.collapse
             lost[:, 0] = False

@@ -46,7 +46,10 @@ def matrix(finals: Sequence[Final]) -> tuple[np.ndarray, int]:
 
 
 def swap(study: str, finals: Sequence[Final], margin: float, tables: int = 4000, seed: int = 0) -> Swapped:
-    """Permute the arms' labels within every seed: no arm differs from another, whatever the scores.
+    """Permute the arms' labels within every seed, so that no arm differs from another.
+
+    Each arm's mean is taken out first: what is left is the noise that seeds really make. (With the
+    means left in, arms that do differ give data of several humps, which no arm's seeds are.)
 
     Args:
         study: name, for the report.
@@ -57,10 +60,10 @@ def swap(study: str, finals: Sequence[Final], margin: float, tables: int = 4000,
     """
     scores, n_items = matrix(finals)
     tasks, arms, seeds = scores.shape
+    noise = scores - scores.mean(axis=-1, keepdims=True)
     order = np.random.default_rng(seed).random((tables, 1, arms, seeds)).argsort(axis=2)
-    mixed = np.take_along_axis(
-        np.broadcast_to(scores, (tables, *scores.shape)), np.broadcast_to(order, (tables, *scores.shape)), axis=2
-    )
+    shape = (tables, *scores.shape)
+    mixed = np.take_along_axis(np.broadcast_to(noise, shape), np.broadcast_to(order, shape), axis=2)
     d = (mixed[:, :, 1:] - mixed[:, :, :1]).reshape(tables, tasks * (arms - 1), seeds)
     code = decide(stats.paired_t(d, 1 / n_items), margin).code
     wrong = (code == VERDICTS.index("better")) | (code == VERDICTS.index("worse"))

@@ -183,6 +183,8 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
     for task in spec.tasks:
         for arm in spec.arms:
             one = seconds if isinstance(seconds, int | float) else seconds.get(f"{task}/{arm.label}")
+            if one is None and not arm.trained:
+                continue  # a frozen base is only scored
             if one is None:
                 return None
             total += one * (tuning + len(spec.seeds) if arm.trained else 1)

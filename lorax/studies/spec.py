@@ -153,5 +153,7 @@ def _check_tuning(spec: StudySpec, tuning: Tuning, where: str) -> None:
     if shared:
         raise UserError(f"{where}.seeds: {shared[0]} is a final seed too; tuning and final seeds must differ")
     steps = spec.fixed.get("steps")
-    if spec.costs and steps == spec.costs.steps:
-        raise UserError(f"{where}: costs.steps={steps} is the number of training steps; choose another")
+    if tuning.halving and (steps is None or tuning.halving.steps >= steps):
+        raise UserError(f"{where}.halving.steps={tuning.halving.steps}: must be below fixed.steps={steps}")
+    if spec.costs and spec.costs.seed in (*tuning.seeds, *spec.seeds):
+        raise UserError(f"{where}: costs.seed={spec.costs.seed} is a tuning or final seed; choose another")

@@ -45,7 +45,7 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
     trials = list(trials)
     rates, scores, losses = table(trials)
     generator = np.random.default_rng(seed)
-    finite = np.where(np.isfinite(scores), scores, -1.0)
+    finite = np.where(np.isfinite(scores), scores, 0.0)  # a diverged run: nothing learnt
     picked = generator.integers(scores.shape[1], size=(draws, scores.shape[1]))
     means = finite[:, picked].mean(axis=2)
     rate01 = np.clip(finite, 0, 1)

@@ -3,16 +3,17 @@
 One procedure gives interval and verdict. K comparisons (arms x tasks) are judged at level alpha:
 
     equivalent   the interval at 1 - alpha / K lies inside (-margin, margin), even if it excludes 0
-    better/worse the interval at 1 - c_j excludes 0, c_j = alpha (1 - j / 2K) / (K - j)
+    better/worse it excludes 0, or the one at 1 - c_j does, c_j = alpha (1 - j / 2K) / (K - j)
     undecided    neither
 
-where j counts the differences found at smaller p (Holm, stepping down). Why c_j and not Holm's
-alpha / (K - j): a comparison found different may still be called equivalent by mistake, so its
-share of alpha is not free. Of K comparisons let K0 have no difference and K1 differ by the margin
-or more. A false "equivalent" needs one tail of a comparison at alpha / K: at most K1 alpha / 2K in
-all. Until the first false "better/worse" at most K - K0 differences were found, so its level is at
-most c_(K-K0), in all K0 c_(K-K0) = alpha (1 - (K - K0) / 2K). As K1 <= K - K0, the sum is at most
-alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values gives 7 % in such a family at alpha 5 %.)
+where j counts the differences found at smaller p (Holm, stepping down; c_0 = alpha / K). Why c_j and
+not Holm's alpha / (K - j): a comparison found different may still be called equivalent by mistake,
+so its share of alpha is not free. Of K comparisons let K0 have no difference and K1 differ by the
+margin or more. A false "equivalent" needs one tail of a comparison at alpha / K: at most
+K1 alpha / 2K in all. Until the first false "better/worse" at most K - K0 differences were found, so
+its level is at most c_(K-K0), in all K0 c_(K-K0) = alpha (1 - (K - K0) / 2K). As K1 <= K - K0, the
+sum is at most alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values gives
+7 % in such a family, see the calibration.)
 """
 
 from __future__ import annotations
@@ -56,15 +57,18 @@ def decide(effect: stats.Effect, margin: float, alpha: float = 0.05, family: int
     simultaneous = np.full_like(p, 1 - alpha / k)
     low, high = stats.interval(effect, simultaneous)
     inside = (low > -margin) & (high < margin)
-    stepped_low, stepped_high = stats.interval(effect, 1 - level)
-    # At its own later level an interval may fall inside the margin, where "equivalent" is not licensed.
-    found = (adjusted <= alpha) & ~inside & ~((stepped_low > -margin) & (stepped_high < margin))
+    apart = ((low > 0) | (high < 0)) & ~inside
+    # What only a later step finds is shown at that step's level. Where that narrower interval falls
+    # inside the margin, "equivalent" is not licensed and "better" would mislead: undecided.
+    step_low, step_high = stats.interval(effect, 1 - level)
+    later = (adjusted <= alpha) & ~inside & ~apart & ~((step_low > -margin) & (step_high < margin))
+    found = apart | later
     code = np.where(inside, 3, np.where(found, np.where(effect.estimate > 0, 1, 2), 0))
     return Verdicts(
         code=code,
-        low=np.where(found, stepped_low, low),
-        high=np.where(found, stepped_high, high),
-        confidence=np.where(found, 1 - level, simultaneous),
+        low=np.where(later, step_low, low),
+        high=np.where(later, step_high, high),
+        confidence=np.where(later, 1 - level, simultaneous),
         p=p,
         p_adjusted=adjusted,
         p_equivalence=p_margin,
