@@ -7,6 +7,7 @@ exactly 256 / (256 - q).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorax.errors import UserError
@@ -32,7 +33,7 @@ def scale(q: int) -> float:
     return 256.0 / (256 - q)
 
 
-def dropped(shape: tuple[int, ...], q: int, seed: int, device: torch.device) -> Tensor:
+def dropped(shape: tuple[int, ...], q: int, seed: int, device: torch.device, width: int | None = None) -> Tensor:
     """Return a boolean mask, True where an entry is dropped (probability q / 256).
 
     Args:
@@ -40,7 +41,11 @@ def dropped(shape: tuple[int, ...], q: int, seed: int, device: torch.device) -> 
         q: from `quantise`.
         seed: the mask depends on seed, shape, q and the kind of device only.
         device: where to draw.
+        width: draw as if dim 1 had this size; entries beyond it (padding of other lanes) are kept.
     """
+    if width is not None and width < shape[1]:
+        own = dropped((shape[0], width, *shape[2:]), q, seed, device)
+        return F.pad(own, [0, 0] * (len(shape) - 2) + [0, shape[1] - width])
     count = 1
     for size in shape:
         count *= size

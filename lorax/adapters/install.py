@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters.dropout import quantise
 from lorax.adapters.factors import Factors
 from lorax.adapters.handle import Adapters
 from lorax.adapters.integration import patch_checkpoints
@@ -80,6 +81,8 @@ def _check(
         raise UserError("no layer to adapt: the factors are empty")
     if len(drops) != len(sets) or len(infos) != len(sets):
         raise UserError(f"{len(sets)} lanes, but {len(drops)} dropout values and {len(infos)} infos")
+    for p in drops:
+        quantise(p)
     modules = dict(model.named_modules())
     if any(isinstance(module, AdaptedLinear) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")

@@ -115,17 +115,18 @@ class Lane(nn.Module):
             products.append((self.start("B"), self.core(self.start("M")), dA))
         return products
 
-    def output(self, x: Tensor, dtype: torch.dtype, seed: int | None = None) -> Tensor:
+    def output(self, x: Tensor, dtype: torch.dtype, seed: int | None = None, width: int | None = None) -> Tensor:
         """Return the adapter's output for x of shape (..., n), in `dtype`: the readable form.
 
         Args:
             x: input.
             dtype: of the products; differences are formed before the cast.
             seed: draws the dropout mask; None means no dropout.
+            width: tokens that the mask is drawn for, if the rows are padded beyond their own.
         """
         x = x.to(dtype)
         if seed is not None and self.q:
-            x = x.masked_fill(dropped(tuple(x.shape), self.q, seed, x.device), 0.0) * scale(self.q)
+            x = x.masked_fill(dropped(tuple(x.shape), self.q, seed, x.device, width), 0.0) * scale(self.q)
         total = None
         for B, M, A in self.terms():
             y = core.apply(M, x @ A.to(dtype).mT) @ B.to(dtype).mT

@@ -108,7 +108,8 @@ class AdaptedLinear(nn.Module):
         for number, rows, out in zip(self.pack.lanes, self.split(x), self.split(y), strict=True):
             lane = self.lane(number)
             if lane is not None:
-                out = out + lane.output(rows, y.dtype, self.mask_seed(number, lane))
+                width = self.pack.width(number, tuple(rows.shape))
+                out = out + lane.output(rows, y.dtype, self.mask_seed(number, lane), width)
             blocks.append(out)
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 

@@ -45,11 +45,12 @@ class Plan:
         self.leaves = [*(self.thin.leaves if self.thin else ()), *(leaf for w in self.wide for leaf in w.leaves)]
         self.positions = dict(present)
 
-    def drops(self, x3: Tensor, seeds: dict[int, int]) -> dict[int, Tensor]:
+    def drops(self, x: Tensor, seeds: dict[int, tuple[int, int | None]]) -> dict[int, Tensor]:
         """Draw the mask of every lane that drops, by position, each from its own seed at its own shape."""
+        shape = (x.shape[0] // self.count, *x.shape[1:])
         return {
-            position: dropped(tuple(x3.shape[1:]), self.positions[position].q, seed, x3.device)
-            for position, seed in seeds.items()
+            position: dropped(shape, self.positions[position].q, seed, x.device, width).view(-1, x.shape[-1])
+            for position, (seed, width) in seeds.items()
         }
 
 
@@ -84,7 +85,7 @@ class Lean(torch.autograd.Function):
         plan = call.plan
         x3 = x.reshape(plan.count, -1, x.shape[-1])
         out3 = out.view(plan.count, -1, out.shape[-1])
-        drops = plan.drops(x3, call.seeds) if call.seeds else {}
+        drops = plan.drops(x, call.seeds) if call.seeds else {}
         saved: list[Tensor | None] = [weight]
         if plan.thin is not None:
             stack = plan.thin.stack(x.dtype, call.steady)
@@ -119,7 +120,7 @@ class Lean(torch.autograd.Function):
 class Call:
     """What one forward of a layer needs besides tensors."""
 
-    def __init__(self, plan: Plan, transposed: bool, seeds: dict[int, int], steady: object | None):
+    def __init__(self, plan: Plan, transposed: bool, seeds: dict[int, tuple[int, int | None]], steady: object | None):
         self.plan = plan
         self.scales = [
             0.0 if lane is None else lane.eta * (scale(lane.q) if position in seeds else 1.0)
@@ -153,6 +154,8 @@ def forward(layer: AdaptedLinear, x: Tensor) -> Tensor:
     seeds = {}
     for position, lane in plan.positions.items():
         if lane.q and lane.training:
-            seeds[position] = layer.pack.seed(layer.pack.lanes[position])
+            number = layer.pack.lanes[position]
+            shape = (x.shape[0] // plan.count, *x.shape[1:])
+            seeds[position] = (layer.pack.seed(number), layer.pack.width(number, shape))
     call = Call(plan, layer.transposed, seeds, layer.pack.steady_key)
     return Lean.apply(x, layer.cast("weight", dtype), layer.cast("bias", dtype), call, *plan.leaves)

@@ -33,6 +33,9 @@ class Pack:
         """Lanes whose rows get the base model's own output for now."""
         self.generators: dict[int, torch.Generator] = {}
         """Dropout generators by lane; a lane without one draws from torch's global generator."""
+        self.widths: dict[int, dict[int, int]] = {}
+        """{lane: {padded tokens: tokens}} of the batch at hand, for lanes whose rows are shorter than the
+        batch they share: their dropout masks are drawn at the width they have when alone."""
         self.steady_key: object | None = None
         """Names the current `steady` block; None outside."""
         self._last: tuple[Any, ...] = ()
@@ -82,6 +85,10 @@ class Pack:
         made = x.to(dtype)
         self._last = (TensorWeakRef(x), key, TensorWeakRef(made))
         return made
+
+    def width(self, lane: int, shape: tuple[int, ...]) -> int | None:
+        """Return a lane's own number of tokens for an input of shape (rows, tokens, n), if it differs."""
+        return self.widths.get(lane, {}).get(shape[1]) if len(shape) > 2 else None
 
     def remove(self, lane: int) -> None:
         """Take a lane out for good; the batch has one block of rows fewer from now on."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorax.adapters import core
 from lorax.adapters.factors import Factors
 from lorax.adapters.lane import Lane
+from lorax.adapters.layer import AdaptedLinear, effective, is_linear
 from lorax.errors import UserError, near
 from lorax.records.store import write_atomic
 
@@ -163,6 +164,8 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
     header = read_header(path)
     state = read_tensors(path, header)
     modules, differing = dict(model.named_modules()), []
+    if any(isinstance(module, AdaptedLinear) for module in modules.values()):
+        raise UserError("this model has adapters already; detach() them first")
     for name, layer in header["layers"].items():
         if name not in modules:
             raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
@@ -174,7 +177,7 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
         warnings.warn(differing[0] + _more(differing), stacklevel=2)
     if header["kind"] != "adapter":
         return arms.restore(model, header, state)
-    _restore_heads(model, {name: state.pop(name) for name in header["heads"]}, str(path))
+    heads = _heads(model, {name: state.pop(name) for name in header["heads"]}, str(path))
     factors, trained = {}, {}
     for name, layer in header["layers"].items():
         prefix = f"{name}.lanes.0."
@@ -183,9 +186,8 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
         trained |= {f"{name}.{key}": value for key, value in own.items()}
     adapters = install(model, factors, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
     adapters.load_state_dict(trained)
-    named = dict(model.named_parameters())
-    for name in header["heads"]:
-        named[name].requires_grad_(True)
+    for parameter, value in heads:
+        parameter.requires_grad_(True).data.copy_(value)
     return adapters
 
 
@@ -205,19 +207,17 @@ def _factors(layer: dict[str, Any], own: dict[str, Tensor]) -> Factors:
     )
 
 
-@torch.no_grad()
-def _restore_heads(model: nn.Module, heads: dict[str, Tensor], path: str) -> None:
+def _heads(model: nn.Module, heads: dict[str, Tensor], path: str) -> list[tuple[nn.Parameter, Tensor]]:
     named = dict(model.named_parameters())
     for name, value in heads.items():
         if name not in named or named[name].shape != value.shape:
-            raise UserError(f"{path}: holds {name} {tuple(value.shape)}, which this model lacks; {near(name, named)}")
-        named[name].copy_(value)
+            shape = tuple(value.shape)
+            raise UserError(f"{path}: holds {name} {shape}, which this model lacks; {near(name, named)}")
+    return [(named[name], value) for name, value in heads.items()]
 
 
 def _other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module) -> str | None:
     """Say how a base weight differs from the one that was trained on, or None if it does not."""
-    from lorax.adapters.layer import effective, is_linear
-
     if not is_linear(module):
         raise UserError(f"{path}: adapts {name}, which is {type(module).__name__} here, not a linear layer")
     here = effective(module)
