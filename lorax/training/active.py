@@ -30,6 +30,20 @@ def active(adapters: Sequence[Adapters], heads: Sequence[Head | None] = ()) -> I
         yield
 
 
+def set_widths(adapters: Sequence[Adapters], widths: Sequence[dict[int, int]]) -> None:
+    """Tell each lane how wide its rows of the next batch are when it is alone.
+
+    Padding changes no result, but the shape that a dropout mask is drawn in.
+
+    Args:
+        adapters: the active lanes.
+        widths: for each, {padded tokens: its own tokens}.
+    """
+    pack = getattr(adapters[0], "pack", None) if adapters else None
+    if pack is not None:
+        pack.widths = {lane.number: width for lane, width in zip(adapters, widths, strict=True)}
+
+
 @contextmanager
 def steady(adapters: Sequence[Adapters]) -> Iterator[None]:
     """Promise that nothing trains inside, so that what layers derive from their tensors may be kept."""

@@ -146,6 +146,21 @@ def collate(rows: Sequence[Encoded], loaded: Loaded) -> Batch:
     return Batch(inputs, _positions([0] * len(rows), counts, width), targets, counts)
 
 
+def widths(blocks: Sequence[Sequence[Encoded]], kind: str) -> list[dict[int, int]]:
+    """Return, for each block of rows of one batch, {padded tokens: tokens if the block were alone}."""
+    own = [_sizes(block, kind) for block in blocks]
+    whole = [max(sizes) for sizes in zip(*own, strict=True)]
+    return [dict(zip(whole, sizes, strict=True)) for sizes in own]
+
+
+def _sizes(rows: Sequence[Encoded], kind: str) -> list[int]:
+    """The padded widths of a batch: one, or the encoder's and the decoder's."""
+    if kind == "causal":
+        return [max(len(row.ids) + len(row.labels) for row in rows) - 1]
+    prompts = max(len(row.ids) for row in rows)
+    return [prompts, max(len(row.labels) for row in rows)] if kind == "seq2seq" else [prompts]
+
+
 def pad_id(tokenizer: Any) -> int:
     """Return the id to pad with; any would do, since padding is known by its position."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lorax.errors import UserError
-from lorax.training.active import active, one_base
+from lorax.training.active import active, one_base, set_widths
 from lorax.training.checkpoint import load_checkpoint, save_checkpoint
-from lorax.training.encode import Encoded, collate, order
+from lorax.training.encode import Encoded, collate, order, widths
 from lorax.training.forward import Readout, autocast, device_of, run_batch
 from lorax.training.schedule import factor
 
@@ -157,6 +157,7 @@ def _gradients(loaded: Loaded, readout: Readout, going: list[_Run]) -> Tensor:
     losses: Any = 0
     for rows in zip(*parts, strict=True):
         batch = collate([row for part in rows for row in part], loaded).to(device)
+        set_widths([run.lane.adapters for run in going], widths(rows, loaded.kind))
         with autocast(device, plan.autocast):
             _, token = run_batch(readout, batch)
         blocks = token.split([sum(len(row.labels) for row in part) for part in rows])
