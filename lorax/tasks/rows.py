@@ -175,15 +175,17 @@ def _json(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        start = 2
         try:
             for fields in reader:
-                where = f"{path}, line {reader.line_num}"
+                where = f"{path}, line {start}"  # where the row starts: quoted fields may span lines
                 if None in fields or None in fields.values():
-                    got = len(fields) - 1 + len(fields.get(None) or ()) if None in fields else "fewer"
+                    got = len(fields) - 1 + len(fields[None]) if None in fields else "fewer"
                     raise UserError(f"{where}: {got} columns where the header has {len(reader.fieldnames or ())}")
                 yield where, fields
+                start = reader.line_num + 1
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+            raise UserError(f"{path}, line {start}: {error}") from None
 
 
 def _parquet(path: Path) -> Iterator[Row]:

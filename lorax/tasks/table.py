@@ -110,9 +110,7 @@ class TextClassification:
         """Read and split the rows; UserError names file and line of one that cannot be used."""
         files = {"train": self.train, "validation": self.validation, "test": self.test}
         rows = read_splits(self.path or "", self.subset, files)
-        pairs = {
-            part: [(text(row, self.text), text(row, self.label)) for row in found] for part, found in rows.items()
-        }
+        pairs = {part: [(text(row, self.text), text(row, self.label)) for row in found] for part, found in rows.items()}
         return classification(self, pairs, data_seed)
 
 
