@@ -18,12 +18,16 @@ from lorax.probing import svd
 STEP = 1e-4  # size of the Adam step applied; only its products of two changes depend on it
 
 
-def captured(G: Tensor, r: int) -> float | None:
-    """Return sum_{i<=r} s_i^2 / ||G||_F^2: the energy of the best rank-r approximation of G (Eckart-Young)."""
-    k = min(G.shape)
-    if r >= k:
-        return 1.0 if energy(G) else None
-    return share(energy(svd.leading(G, r).S), energy(G))
+def captured(G: Tensor, *ranks: int) -> list[float | None]:
+    """Return sum_{i<=r} s_i^2 / ||G||_F^2 for each r: the energy of G's best rank-r approximation (Eckart-Young).
+
+    None for G = 0. One decomposition serves all ranks.
+    """
+    whole, k = energy(G), min(G.shape)
+    if not whole:
+        return [None] * len(ranks)
+    S = svd.leading(G, min(max(ranks), k)).S
+    return [1.0 if r >= k else share(energy(S[:r]), whole) for r in ranks]
 
 
 def first_step(
@@ -51,7 +55,7 @@ def first_step(
         G = G.to(factors.B)
     full = -G / (G.abs() + 1e-8)
     by_sgd, by_adam = (-G, full) if factors is None else (sgd(factors, G), adam(factors, G, lr))
-    at = {"r": captured(G, rank), "2r": captured(G, 2 * rank)}
+    at = dict(zip(("r", "2r"), captured(G, rank, 2 * rank), strict=True))
     return {
         "cosine_first": angles.setdefault("cosine_first", Angle()).add(by_sgd, -G),
         "cosine_first_adam": angles.setdefault("cosine_first_adam", Angle()).add(by_adam, -G),
