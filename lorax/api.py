@@ -76,9 +76,7 @@ def attach(
         shared = {"rank": rank, "alpha": alpha} | {key: fields.pop(key) for key in SHARED if key in fields}
         init = build(init, shared=shared, own=fields)
     elif fields:
-        raise UserError(
-            f"init is an instance with its own fields; {', '.join(fields)} cannot be given beside it"
-        )
+        raise UserError(f"init is an instance with its own fields; {', '.join(fields)} cannot be given beside it")
     named = targets if isinstance(targets, str) else list(targets)
     info = {"init": consumed(init), "targets": named, "seed": seed}
     if init.kind != "adapter":
@@ -136,9 +134,7 @@ def make_factors(
     for name, module in layers.items():
         initializer.check(name, *shape_of(module))
     inputs = {"loss": loss, "batches": batches, "seed": seed, "cache": cache}
-    return {
-        probe.name: initializer(probe) for probe in probe_layers(model, layers, initializer.needs, **inputs)
-    }
+    return {probe.name: initializer(probe) for probe in probe_layers(model, layers, initializer.needs, **inputs)}
 
 
 def _arm(model: nn.Module, init: Initializer, targets: str | Sequence[str], info: dict[str, Any]) -> Any:
@@ -147,7 +143,7 @@ def _arm(model: nn.Module, init: Initializer, targets: str | Sequence[str], info
 
     if init.kind == "none":
         return Frozen(model, info=info)
-    return FullModel(model, targets=None if targets == "all-linear" else targets, info=info)
+    return FullModel(model, targets=None if targets == "all-linear" else find_targets(model, targets), info=info)
 
 
 def _opened(cache: Cache | str | os.PathLike[str] | None) -> Cache | None:

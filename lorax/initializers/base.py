@@ -79,9 +79,7 @@ class Ranked:
     def check(self, name: str, m: int, n: int) -> None:
         """Raise UserError where the rank exceeds min(m, n)."""
         if self.rank > min(m, n):
-            raise UserError(
-                f"layer {name}: rank={self.rank} exceeds {min(m, n)}, min(m, n) of its {m}x{n} weight"
-            )
+            raise UserError(f"layer {name}: rank={self.rank} exceeds {min(m, n)}, min(m, n) of its {m}x{n} weight")
 
     def count(self, m: int, n: int) -> int:
         """Return r (m + n)."""

@@ -62,9 +62,7 @@ class LoRAGA(Ranked):
         if self.zeta is not None and self.gamma is not None:
             raise UserError(f"zeta={self.zeta} and gamma={self.gamma}: two names of one scale, give one")
         if self.gamma is not None and self.zeta_rule != "forward":
-            raise UserError(
-                f"gamma={self.gamma} is the forward rule's; zeta_rule={self.zeta_rule} needs zeta"
-            )
+            raise UserError(f"gamma={self.gamma} is the forward rule's; zeta_rule={self.zeta_rule} needs zeta")
         if self.zeta is None and self.gamma is None:
             object.__setattr__(self, "zeta", 16.0)
         positive("zeta", 1.0 if self.zeta is None else self.zeta)
@@ -101,9 +99,7 @@ class LoRAGA(Ranked):
         r, eta = self.rank, self.eta
         U, S, Vh = probe.gradient_svd(2 * r)
         if float(S[0]) == 0.0:
-            raise UserError(
-                f"layer {probe.name}: its gradient is 0 on the calibration data; no direction for lora_ga"
-            )
+            raise UserError(f"layer {probe.name}: its gradient is 0 on the calibration data; no direction for lora_ga")
         in_a, in_b = self._indices(probe)
         c = self._scale(probe)
         facts = {"zeta": (eta * c) ** 2, "scale": c, "gradient_sigma_1": float(S[0])}

@@ -33,9 +33,7 @@ class Gradients:
     the function does); without one its gradients are not cached.
     """
 
-    def __init__(
-        self, model: nn.Module, targets: dict[str, nn.Module], loss: Loss | None, batches: Any
-    ) -> None:
+    def __init__(self, model: nn.Module, targets: dict[str, nn.Module], loss: Loss | None, batches: Any) -> None:
         """Remember what to run; nothing runs yet."""
         self._model, self._targets, self._loss = model, targets, loss
         self._batches = None if batches is None else list(batches)
@@ -45,9 +43,7 @@ class Gradients:
         """Return the (m, n) gradient of a layer, on the CPU."""
         if self._found is None:
             if self._batches is None:
-                raise UserError(
-                    "this init looks at gradients: give batches=..., and loss=... or labels in them"
-                )
+                raise UserError("this init looks at gradients: give batches=..., and loss=... or labels in them")
             self._found = layer_gradients(self._model, self._targets, self._loss, self._batches)
         return svd.finite(self._found[name], f"layer {name}: its gradient on the calibration data")
 

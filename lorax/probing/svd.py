@@ -80,9 +80,7 @@ def leading(W: Tensor, r: int) -> Triplets:
     return found if residual <= KRYLOV_TOLERANCE else top(W, r)
 
 
-def randomised(
-    W: Tensor, r: int, generator: torch.Generator, tolerance: float = 1e-2
-) -> tuple[Triplets, float]:
+def randomised(W: Tensor, r: int, generator: torch.Generator, tolerance: float = 1e-2) -> tuple[Triplets, float]:
     """Return the r largest triplets by randomised block Krylov, and a bound on the sine of its angle.
 
     The basis deepens until the bound max(||residual||_F / gap), over U and V, reaches `tolerance` (Wedin;

@@ -1,0 +1,96 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lorax
+from lorax.errors import UserError
+from lorax.initializers import base
+from lorax.initializers.base import build, consumed, get, names
+
+CONF = Path(__file__).parents[2] / "conf" / "init"
+
+
+def test_every_file_of_the_folder_is_a_method_and_has_a_yaml():
+    files = {path.stem for path in Path(base.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert set(lorax.names()) == files == {path.stem for path in CONF.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_yaml_says_the_methods_own_defaults(name):
+    data = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert data.pop("name") == name and data.pop("lr_prior") > 0
+    own = {field.name: field.default for field in dataclasses.fields(get(name))}
+    assert data == {key: own[key] for key in data}
+    shared = {"rank", "alpha", "scaling", "zeta", "zeta_rule", "gamma"}
+    assert set(data) == set(own) - shared
+
+
+def test_registry_and_build_need_no_torch():
+    code = "import sys; from lorax.initializers.base import build, names; [build(name) for name in names()]"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", names())
+def test_unused_shared_fields_do_not_split_a_method(name):
+    shared = {"rank": 4, "alpha": None, "zeta": 16.0, "zeta_rule": None, "gamma": None, "scaling": None}
+    first, second = (consumed(build(name, shared=shared | {"zeta": zeta})) for zeta in (16.0, 64.0))
+    assert (first == second) == (name != "lora_ga")
+    assert first["name"] == name and first["version"] >= 1
+
+
+def test_consumed_holds_resolved_values_only():
+    assert consumed(build("lora_ga"))["alpha"] == 16 and consumed(build("pissa", shared={"rank": 4}))["alpha"] == 4
+    weighted = consumed(build("lora_ga", shared={"zeta_rule": "weight_svd", "zeta": 3}))
+    assert "zeta" not in weighted and "gamma" not in weighted
+    assert consumed(build("svft", own={"width": 1})) == consumed(build("svft", own={"width": 2}))
+
+
+@pytest.mark.parametrize(
+    "scaling,rank,eta", [("standard", 4, 4.0), ("rslora", 4, 8.0), ("standard", 16, 1.0), ("rslora", 16, 4.0)]
+)
+def test_eta(scaling, rank, eta):
+    assert build("lora", shared={"rank": rank, "scaling": scaling}).eta == eta
+    assert build("pissa", shared={"rank": rank}).eta == 1
+
+
+BAD = [
+    ("loraga", {}, "init=loraga is unknown: did you mean 'lora_ga'"),
+    ("lora", {"zetta": 1}, "init=lora has no field 'zetta' .its fields: rank, alpha"),
+    ("svft", {"patern": "plain"}, "did you mean 'pattern'"),
+    ("none", {"rank": 1}, "its fields: none"),
+    ("lora", {"rank": -1}, "rank=-1: a positive whole number"),
+    ("lora", {"rank": "eight"}, "rank=eight"),
+    ("lora", {"rank": True}, "rank=True"),
+    ("lora", {"alpha": float("nan")}, "alpha=nan"),
+    ("lora", {"scaling": "rslorra"}, "scaling=rslorra is unknown: did you mean 'rslora'"),
+    ("lora", {"distribution": "gauss"}, "did you mean 'gaussian'"),
+    ("lora_ga", {"zeta": 1, "gamma": 1}, "zeta=1 and gamma=1"),
+    ("lora_ga", {"gamma": 1, "zeta_rule": "backward"}, "gamma=1 is the forward rule's"),
+    ("lora_ga", {"zeta": 0}, "zeta=0: a finite number above 0"),
+    ("lora_ga", {"direction": "ArB3r"}, "direction=ArB3r is unknown: did you mean"),
+    ("pissa", {"svd": "fast"}, "svd=fast"),
+    ("lora_xs", {"noise": -1}, "noise=-1"),
+    ("svft", {"width": 1.5}, "width=1.5"),
+]
+
+
+@pytest.mark.parametrize("name,own,line", BAD)
+def test_bad_input_is_one_clear_line(name, own, line):
+    with pytest.raises(UserError, match=line) as caught:
+        build(name, own=own)
+    assert "\n" not in str(caught.value)
+
+
+def test_lora_ga_warns_where_its_output_grows_with_the_rank():
+    with pytest.warns(UserWarning, match="grows with the rank"):
+        build("lora_ga", shared={"scaling": "standard"})
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(UserError, match="init=lora is taken by lorax.initializers.lora.LoRA"):
+        base.register("lora")(type("Other", (), {}))
