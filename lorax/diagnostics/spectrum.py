@@ -96,7 +96,7 @@ def update_shape(
         intruder_cosine (the smallest of the top_k best cosines); overlap_top, overlap_bottom: the share
         of ||dW||^2 in W0's top-r and bottom-r singular subspaces, the mean of that of the columns (left)
         and of the rows (right), which follow apart. The bottom is that of the min(m, n) triplets, not
-        the null space.
+        the null space. Where the update is not finite, only relative_norm, which is None.
 
     Raises:
         UserError: `subspace` or `top_k` below 1.
@@ -105,6 +105,8 @@ def update_shape(
         raise UserError(f"diagnostics subspace={subspace}, top_k={top_k}: both must be at least 1")
     k = min(W0.shape)
     r, top_k = min(subspace, k), min(top_k, k)
+    if not bool(torch.isfinite(delta).all()):
+        return {"relative_norm": None}  # a diverged arm has no shape
     S = singular_values(delta)
     moved = bool(S[0] > 0)
     best = best_cosines(base.U.double(), svd.top(W0 + delta.to(W0.dtype), top_k).U) if moved else torch.ones(top_k)

@@ -1,12 +1,14 @@
 """measure: everything of one arm, on a toy model that trained a few steps."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lorax.adapters.arms import FullModel
+from lorax.adapters.arms import Frozen, FullModel
 from lorax.adapters.install import find_targets, install
+from lorax.adapters.layer import effective
 from lorax.api import attach, make_factors
 from lorax.diagnostics.alignment import measure_init
 from lorax.diagnostics.measure import base_gradients, measure
@@ -103,3 +105,20 @@ def test_classification_heads_have_trained_so_gradients_must_be_given(task):
     assert base_gradients(loaded, task, adapters, adapters.names()) == {}
     found = measure(loaded, task, adapters)
     assert found["forgetting"] is None and found["cosine_final_gradient"] is None
+
+
+@pytest.mark.parametrize("recenter", ["carry", "fold"])
+def test_gradients_are_those_of_w0_on_conv1d_too(toy, task, recenter):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=261)).double().eval()
+    loaded = replace(toy, model=model)
+    targets = find_targets(model)
+    expected = base_gradients(loaded, task, Frozen(model), list(targets))
+    adapters = attach(model, init="pissa", rank=2, recenter=recenter)
+    found = base_gradients(loaded, task, adapters, adapters.names())
+    for name, module in targets.items():
+        assert torch.allclose(found[name], expected[name], rtol=1e-9, atol=1e-12), name
+        assert found[name].shape == effective(module).shape == adapters.delta([name])[name].shape
+    adapters.detach()

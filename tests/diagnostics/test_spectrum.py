@@ -56,3 +56,7 @@ def test_no_update():
     found = shape_of(torch.zeros(M, N))
     assert found["relative_norm"] == 0 and found["intruders"] == 0
     assert found["effective_rank"] is None and found["overlap_top"] is None
+
+
+def test_a_diverged_update_has_no_shape():
+    assert shape_of(torch.full((M, N), float("nan"))) == {"relative_norm": None}
