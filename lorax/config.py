@@ -89,6 +89,12 @@ class Schema:
     evaluate: str = "test"
     base: bool = True
     """Score the frozen base too, once for each task, model and name."""
+    diagnostics: bool = False
+    """Measure alignment, spectra and forgetting of the trained adapter (minutes on a CPU)."""
+    diagnostics_every: int = 1
+    """Every how manieth layer of a kind is measured."""
+    forgetting_tokens: int = 50_000
+    """Tokens of natural text on which forgetting is measured."""
     cache: str = "on"
     track: str = "offline"
     name: str = "adhoc"
@@ -129,6 +135,9 @@ class RunConfig:
     device: str
     evaluate: str
     base: bool
+    diagnostics: bool
+    diagnostics_every: int
+    forgetting_tokens: int
     cache: str
     track: str
     name: str
@@ -183,7 +192,8 @@ def check(config: RunConfig) -> None:
         ("lr", 0, True), ("weight_decay", 0, False), ("train.accumulation", 1, False),
         ("train.clip", 0, True), ("train.head_lr", 0, True), ("train.warmup", 0, False),
         ("train.checkpoint_every", 0, False), ("train.eval_batch_size", 1, False),
-        ("train.calibration_batches", 1, False), ("dropout", 0, False),
+        ("train.calibration_batches", 1, False), ("dropout", 0, False), ("diagnostics_every", 1, False),
+        ("forgetting_tokens", 1, False),
     ):  # fmt: skip
         _at_least(key, _value(config, key), low, strict)
     for key, high in (("dropout", 1), ("train.warmup", 1)):

@@ -47,6 +47,9 @@ def main() -> None:
     from lorax.running.sweep import JobsFailed
 
     sys.argv[1:] = [f"+{word}" if word.startswith("study=") else word for word in sys.argv[1:]]
+    # Hydra's parser takes -m before the overrides only; people write it anywhere.
+    flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+    sys.argv[1:] = flags[:1] + [word for word in sys.argv[1:] if word not in flags]
     if any(word.startswith("+study=") for word in sys.argv) and not _asks_for_mode():
         sys.argv.insert(1, "--multirun")
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = "errors records adapters probing initializers api models tasks training config running run".split()
+ORDER = "errors records adapters probing initializers api models tasks training diagnostics config running run".split()
 ANYWHERE = {"errors", "records"}
 
 

@@ -106,8 +106,10 @@ def _cache(lane: Ready) -> Any:
 
 def _run(works: list[Work], loaded: Any, place: Any, show: bool) -> None:
     """Install, check step 0, train, evaluate, record; then leave the base as it was."""
+    from lorax.running.diagnose import diagnose, gradients_at_start
     from lorax.running.session import Session
 
+    gradients = gradients_at_start(works[0].ready, loaded, place)
     session = Session(loaded, place, [work.ready for work in works], [work.factors for work in works], show)
     try:
         step0 = session.step0_errors()
@@ -117,6 +119,8 @@ def _run(works: list[Work], loaded: Any, place: Any, show: bool) -> None:
             _fill(work, session, number, step0[number], outcomes[number], scored[number])
             if len(works) > 1:
                 _packed(work, works)
+            if gradients is not None and work.record.status == "finished":
+                work.record.diagnostics = diagnose(session, number, work.factors, gradients)
         session.save()
         for work in works:
             work.ready.store.write(work.record, work.items)

@@ -59,6 +59,8 @@ def consumed_fields(config: RunConfig, initializer: Any) -> dict[str, Any]:
         kept["targets"] = config.targets
     if "gradient" in initializer.needs:
         kept["calibration"] = [config.calibration, config.train["calibration_batches"]]
+    if config.diagnostics:
+        kept["diagnostics"] = [config.diagnostics_every, config.forgetting_tokens]
     return kept
 
 

@@ -22,7 +22,7 @@ def pack_key(config: RunConfig) -> str:
     alone = config.initializer().kind != "adapter" or config.recenter == "fold"
     shared = [
         config.model, config.task, config.data_seed, config.dtype, config.device, config.steps,
-        config.batch_size, config.evaluate, config.name, config.results_dir, config.base,
+        config.batch_size, config.evaluate, config.name, config.results_dir, config.base, config.diagnostics,
         {key: config.train[key] for key in ("accumulation", "eval_batch_size", "head_lr")},
     ]  # fmt: skip
     return canonical([shared, config.to_dict() if alone else None])

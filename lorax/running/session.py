@@ -28,6 +28,7 @@ class Session:
     """
 
     def __init__(self, loaded: Any, place: Place, lanes: list[Ready], factors: list[dict[str, Any]], show: bool):
+        from lorax.probing.cache import Cache
         from lorax.training.costs import reset_peak
         from lorax.training.heads import install_heads
 
@@ -36,19 +37,21 @@ class Session:
         reset_peak(place.device)
         self.total = sum(value.numel() for value in loaded.model.parameters())
         self.trains = lanes[0].initializer.kind != "none"
+        self.cache = Cache.default() if self.config.cache == "on" else None
         self.adapters = self._install(factors)
         self.heads = install_heads(loaded, [lane.config.seed for lane in lanes])
         self.trackers = [self._tracker(lane) for lane in lanes]
 
     def _install(self, factors: list[dict[str, Any]]) -> list[Any]:
         from lorax.adapters.arms import Frozen, FullModel
-        from lorax.adapters.install import install
+        from lorax.adapters.install import find_targets, install
 
         kind, configs = self.lanes[0].initializer.kind, [lane.config for lane in self.lanes]
         if kind == "none":
             return [Frozen(self.loaded.model)]
         if kind == "full":
-            targets = None if self.config.targets == "all-linear" else self.config.targets
+            named = self.config.targets != "all-linear"
+            targets = find_targets(self.loaded.model, self.config.targets) if named else None
             return [FullModel(self.loaded.model, targets=targets)]
         drops, infos = [config.dropout for config in configs], [lane.identity for lane in self.lanes]
         if len(factors) == 1:

@@ -73,10 +73,10 @@ def _rounds(sweeper: Any, spec: Any, store: Store, outside: list[str]) -> None:
 
 def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any]]:
     """Run jobs one by one in this process: their seconds and memory are the point."""
-    from lorax.run import run_one
+    from lorax.running.lanes import run_lanes
 
     return [
-        {"overrides": job, **run_one(config, {"launcher": "solo", "overrides": job})}
+        {"overrides": job, **run_lanes([config], {"launcher": "solo"}, overrides=[job])[0]}
         for config, job in zip(configs, jobs, strict=True)
     ]
 

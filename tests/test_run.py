@@ -1,0 +1,136 @@
+"""The command line, whole: records, twins, failures, kills, packing; on the toy model."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lorax.records import Store
+from lorax.run import main
+
+SMALL = ["model=toy", "task=toy", "steps=4", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
+
+
+@pytest.fixture
+def lorax(monkeypatch, tmp_path):
+    """Run the command line in this process; return its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORAX_CACHE", str(tmp_path / "cache"))
+
+    def run(*words, results="results"):
+        from hydra.core.global_hydra import GlobalHydra
+
+        import lorax.run
+
+        GlobalHydra.instance().clear()
+        lorax.run._LAST.clear()
+        monkeypatch.setattr(sys, "argv", ["lorax", *SMALL, *words, f"results_dir={results}"])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def records(results="results", name="small"):
+    return {record.run_id: record for record in Store(results).read(name)}
+
+
+def test_a_run_leaves_record_items_and_table_and_is_not_repeated(lorax, capsys):
+    assert lorax("init=lora_ga", "rank=2") == 0
+    out = capsys.readouterr().out
+    first = records()
+    base, run = sorted(first.values(), key=lambda record: record.costs["trainable"])
+    assert base.config["init"]["name"] == "none" and run.status == "finished"
+    assert run.init_report["step0_error"] == 0 and len(run.curve) == 4
+    assert run.costs["trainable"] == sum(2 * (m + n) for m, n in shapes())
+    items = Store("results").items(run)
+    assert len(items) == run.scores["test"]["n"] == 20
+    assert sum(item["score"] for item in items) / 20 == run.scores["test"]["score"]
+    assert Path("results/tables/small.md").is_file() and "lora_ga rank 2" in out
+    assert lorax("init=lora_ga", "rank=2") == 0
+    assert "skipped" in capsys.readouterr().out and records() == first
+
+
+def shapes():
+    from lorax.adapters.install import find_targets
+    from lorax.models.registry import skeleton
+
+    return [tuple(module.weight.shape) for module in find_targets(skeleton({"name": "toy"}).model).values()]
+
+
+def test_twins_run_once_and_zeta_does_not_split_lora(lorax):
+    assert lorax("-m", "init=svft,lora", "rank=2,4", "zeta=4,16", "base=false") == 0
+    found = [(record.config["init"]["name"], record.identity["init"].get("rank")) for record in records().values()]
+    assert sorted(found, key=str) == [("lora", 2), ("lora", 4), ("svft", None)]
+
+
+def test_a_failing_job_is_recorded_and_the_others_finish(lorax, monkeypatch, capsys):
+    from lorax.initializers.base import get
+
+    def broken(self, probe):
+        raise RuntimeError("the disk ate it")
+
+    monkeypatch.setattr(get("pissa"), "__call__", broken)
+    assert lorax("-m", "init=pissa,lora", "rank=2", "base=false") == 1
+    status = {record.config["init"]["name"]: (record.status, record.error) for record in records().values()}
+    assert status["lora"] == ("finished", None)
+    assert status["pissa"] == ("failed", "RuntimeError: the disk ate it")
+    assert "the disk ate it" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_a_packed_grid_writes_the_records_of_single_runs(lorax):
+    grid = ["-m", "init=lora,lora_ga,pissa,milora,lora_xs,svft", "rank=2", "seed=0,1", "base=false"]
+    assert lorax(*grid, results="single") == 0
+    assert lorax(*grid, "hydra/launcher=packed", results="packed") == 0
+    single, packed = records("single"), records("packed")
+    assert single.keys() == packed.keys() and len(single) == 12
+    for key, record in single.items():
+        other = packed[key]
+        assert len(other.provenance["pack"]["lanes"]) > 1 and other.costs["step_ms"] is None
+        assert [row["loss"] for row in other.curve] == pytest.approx([row["loss"] for row in record.curve], rel=1e-5)
+        assert other.scores["test"]["score"] == record.scores["test"]["score"]
+
+
+def test_seed_moves_the_run_and_not_the_data(lorax):
+    assert lorax("-m", "init=lora", "rank=2", "seed=0,1,2", "base=false") == 0
+    runs = list(records().values())
+    assert len({record.curve[0]["loss"] for record in runs}) == 3
+    assert len({record.task["digest"] for record in runs}) == 1
+    ids = [{item["id"] for item in Store("results").items(record)} for record in runs]
+    assert ids[0] == ids[1] == ids[2]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+    words = [sys.executable, "-m", "lorax.run", "-m", *SMALL, "init=lora,pissa,lora_xs", "rank=2", "seed=0,1"]
+    words += ["steps=40", "train.checkpoint_every=5"]
+    environment = os.environ | {"LORAX_CACHE": str(tmp_path / "cache")}
+    whole = subprocess.run([*words, f"results_dir={tmp_path}/whole"], cwd=tmp_path, env=environment)
+    assert whole.returncode == 0
+    for _ in range(3):
+        process = subprocess.Popen([*words, f"results_dir={tmp_path}/killed"], cwd=tmp_path, env=environment)
+        before = len(list((tmp_path / "killed").rglob("*.json")))
+        while process.poll() is None and len(list((tmp_path / "killed").rglob("*.json"))) < before + 2:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run([*words, f"results_dir={tmp_path}/killed"], cwd=tmp_path, env=environment).returncode == 0
+    one, two = (Store(tmp_path / name).read("small") for name in ("whole", "killed"))
+    assert [(r.run_id, r.curve, r.scores) for r in one] == [(r.run_id, r.curve, r.scores) for r in two]
+    assert not list((tmp_path / "killed" / "state").rglob("*.pt"))
+
+
+@pytest.mark.slow
+def test_joblib_runs_the_same_grid(tmp_path):
+    words = [sys.executable, "-m", "lorax.run", "-m", *SMALL, "init=lora,pissa", "rank=2", "base=false"]
+    words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"results_dir={tmp_path}/results"]
+    assert subprocess.run(words, cwd=tmp_path).returncode == 0
+    assert len(Store(tmp_path / "results").read("small")) == 2
