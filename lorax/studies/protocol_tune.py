@@ -43,7 +43,7 @@ class Choice:
     arm: str
     task: str
     lr: float | None
-    """None: the arm does not train, or the study does not tune."""
+    """None: the arm does not train, or the study does not tune and leaves it to base rate times prior."""
     edge: str = ""
     """`low` or `high` where the best stands at an end of the grid after the last extension."""
     points: int = 0
@@ -111,7 +111,7 @@ def search(spec: StudySpec, book: Book, task: str) -> Search:
 def choose(spec: StudySpec, found: Search, task: str) -> dict[str, Choice]:
     """Choose each arm's learning rate: best mean validation score, ties by loss, then the lower rate."""
     tuning = spec.tuning
-    out = {arm.label: Choice(arm.label, task, None) for arm in spec.arms}
+    out = {arm.label: Choice(arm.label, task, None if tuning else arm.lr) for arm in spec.arms}
     if tuning is None:
         return out
     for arm, trials in found.trials.items():
