@@ -1,0 +1,40 @@
+"""What README and experiments tell people to type exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*.md"))]
+
+
+def commands(page):
+    return re.findall(r"python -m lorax\.run ([^`#\n]+)", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_a_page_names_exists(page):
+    for command in commands(page):
+        for word in command.split():
+            group, equals, values = word.lstrip("+").partition("=")
+            folder = ROOT / "conf" / group
+            if equals and folder.is_dir() and "<" not in values:
+                for value in values.split(","):
+                    assert (folder / f"{value}.yaml").is_file(), f"{page.name}: {word}"
+
+
+def test_make_targets_that_the_readme_names_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()):
+        assert name in targets
+
+
+def test_ci_types_what_the_readme_says():
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_experiments_and_their_yaml_carry_one_name():
+    known = {path.stem for group in ("study", "experiment") for path in (ROOT / "conf" / group).glob("*.yaml")}
+    for page in (ROOT / "experiments").glob("*.md"):
+        assert page.stem in known, page
