@@ -79,7 +79,7 @@ def cost_jobs(spec: StudySpec) -> list[Job]:
             arm.label,
             task,
             "cost",
-            spec.centre(arm.label, task) if spec.tuning else None,
+            spec.centre(arm.label, task) if spec.tuning else arm.lr,
             spec.costs.seed,
         )
         for task in spec.tasks

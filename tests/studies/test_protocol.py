@@ -181,6 +181,8 @@ def test_without_tuning_only_final_runs():
     log, _ = play(spec)
     assert log == [("final", 7)]
     assert all("lr=null" in job.overrides for job in next_round(spec, []).jobs)
+    given = spec_of(tuning="off", costs=None, arms=["lora", {"init": "pissa", "lr": 2e-4}])
+    assert {job.lr for job in next_round(given, []).jobs} == {None, 2e-4}
 
 
 def test_runners_up_run_as_extra_arms(tmp_path):
