@@ -14,7 +14,7 @@ python -m lorax.tables <name>                 rebuild the tables (of a study: th
 python -m lorax.tables rescore=<name>         score kept completions under every published extraction rule
 python -m lorax.tables import=<folder>        intervals and separability for PEFT method_comparison JSONs
                                               or lm-evaluation-harness samples_*.jsonl
-options: results_dir=<folder> (default: results)"""
+options: results_dir=<folder> (default: results)   items=<n> with import=   split=validation with rescore="""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,8 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
     return 0
 
 
@@ -40,12 +38,38 @@ def run(name: str | None, options: dict[str, str]) -> str:
         UserError: unknown name or folder, or nothing to read in it.
     """
     store = Store(options.get("results_dir", "results"))
-    if name is None:
-        names = store.names()
-        return "".join(f"{item}\n" for item in names) or f"no records in {store.root}\n"
-    from lorax.studies.plain import write_plain
+    if "import" in options:
+        from lorax.studies.importers_judge import write_imported
 
-    text, paths = write_plain(store, name)
+        text, paths = write_imported(options["import"], store.root, _whole(options, "items"))
+        return f"{text}\n{_written(paths)}"
+    if "rescore" in options:
+        from lorax.studies.rescore import write_rescored
+
+        text, paths = write_rescored(store, options["rescore"], options.get("split", "test"))
+        return f"{text}\n{_written(paths)}"
+    if name is not None:
+        return draw(store, name)
+    names = store.names()
+    return "".join(f"{item}\n" for item in names) or f"no records in {store.root}\n"
+
+
+def draw(store: Store, name: str) -> str:
+    """Rebuild everything of `name`: a study's tables and figures, else the comparison table of a sweep.
+
+    Returns:
+        The Markdown text, and a line for each file written.
+    """
+    from lorax.studies.plan import frozen_path
+
+    if frozen_path(store.root, name).is_file():
+        from lorax.studies.report import write_study
+
+        text, paths = write_study(store, name)
+    else:
+        from lorax.studies.plain import write_plain
+
+        text, paths = write_plain(store, name)
     return f"{text}\n{_written(paths)}"
 
 
@@ -53,8 +77,16 @@ def _written(paths: list[Path]) -> str:
     return "".join(f"wrote {path}\n" for path in paths)
 
 
+def _whole(options: dict[str, str], key: str) -> int | None:
+    if key not in options:
+        return None
+    if not options[key].isdigit() or int(options[key]) < 1:
+        raise UserError(f"{key}={options[key]}: a whole number from 1 is needed")
+    return int(options[key])
+
+
 def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
-    known = ("import", "rescore", "results_dir")
+    known = ("import", "rescore", "results_dir", "items", "split")
     names, options = [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")

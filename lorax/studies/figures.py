@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -80,6 +81,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             figure.savefig(buffer, format=kind, facecolor="white", **options)
             paths.append(folder / f"{name}.{kind}")
             write_atomic(paths[-1], buffer.getvalue())
+            figure.set_layout_engine("none")  # laid out once; positions are fractions of the figure
     return paths
 
 
@@ -90,9 +92,7 @@ def rate_axis(axes: Axes, axis: str = "x") -> None:
     subs = (1.0,) if np.log10(high / low) > 3 else (1.0, 3.0)
     target = getattr(axes, f"{axis}axis")
     target.set_major_locator(LogLocator(subs=subs, numticks=20))
-    target.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e"))
-    )
+    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")))
     target.set_minor_locator(NullLocator())
     target.set_minor_formatter(NullFormatter())
 
@@ -115,29 +115,40 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], size: 
     ends = [end for end in ends if np.all(np.isfinite(end[:2]))]
     if not ends:
         return
-    axes.figure.draw_without_rendering()
-    height = axes.get_window_extent().height / axes.figure.dpi
-    gap = size * 1.25 / 72 / height
+    axes.get_xlim(), axes.get_ylim()  # limits are worked out on demand, and transData does not ask
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
-    wanted = [_fraction(axes, ends[i][1]) for i in order]
-    placed = spread(wanted, gap, 0.0, 1.0)
+    gap = size * 1.25 / 72 / size_of(axes)[1]
+    placed = spread([_fraction(axes, *ends[i][:2])[1] for i in order], gap, 0.0, 1.0)
     for i, y in zip(order, placed, strict=True):
         x0, y0, name, colour = ends[i]
-        axes.annotate(
-            name, xy=(x0, y0), xycoords="data", xytext=(1.03, y), textcoords="axes fraction", color=colour,
-            fontsize=size, va="center", ha="left", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkA": 1},
-        )  # fmt: skip
+        x, y0 = _fraction(axes, x0, y0)
+        options = {"transform": axes.transAxes, "clip_on": False}
+        axes.plot([x, 1.025], [y0, y], color=colour, lw=0.6, alpha=0.6, **options)
+        axes.text(1.03, y, name, color=colour, fontsize=size, va="center", **options)
 
 
-def legend_right(
-    axes: Axes, looks: Mapping[str, tuple[str, str, str]], extra: Mapping[str, str] | None = None
-) -> None:
+def ink(colour: object) -> str:
+    """Return black or white, whichever can be read on a colour.
+
+    Examples:
+        >>> ink("#0072B2"), ink("#E69F00")
+        ('white', 'black')
+    """
+    red, green, blue = to_rgb(colour)
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "black"
+
+
+def size_of(axes: Axes) -> tuple[float, float]:
+    """Return about how wide and high the axes will be, inches; no layout is computed for it."""
+    width, height = axes.figure.get_size_inches()
+    grid = axes.get_subplotspec().get_gridspec()
+    return 0.7 * width / grid.ncols, 0.75 * height / grid.nrows
+
+
+def legend_right(axes: Axes, looks: Mapping[str, tuple[str, str, str]], extra: Mapping[str, str] | None = None) -> None:
     """List arms, and dashed lines (`extra`: name -> colour), right of the axes in their colours."""
     handles = [Line2D([], [], color=c, marker=m, ls=s, label=arm) for arm, (c, m, s) in looks.items()]
-    handles += [
-        Line2D([], [], color=c, ls=(0, (4, 3)), lw=1, label=name) for name, c in (extra or {}).items()
-    ]
+    handles += [Line2D([], [], color=c, ls=(0, (4, 3)), lw=1, label=name) for name, c in (extra or {}).items()]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=8.5,
                 labelcolor="linecolor", handlelength=1.8)  # fmt: skip
 
@@ -169,5 +180,6 @@ def _bottom(group: tuple[float, int], gap: float) -> float:
     return group[0] - (group[1] - 1) / 2 * gap
 
 
-def _fraction(axes: Axes, y: float) -> float:
-    return float(axes.transAxes.inverted().transform(axes.transData.transform((axes.get_xlim()[0], y)))[1])
+def _fraction(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    """Return a data point in fractions of the axes, which no later layout changes."""
+    return tuple(axes.transAxes.inverted().transform(axes.transData.transform((x, y))))

@@ -9,7 +9,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lorax.studies.figures import GREY, colours, label_ends, legend_right, panels, per_cent, rate_axis, styled
+from lorax.studies.figures import (
+    GREY,
+    colours,
+    ink,
+    label_ends,
+    legend_right,
+    panels,
+    per_cent,
+    rate_axis,
+    size_of,
+    styled,
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,14 @@ class Stretch:
 def curve(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean, lowest and highest score over seeds at each learning rate, sorted by rate.
 
+    Where a seed diverged (null score) the mean is null: the other seeds alone would flatter the rate.
+
     Args:
-        frame: runs of one arm on one task, with columns lr and score (null: diverged, kept as a gap).
+        frame: runs of one arm on one task, with columns lr and score.
     """
-    points = frame.groupby("lr")["score"].agg(["mean", "min", "max", "count"]).reset_index()
-    return points.sort_values("lr", ignore_index=True)
+    by_rate = frame.groupby("lr")["score"]
+    points = by_rate.agg(["min", "max"]).assign(mean=by_rate.agg(lambda scores: scores.mean(skipna=False)))
+    return points.reset_index().sort_values("lr", ignore_index=True)
 
 
 def stretches(frame: pd.DataFrame, steps: int = 200) -> list[Stretch]:
@@ -53,7 +67,7 @@ def stretches(frame: pd.DataFrame, steps: int = 200) -> list[Stretch]:
         steps: number of rates looked at.
     """
     found = []
-    for task, part in frame.dropna(subset=["score"]).groupby("task", sort=False):
+    for task, part in frame.groupby("task", sort=False):
         lines = {arm: curve(own) for arm, own in part.groupby("arm", sort=False)}
         grid = np.geomspace(part["lr"].min(), part["lr"].max(), steps)
         values = np.array([_along(points, grid) for points in lines.values()])
@@ -108,9 +122,7 @@ def response(
             panel.axhline(base[task], color=GREY, ls=(0, (4, 3)), lw=1)
         _finish(panel, task, "validation score, %", last=panel is axes[-1])
     legend_right(axes[0], looks, {"frozen base": GREY} if base else None)
-    figure.supxlabel(
-        "ring: selected; band: lowest to highest tuning seed; cross: diverged", fontsize=8, color=GREY
-    )
+    figure.supxlabel("ring: selected; band: lowest to highest tuning seed; cross: diverged", fontsize=8, color=GREY)
     return figure
 
 
@@ -131,7 +143,7 @@ def winner_flip(frame: pd.DataFrame, reference: str) -> Figure | None:
     )
     figure, axes = panels(len(tasks), height=2.9)
     for panel, task in zip(axes, tasks, strict=True):
-        part = frame[(frame["task"] == task)].dropna(subset=["score"])
+        part = frame[frame["task"] == task]
         lines = {arm: curve(own) for arm, own in part.groupby("arm", sort=False)}
         grid = np.geomspace(part["lr"].min(), part["lr"].max(), 200)
         level = _along(lines[reference], grid) if reference in lines else np.zeros_like(grid)
@@ -142,9 +154,10 @@ def winner_flip(frame: pd.DataFrame, reference: str) -> Figure | None:
             if len(known):
                 panel.plot(grid, lead, color=looks[arm][0], ls=looks[arm][2])
                 ends.append((grid[known[-1]], lead[known[-1]], arm, looks[arm][0]))
-        panel.set_xlim(grid[0] / 1.2, grid[-1] * 1.2)
+        own = [item for item in found if item.task == task]
+        panel.set_xlim(own[0].low / 1.3, own[-1].high * 1.3)
         _finish(panel, task, f"lead over {reference}, points", last=panel is axes[-1])
-        _strip(panel, [item for item in found if item.task == task], looks)
+        _strip(panel, own, looks)
         label_ends(panel, ends)
     figure.supxlabel("bar below each panel: the arm with the best mean where all use this rate",
                      fontsize=8, color=GREY)  # fmt: skip
@@ -186,6 +199,8 @@ def selection(frequency: Mapping[tuple[str, str], Mapping[float, float]]) -> Fig
 
 def _along(points: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
     points = points.dropna(subset=["mean"])
+    if points.empty:
+        return np.full(len(grid), np.nan)
     return np.interp(np.log(grid), np.log(points["lr"]), points["mean"], left=np.nan, right=np.nan)
 
 
@@ -193,17 +208,18 @@ def _strip(panel, found: list[Stretch], looks) -> None:
     """Colour the foot of the panel by winner; name it where the name fits."""
     low, high = panel.get_ylim()
     panel.set_ylim(low - 0.16 * (high - low), high)
-    panel.figure.draw_without_rendering()
-    points = panel.get_window_extent().width * 72 / panel.figure.dpi / np.ptp(np.log(panel.get_xlim()))
+    points = 72 * size_of(panel)[0] / np.ptp(np.log(panel.get_xlim()))
     for item in found:
         panel.axvspan(item.low, item.high, ymax=0.07, color=looks[item.winner][0], lw=0)
         if points * np.log(item.high / item.low) > 4.6 * len(item.winner):
             panel.text(np.sqrt(item.low * item.high), 0.035, item.winner, ha="center", va="center",
-                       fontsize=7, color="white", transform=panel.get_xaxis_transform())  # fmt: skip
+                       fontsize=7, color=ink(looks[item.winner][0]), transform=panel.get_xaxis_transform())  # fmt: skip
 
 
 def _crosses(panel, own: pd.DataFrame, colour: str) -> None:
     lost = own[own["score"].isna()]
+    if lost.empty:
+        return
     panel.plot(lost["lr"], np.full(len(lost), 0.02), "x", color=colour, ms=5, mew=1.4,
                transform=panel.get_xaxis_transform(), clip_on=False)  # fmt: skip
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lorax.records import RunRecord
-from lorax.studies.figures import GREY, colours, label_ends, legend_right, panels, per_cent, styled
+from lorax.studies.figures import GREY, colours, ink, label_ends, legend_right, panels, per_cent, styled
 from lorax.studies.rows import task
 
 
@@ -160,14 +160,13 @@ def agreement_map(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
         image = panel.imshow(values, cmap="cividis", vmin=min(0.5, np.nanmin(values)), vmax=1.0)
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                red, green, blue, _ = image.cmap(image.norm(value))
-                dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
                 panel.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8,
-                           color="white" if dark else "black")  # fmt: skip
+                           color=ink(image.cmap(image.norm(value))[:3]))  # fmt: skip
         panel.set_xticks(range(len(table)), table.columns, rotation=35, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(table)), table.index)
         panel.grid(False)
-        panel.set_title(f"{name}: items on which two seeds agree, %")
+        panel.set_facecolor("#F2F2F2")  # no second run to agree with
+        panel.set_title(f"{name}: items on which two runs agree, %")
     return figure
 
 

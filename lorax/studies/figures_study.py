@@ -65,7 +65,9 @@ def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 def caption(name: str) -> str:
     """Return what a figure shows, by its file name."""
-    return next((text for key, text in CAPTIONS.items() if name.startswith(key)), name)
+    key = next(key for key in CAPTIONS if name.startswith(key))
+    about = name.removeprefix(key).strip("_")
+    return f"{about}: {CAPTIONS[key]}" if about else CAPTIONS[key]
 
 
 def by_arm(study: Study) -> dict[str, list[RunRecord]]:

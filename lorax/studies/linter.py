@@ -36,9 +36,7 @@ class Asymmetry:
 
     def line(self) -> str:
         """Return the footnote: `precision: bfloat16 (lora, pissa), float32 (full)`."""
-        return f"{self.field}: " + ", ".join(
-            f"{value} ({', '.join(rows)})" for value, rows in self.values.items()
-        )
+        return f"{self.field}: " + ", ".join(f"{value} ({', '.join(rows)})" for value, rows in self.values.items())
 
     def rows_unlike(self, row: str) -> list[str]:
         """Return the rows whose value differs from that of `row`."""
@@ -62,7 +60,8 @@ def lint(rows: Mapping[str, Iterable[RunRecord]], trials: Mapping[str, int] | No
     """
     lists = {label: list(records) for label, records in rows.items()}
     # A task that one row lacks must not look like a difference in steps or batch size.
-    shared = set.intersection(*({task(r) for r in found} for found in lists.values() if found), *[])
+    tasks = [{task(record) for record in found} for found in lists.values() if found]
+    shared = set.intersection(*tasks) if tasks else set()
     facts = {label: _facts([r for r in found if task(r) in shared]) for label, found in lists.items()}
     for label, number in (trials or {}).items():
         if label in facts:

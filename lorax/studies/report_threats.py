@@ -22,7 +22,10 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
     """
     finals = [record for runs in study.finals.values() for record in runs.values()]
     lines = _incomplete(study)
-    lines += [f"Rows differ in {item.line()}." for item in asymmetries]
+    if asymmetries:
+        lines.append(
+            f"Rows differ in more than the method: {'; '.join(item.field for item in asymmetries)} (listed above)."
+        )
     lines += _size(study, finals)
     lines += _ends(study)
     lines += _format(study)
@@ -129,7 +132,7 @@ def _provenance(records: list[RunRecord]) -> list[str]:
 
 def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
     model = next((record.model for record in finals), {})
-    size = f" ({model['parameters'] / 1e6:,.0f} M parameters)" if model.get("parameters") else ""
+    size = f" ({model['parameters'] / 1e6:,.3g} M parameters)" if model.get("parameters") else ""
     lines = [
         f"One model, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "
         f"{', '.join(study.spec.tasks)}: nothing here speaks about others."

@@ -12,7 +12,10 @@ from tabulate import tabulate
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
+from lorax.studies.plan import frozen, frozen_path
+from lorax.studies.protocol_study import Study, read_study
 from lorax.studies.rows import fresh, rows_of, task
+from lorax.studies.verdicts import Final, judge
 from lorax.tasks import extractors
 
 
@@ -61,7 +64,7 @@ def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
         UserError: there are no such records, or none of them kept completions.
     """
     records = [record for record in fresh(store.read(name))[0] if record.status != "failed"]
-    rows = rows_of(records)
+    rows = {} if frozen_path(store.root, name).is_file() else rows_of(records)
     lines: list[dict[str, Any]] = []
     for record in records:
         table = rescore_items(item for item in store.items(record) if item.get("split") == split)
@@ -90,21 +93,53 @@ def notes(table: pd.DataFrame) -> list[str]:
         lines.append(f"{name}: the same completions score up to {100 * spread:.1f} points apart by rule alone.")
         leaders: dict[str, list[str]] = defaultdict(list)
         for rule in means:
-            best = means[rule].max()
-            # Equal scores lead together: a rule that gives 0 to all names nobody.
-            if best > 0:
-                leaders[", ".join(sorted(means.index[means[rule] == best]))].append(str(rule))
-        own = ", ".join(sorted(recorded.index[recorded == recorded.max()]))
+            # Where several share the best mean (all at 0, say) the rule names nobody.
+            best = means.index[means[rule] == means[rule].max()]
+            if len(best) == 1:
+                leaders[str(best[0])].append(str(rule))
+        own = " and ".join(sorted(recorded.index[recorded == recorded.max()]))
         if len(means) > 1:
             lines += [
                 f"{name}: {', '.join(rules)} would put {best} first instead of {own}, by means alone."
                 for best, rules in leaders.items()
                 if best != own
-            ] or [f"{name}: the first place by means ({own}) is the same under every rule."]
+            ] or [f"{name}: no rule puts another row than {own} first, by means alone."]
         blind = sorted(part.groupby("rule")["read"].mean().loc[lambda share: share == 0].index)
         if blind:
             lines.append(f"{name}: {', '.join(blind)} read no answer in any completion.")
     return lines
+
+
+def verdict_changes(study: Study, store: Store) -> list[str]:
+    """Return what the study would have concluded under each rule, where that differs: the whole judgement again.
+
+    The learning rates stay those that the study's own score selected.
+    """
+    if study.result is None:
+        return []
+    finals: dict[str, list[Final]] = defaultdict(list)
+    for (task_name, arm), runs in study.finals.items():
+        for seed, record in runs.items():
+            table = rescore_items(item for item in store.items(record) if item.get("split") == "test")
+            for rule, part in table.groupby("rule", sort=False):
+                items = dict(zip(part["id"].astype(str), part["score"].astype(float), strict=True))
+                score, lost = float(part["score"].mean()), record.status == "diverged"
+                finals[str(rule)].append(Final(arm, task_name, seed, score, len(part), lost, items))
+    spec, lines = study.spec, []
+    for rule, entries in finals.items():
+        # A rule that reads no right answer anywhere would call everything equivalent.
+        if not any(f.arm == spec.reference for f in entries) or not any(f.score > 0 for f in entries):
+            continue
+        options = {"margin": spec.margin, "alpha": spec.alpha, "procedure": spec.procedure, "metric": rule}
+        again = judge(entries, reference=spec.reference, arms=spec.labels, tasks=spec.tasks, **options)
+        changed = [
+            f"{new.task} {new.arm} {new.verdict} instead of {old.verdict}"
+            for old, new in zip(study.result.comparisons, again.comparisons, strict=True)
+            if new.verdict != old.verdict
+        ]
+        if changed:
+            lines.append(f"Judged by {rule}: {'; '.join(changed)}.")
+    return lines or ["Every verdict of the study is the same under every rule."]
 
 
 def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, list[Path]]:
@@ -131,7 +166,10 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
         ]
         align = ["left"] + ["right"] * (len(head) - 1)
         parts.append(tabulate(body, head, "pipe", disable_numparse=True, colalign=align))
-    parts.append("\n".join(f"- {line}" for line in notes(table)))
+    lines = notes(table)
+    if frozen_path(store.root, name).is_file():
+        lines += verdict_changes(read_study(frozen(store.root, name), store), store)
+    parts.append("\n".join(f"- {line}" for line in lines))
     text = "\n\n".join(parts) + "\n"
     paths = [store.root / "tables" / f"{name}.rescored.{kind}" for kind in ("md", "csv")]
     write_atomic(paths[0], text)
@@ -140,5 +178,7 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
 
 
 def _row(record: RunRecord, rows: Mapping[str, Any]) -> str:
+    if record.run_id not in rows:  # a study's rows are its arms
+        return record.label
     row = rows[record.run_id]
     return row.label if row.rank is None else f"{row.label} r={row.rank}"

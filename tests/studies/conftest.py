@@ -12,6 +12,7 @@ import pytest
 from lorax.records import RunRecord, Store, run_id
 from lorax.studies.plan import bind, freeze, frozen
 from lorax.studies.protocol import next_round
+from lorax.studies.report import write_study
 from lorax.studies.spec import from_mapping
 
 # arm -> (best rate, score there, width of the response in decades, trained parameters)
@@ -40,9 +41,10 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
     difficulty = np.random.default_rng(7).permutation(n)
     solved = difficulty < round(score * n)
     rows = [
-        {"split": split, "id": f"i{i}", "score": float(ok), "tolerant": float(ok), "completion": str(i), "answer": str(i)}
+        {"split": split, "id": f"i{i}", "score": float(ok), "tolerant": float(ok), "answer": str(i + 1),
+         "completion": f"#### {i + 1}" if ok else "####"}
         for i, ok in enumerate(solved)
-    ]
+    ]  # fmt: skip
     init = {"name": settings["init"], "rank": settings.get("rank", 8), "alpha": settings.get("alpha", 16)}
     init["scaling"] = settings.get("scaling", "standard")
     init = {"name": settings["init"]} if frozen_arm else init
@@ -53,14 +55,24 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
         "model": {"name": "toy", "digest": "m0"}, "dtype": "float32", "versions": {"training": 1},
     }  # fmt: skip
     if not frozen_arm:
-        identity |= {"lr": lr, "steps": steps, "batch_size": 8, "seed": job.seed, "targets": settings.get("targets", "all")}
+        identity |= {
+            "lr": lr,
+            "steps": steps,
+            "batch_size": 8,
+            "seed": job.seed,
+            "targets": settings.get("targets", "all"),
+        }
     config = {key: value for key, value in identity.items() if key != "versions"}
     config |= {"seed": job.seed, "lr": lr, "steps": steps, "batch_size": 8, "targets": settings.get("targets", "all")}
-    curve = [{"step": k, "loss": 0.3 + 2 * math.exp(-k / 15) + 0.2 * (1 - score)} for k in range(1, steps + 1)]
+    curve = (
+        []
+        if frozen_arm
+        else [{"step": k, "loss": 0.3 + 2 * math.exp(-k / 15) + 0.2 * (1 - score)} for k in range(1, steps + 1)]
+    )
     record = RunRecord(
         run_id=run_id(identity), name=settings["name"], status="diverged" if diverged else "finished",
         error="loss is not finite" if diverged else None, config=config, identity=identity, label=job.arm,
-        task={"name": job.task, "metric": "exact match", "direction": "max", "n_train": 480, "n_test": n, "digest": "t0"},
+        task={"name": job.task, "metric": "exact match", "direction": "max", "n_train": 480, "digest": "t0"},
         model={"name": "toy", "parameters": 2_500_000, "digest": "m0"},
         scores={} if diverged else {split: entry}, curve=curve,
         init_report={"eta": 2.0, "step0_error": 3e-8}, costs={"trainable": trained},
@@ -110,6 +122,13 @@ def demo(tmp_path_factory):
     """A finished study: store, name and spec."""
     store = Store(tmp_path_factory.mktemp("demo"))
     return SimpleNamespace(store=store, name="demo", spec=run_study(store, ARMS, tasks=("words", "sums")))
+
+
+@pytest.fixture(scope="session")
+def written(demo):
+    """The finished study's report: its text, and its files by name."""
+    text, paths = write_study(demo.store, demo.name)
+    return text, {path.name: path for path in paths}
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ from lorax.records import RunRecord, Store, run_id
 from lorax.studies.plain import comparison, markdown, write_plain
 
 
-def record(
-    method="lora", seed=0, score=0.5, task="toy", rank=8, status="finished", lr=1e-3, digest="d0", **fields
-):
+def record(method="lora", seed=0, score=0.5, task="toy", rank=8, status="finished", lr=1e-3, digest="d0", **fields):
     init = {"name": method, **fields}
     identity = {"init": init, "seed": seed, "lr": lr, "task": {"name": task, "digest": digest}}
     if rank is not None:
@@ -64,9 +62,7 @@ def test_golden_text(tmp_path):
         "- Learning rates are the task's base rate times the method's prior: not tuned on these runs.",
         f"- Failed {record('svft', seed=2, rank=None, status='failed').run_id}: boom",
     ]
-    assert (
-        paths[1].read_text().startswith("method,rank,toy_mean,toy_sd,toy_n,toy_failed,toy_diverged,eta,lr,")
-    )
+    assert paths[1].read_text().startswith("method,rank,toy_mean,toy_sd,toy_n,toy_failed,toy_diverged,eta,lr,")
 
 
 def test_rows_tell_swept_settings_apart_and_only_those():
