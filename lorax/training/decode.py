@@ -14,7 +14,6 @@ positions are given to the model explicitly.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
-from lorax.training.encode import Encoded, collate, pad_id
-from lorax.training.forward import Readout, token_losses
+from lorax.training.encode import Encoded, collate, pad_id, shared_prefix
+from lorax.training.forward import Readout, caches_plainly, run_batch
 
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded
@@ -51,17 +50,6 @@ def end_tokens(loaded: Loaded) -> frozenset[int]:
     return frozenset(int(token) for token in [loaded.tokenizer.eos_token_id, *found] if token is not None)
 
 
-def verifies(loaded: Loaded) -> bool:
-    """Say whether a causal model can be decoded from masked gaps: positions are its inputs, no window.
-
-    Others (ALiBi by column, sliding windows, recurrent states) are decoded by `generate`.
-    """
-    if loaded.kind != "causal" or "position_ids" not in inspect.signature(loaded.model.forward).parameters:
-        return False
-    layers = DynamicCache(config=loaded.model.config).layers
-    return all(type(layer) is DynamicLayer for layer in layers)
-
-
 def decode(
     loaded: Loaded,
     readout: Readout,
@@ -70,6 +58,7 @@ def decode(
     active: Active,
     max_new_tokens: int,
     verify: bool = True,
+    share: bool = True,
 ) -> list[list[Decoded]]:
     """Decode one batch of items for every lane.
 
@@ -82,24 +71,26 @@ def decode(
         max_new_tokens: most tokens of a completion, the end token included.
         verify: accept the reference answer's tokens as far as they are the greedy ones; False
             decodes every token from the prompt (the slow twin).
+        share: compute what all prompts begin with once a lane.
 
     Returns:
         For each lane, one `Decoded` an item, in order.
     """
-    if not verifies(loaded):
+    if not caches_plainly(loaded):
         return _generated(loaded, readout, rows, lanes, active, max_new_tokens)
-    batch = collate(list(rows) * lanes, loaded).to(loaded.model.device)
+    device = loaded.model.device
+    prefix = shared_prefix(rows, 1, device) if share else 0
+    batch = collate(list(rows) * lanes, loaded, prefix, lanes).to(device)
     cache = DynamicCache(config=loaded.model.config)
     with active(range(lanes)):
-        logits, _ = readout(batch.inputs | {"past_key_values": cache, "use_cache": True}, batch.positions)
-    losses = row_means(token_losses(logits, batch.targets), batch.counts)
+        logits, token = run_batch(readout, batch, cache)
+    losses = row_means(token, batch.counts)
     said = logits.argmax(-1).split(batch.counts)
     ends = end_tokens(loaded)
     states = []
     for row, (item, tokens) in enumerate(zip(list(rows) * lanes, [part.tolist() for part in said], strict=True)):
         states.append(_Row.verified(row, item, tokens, ends, max_new_tokens, verify))
-    width = batch.inputs["input_ids"].shape[1]
-    _finish(loaded, readout, cache, width, states, lanes, active, ends, max_new_tokens)
+    _finish(loaded, readout, cache, batch.width, states, lanes, active, ends, max_new_tokens)
     done = [Decoded(state.completion(ends), loss) for state, loss in zip(states, losses, strict=True)]
     return [done[lane * len(rows) : (lane + 1) * len(rows)] for lane in range(lanes)]
 
@@ -214,7 +205,7 @@ def _generated(
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows])
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
     with active(range(lanes)):
-        logits, _ = readout(batch.inputs, batch.positions)
+        _, token = run_batch(readout, batch)
         output = loaded.model.generate(
             input_ids=ids.repeat(lanes, 1).to(device),
             attention_mask=mask.repeat(lanes, 1).to(device),
@@ -224,7 +215,7 @@ def _generated(
             eos_token_id=sorted(ends),
             pad_token_id=pad,
         )
-    losses = row_means(token_losses(logits, batch.targets), batch.counts)
+    losses = row_means(token, batch.counts)
     start = 1 if loaded.kind == "seq2seq" else width
     done = []
     for tokens, loss in zip(output[:, start:].tolist(), losses, strict=True):

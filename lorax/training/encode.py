@@ -7,6 +7,7 @@ classification  input = text; the class is predicted
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,11 +50,19 @@ class Batch:
     """(N,) the token or class to be predicted at each position."""
     counts: list[int]
     """Labels in each row; sums to N."""
+    prefix: Tensor | None = None
+    """(lanes, p) tokens before those in `inputs`, the same for all rows of a lane; see `shared_prefix`."""
+
+    @property
+    def width(self) -> int:
+        """Tokens in a padded row, the prefix included."""
+        return self.inputs["input_ids"].shape[1] + (0 if self.prefix is None else self.prefix.shape[1])
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
         move = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return Batch(move, self.positions.to(device), self.targets.to(device), self.counts)
+        prefix = None if self.prefix is None else self.prefix.to(device)
+        return Batch(move, self.positions.to(device), self.targets.to(device), self.counts, prefix)
 
 
 def order(seed: int, n: int, batch_size: int, steps: int) -> list[list[int]]:
@@ -121,20 +130,27 @@ def encode(task: Task, loaded: Loaded, split: str, shots: bool = False) -> list[
     return [Encoded(ids, labels, example) for (ids, labels), example in zip(pairs, examples, strict=True)]
 
 
-def collate(rows: Sequence[Encoded], loaded: Loaded) -> Batch:
+def collate(rows: Sequence[Encoded], loaded: Loaded, prefix: int = 0, lanes: int = 1) -> Batch:
     """Pad rows to a common length on the right and say where their labels are predicted.
 
     A causal model gets no attention mask: padding comes after every real token, where causal
     attention cannot see it. Padding is known by position, so a pad token that is also the end
     token is learnt like any other.
+
+    Args:
+        rows: the examples; those of a lane next to each other.
+        loaded: kind of model, tokenizer.
+        prefix: leading tokens to be computed once a lane instead of once a row (`shared_prefix`).
+        lanes: K.
     """
     pad = pad_id(loaded.tokenizer)
     counts = [len(row.labels) for row in rows]
     targets = torch.tensor([label for row in rows for label in row.labels], dtype=torch.long)
     if loaded.kind == "causal":
-        grid = _grid([row.ids + row.labels[:-1] for row in rows], pad)
-        first = [len(row.ids) - 1 for row in rows]
-        return Batch({"input_ids": grid}, _positions(first, counts, grid.shape[1]), targets, counts)
+        grid = _grid([row.ids[prefix:] + row.labels[:-1] for row in rows], pad)
+        first = [len(row.ids) - prefix - 1 for row in rows]
+        shared = torch.tensor([rows[0].ids[:prefix]] * lanes) if prefix else None
+        return Batch({"input_ids": grid}, _positions(first, counts, grid.shape[1]), targets, counts, shared)
     grid = _grid([row.ids for row in rows], pad)
     lengths = torch.tensor([len(row.ids) for row in rows])
     inputs = {"input_ids": grid, "attention_mask": (torch.arange(grid.shape[1]) < lengths[:, None]).long()}
@@ -144,6 +160,25 @@ def collate(rows: Sequence[Encoded], loaded: Loaded) -> Batch:
     inputs["decoder_input_ids"] = _grid([[start, *row.labels[:-1]] for row in rows], pad)
     width = inputs["decoder_input_ids"].shape[1]
     return Batch(inputs, _positions([0] * len(rows), counts, width), targets, counts)
+
+
+def shared_prefix(rows: Sequence[Encoded], lanes: int, device: torch.device) -> int:
+    """Return how many leading tokens all rows have in common, if computing them once a lane pays.
+
+    Prompts of a task begin alike (the template, the system text, the instruction, the shots), and
+    what a causal model makes of a beginning does not depend on the rest: its keys and values serve
+    all rows, and gradients add up in them. It costs a second, short forward pass, so it pays where
+    tokens are what takes the time: a fifth of them on a CPU, thousands on a GPU.
+
+    Args:
+        rows: examples of a causal model.
+        lanes: K; the prefix is computed for each.
+        device: where the model is.
+    """
+    common = len(os.path.commonprefix([row.ids[:-1] for row in rows]))
+    saved = common * (len(rows) - lanes)
+    whole = len(rows) * max(map(len, rows))
+    return common if saved >= max(0.2 * whole, 32 if device.type == "cpu" else 8192) else 0
 
 
 def widths(blocks: Sequence[Sequence[Encoded]], kind: str) -> list[dict[int, int]]:

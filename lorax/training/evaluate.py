@@ -33,6 +33,7 @@ def evaluate(
     autocast_dtype: str | None = None,
     shots: bool = False,
     verify: bool = True,
+    share: bool = True,
 ) -> list[list[Item]]:
     """Score every item of a split, for each lane.
 
@@ -50,6 +51,7 @@ def evaluate(
         autocast_dtype: dtype of the forward pass by autocast, or None.
         shots: put the task's few-shot examples before each prompt.
         verify: see `decode`; False decodes every token.
+        share: see `decode`; False computes every row from its first token.
 
     Returns:
         For each lane, rows {split, id, score, tolerant, loss, completion, answer} in the order of
@@ -72,7 +74,7 @@ def evaluate(
                 if loaded.kind == "classification":
                     said = _classified(loaded, task, readout, items, count, only)
                 else:
-                    done = decode(loaded, readout, items, count, only, task.max_new_tokens, verify)
+                    done = decode(loaded, readout, items, count, only, task.max_new_tokens, verify, share)
                     said = [[(_text(loaded, row), row.loss) for row in lane] for lane in done]
             for lane, answers in zip(results, said, strict=True):
                 for index, item, (completion, loss) in zip(indices, items, answers, strict=True):

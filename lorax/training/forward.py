@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded
@@ -92,10 +93,35 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(wide, targets, reduction="none")
 
 
-def run_batch(readout: Readout, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return (N, V) logits and (N,) losses of a batch's labels."""
-    logits, _ = readout(batch.inputs, batch.positions)
+def run_batch(readout: Readout, batch: Batch, cache: DynamicCache | None = None) -> tuple[Tensor, Tensor]:
+    """Return (N, V) logits and (N,) losses of a batch's labels.
+
+    Args:
+        readout: the open `Readout` of the model.
+        batch: if it has a prefix, that is run first, a row a lane, and its keys and values serve all rows.
+        cache: an empty cache, to be filled with the keys and values of the whole rows.
+    """
+    inputs = dict(batch.inputs)
+    if batch.prefix is not None:
+        cache = DynamicCache(config=readout.model.config) if cache is None else cache
+        begin = {"input_ids": batch.prefix, "past_key_values": cache, "use_cache": True}
+        readout(begin, batch.positions[:1] * 0)
+        cache.batch_repeat_interleave(len(batch.counts) // len(batch.prefix))
+    if cache is not None:
+        inputs |= {"past_key_values": cache, "use_cache": True}
+    logits, _ = readout(inputs, batch.positions)
     return logits, token_losses(logits, batch.targets)
+
+
+def caches_plainly(loaded: Loaded) -> bool:
+    """Say whether a causal model's past is keys and values by position alone.
+
+    Then a beginning may be computed once for many rows, and a row may go on from a cache with masked
+    gaps. Not so with sliding windows, recurrent states or attention biased by column (ALiBi).
+    """
+    if loaded.kind != "causal" or "position_ids" not in inspect.signature(loaded.model.forward).parameters:
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=loaded.model.config).layers)
 
 
 def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[Any]:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from lorax.errors import UserError
 from lorax.training.active import active, one_base, set_widths
 from lorax.training.checkpoint import load_checkpoint, save_checkpoint
-from lorax.training.encode import Encoded, collate, order, widths
-from lorax.training.forward import Readout, autocast, device_of, run_batch
+from lorax.training.encode import Encoded, collate, order, shared_prefix, widths
+from lorax.training.forward import Readout, autocast, caches_plainly, device_of, run_batch
 from lorax.training.schedule import factor
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class TrainPlan:
     """dtype of the forward pass by autocast (`bfloat16`), or None."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: none."""
+    share_prefix: bool = True
+    """Compute what a batch's prompts begin with once a lane, where that pays (exact; off under dropout)."""
     progress: bool | None = None
     """Show a progress bar; None: if standard error is a terminal."""
 
@@ -154,9 +156,12 @@ def _gradients(loaded: Loaded, readout: Readout, going: list[_Run]) -> Tensor:
     parts = [run.micro_batches() for run in going]
     labels = [sum(len(row.labels) for part in lane for row in part) for lane in parts]
     scale = going[0].loss_scale
+    share = plan.share_prefix and caches_plainly(loaded) and not any(run.drops for run in going)
     losses: Any = 0
     for rows in zip(*parts, strict=True):
-        batch = collate([row for part in rows for row in part], loaded).to(device)
+        joint = [row for part in rows for row in part]
+        prefix = shared_prefix(joint, len(going), device) if share else 0
+        batch = collate(joint, loaded, prefix, len(going)).to(device)
         set_widths([run.lane.adapters for run in going], widths(rows, loaded.kind))
         with autocast(device, plan.autocast):
             _, token = run_batch(readout, batch)
@@ -179,6 +184,7 @@ class _Run:
         self.parameters = [value for value in lane.adapters.parameters() if id(value) not in own]
         self.generator = torch.Generator().manual_seed(lane.seed)
         lane.adapters.generator = self.generator
+        self.drops = bool(getattr(lane.adapters, "dropout", 0.0))
         self.order = order(lane.seed, len(lane.data), plan.batch_size, plan.steps)
         self.loss_scale = _loss_scale(lane.adapters.model)
         self.optimizer = self._optimizer()

@@ -5,9 +5,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, MptConfig, MptForCausalLM,
 from lorax.adapters.install import install
 from lorax.api import attach, make_factors
 from lorax.initializers.base import build
-from lorax.training.decode import verifies
 from lorax.training.encode import encode
 from lorax.training.evaluate import batches, evaluate, summarise
+from lorax.training.forward import caches_plainly
 from lorax.training.train import Lane, TrainPlan, train
 
 
@@ -47,7 +47,10 @@ def test_lanes_say_what_generate_says_item_by_item(trained, sums):
     for handle, lane in zip(handles, items, strict=True):
         with handle.pack.active([handle.number]):
             assert [item["completion"] for item in lane] == generated(loaded, sums)
-    assert evaluate(loaded, sums, "test", handles, batch_size=7, verify=False) == items
+    for twin in ({"verify": False}, {"share": False}, {"share": False, "verify": False}):
+        for slow, fast in zip(evaluate(loaded, sums, "test", handles, batch_size=7, **twin), items, strict=True):
+            assert [row["completion"] for row in slow] == [row["completion"] for row in fast]
+            assert [row["loss"] for row in slow] == pytest.approx([row["loss"] for row in fast], rel=1e-4, abs=1e-6)
 
 
 def test_losses_are_those_of_the_answer_alone(trained, sums):
@@ -115,7 +118,7 @@ def test_other_models_decode_as_generate_does(toy, sums, name):
     torch.manual_seed(1)
     loaded = toy()
     loaded.model, loaded.kind = build_model().eval(), kind
-    assert verifies(loaded) == verified
+    assert caches_plainly(loaded) == verified
     sums.test = sums.test[:6]
     [items] = evaluate(loaded, sums, "test", batch_size=4)
     assert [item["completion"] for item in items] == generated(loaded, sums)

@@ -59,7 +59,11 @@ def assert_same(packed, single, outcome, other):
 
 
 def test_mixed_lanes_equal_their_single_runs(toy, sums):
-    """Methods, ranks, seeds, data, dropout, rates, schedules, clipping and lengths all differ."""
+    """Methods, ranks, seeds, data, dropout, rates, schedules, clipping and lengths all differ.
+
+    One of them drops, so the pack computes every row whole; the others alone share their beginnings.
+    """
+    sums.system = "Compute."
     loaded = toy()
     packed = lanes(loaded, sums, ARMS)
     outcomes = train(loaded, packed, PLAN)
@@ -90,6 +94,7 @@ def test_packed_heads_equal_single_heads(toy, parity):
 
 
 def test_a_diverged_lane_is_retired_and_the_others_do_not_notice(toy, sums):
+    sums.system = "Compute."
     arms = [ARMS[0], ("lora", {}, 4, 5, 0.0, 1e30, replace(PLAN, clip=None, warmup=0.0)), ARMS[1]]
     loaded = toy()
     packed = lanes(loaded, sums, arms)

@@ -70,6 +70,27 @@ def test_accumulation_splits_the_batch_and_changes_nothing(toy, sums):
         assert torch.allclose(one, three, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_shared_beginning_is_computed_once_and_changes_nothing(toy, sums, accumulation):
+    sums.system = "All of these begin alike."
+    results, widths = [], []
+    for share in (True, False):
+        loaded = toy(dtype="float64")
+        embed = loaded.model.get_input_embeddings()
+        embed.register_forward_hook(lambda module, args, out: widths.append(out.shape[:2].numel()))
+        one = lane(loaded, sums)
+        [outcome] = train(
+            loaded, [one], TrainPlan(steps=4, batch_size=8, share_prefix=share, accumulation=accumulation)
+        )
+        results.append(([row["loss"] for row in outcome.curve], tensors(one.adapters)))
+        widths.append(None)
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-8)
+    for shared, whole in zip(results[0][1], results[1][1], strict=True):
+        assert torch.allclose(shared, whole, rtol=1e-6, atol=1e-8)
+    cut = widths.index(None)
+    assert sum(widths[:cut]) < 0.6 * sum(widths[cut + 1 : -1])
+
+
 def test_the_same_seed_gives_the_same_run_bit_for_bit(toy, sums):
     runs = []
     for seed in (1, 1, 2):
