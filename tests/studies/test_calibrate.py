@@ -51,7 +51,7 @@ def test_swapped_labels_rarely_differ():
         Final("none", "t", None, 0.1, 500)
     ]
     found = swap("s", finals, 0.01, tables=1000)
-    assert found.arms == 4 and found.false_tables <= 0.06
+    assert found.arms == 4 and found.false_tables <= found.usual < 0.15
 
 
 def test_the_command_writes_figures_and_says_whether_bounds_hold(tmp_path, monkeypatch):
