@@ -12,7 +12,6 @@ from lorax.studies import stats
 from lorax.studies.verdicts import Final
 from lorax.studies.verdicts_rule import VERDICTS, decide
 
-
 _NORMAL = 50
 
 
@@ -27,7 +26,7 @@ class Swapped:
     false_tables: float
     """Share of label-swapped tables with any better or worse."""
     usual: float
-    """The largest such share among data sets of the same shape with normal seeds: one small data set has
+    """The largest such share among data sets of the same shape with normal seeds of the same spread: one small data set has
     few distinct swaps, so that its share scatters around the 5 % that hold on average."""
     splits: int
     false_splits: float
@@ -67,7 +66,9 @@ def swap(study: str, finals: Sequence[Final], margin: float, tables: int = 4000,
     scores, n_items = matrix(finals)
     generator = np.random.default_rng(seed)
     halves = _halves(scores, 1 / n_items)
-    normal = [_differ(generator.normal(0, 0.02, scores.shape), 0.0, margin, 400, generator) for _ in range(_NORMAL)]
+    sd = float(np.sqrt(scores.var(axis=-1, ddof=1).mean()))
+    alike = [generator.normal(0, max(sd, 1 / n_items), scores.shape) for _ in range(_NORMAL)]
+    normal = [_differ(data, 1 / n_items, margin, 400, generator) for data in alike]
     return Swapped(
         study=study,
         arms=scores.shape[1],
