@@ -26,8 +26,8 @@ class Swapped:
     false_tables: float
     """Share of label-swapped tables with any better or worse."""
     usual: float
-    """The largest such share among data sets of the same shape with normal seeds of the same spread: one small data set has
-    few distinct swaps, so that its share scatters around the 5 % that hold on average."""
+    """The largest such share among data sets of this shape and spread with normal seeds: one small data
+    set has few distinct swaps, so that its share scatters around the 5 % that hold on average."""
     splits: int
     false_splits: float
     """Share of arms, halved by seeds, that differ from themselves at 5 %, uncorrected."""
