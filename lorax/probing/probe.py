@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from lorax.errors import UserError
 from lorax.probing import svd
-from lorax.probing.cache import Cache, Parts, digest, fingerprint, key_of
+from lorax.probing.cache import Cache, Parts, digest, key_of, remembered
 from lorax.probing.gradient import Loss, layer_gradients
 from lorax.probing.svd import Triplets
 from lorax.probing.weight import factor_dtype, oriented, shape_of
 
 VERSION = 1  # of the decompositions; part of every cache key
 BLOCKS = (32, 128, 512)  # triplets held per end where the spectrum is not held whole
-GRADIENT_BLOCKS = (128, 512)  # 128 serves LoRA-GA up to rank 64 without another gradient pass
 
 _alive: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()
 
@@ -62,7 +61,8 @@ class Gradients:
             batches = digest(self._batches)
         except TypeError:
             return None
-        state = [(key, fingerprint(value)) for key, value in self._model.state_dict().items()]
+        values = (*self._model.named_parameters(), *self._model.named_buffers())
+        state = [(key, remembered(value)) for key, value in values]
         kernel = getattr(getattr(self._model, "config", None), "_attn_implementation", None)
         place = next(self._model.parameters()).device.type
         return key_of(named, batches, state, kernel, place, torch.is_autocast_enabled(place))
@@ -94,6 +94,7 @@ class Probe:
         self.facts: dict[str, float] = {}
         """What was found on the way, for the record: sine_bound, gradient_captured, ..."""
         self._module, self._cache, self._gradients, self._exact = module, cache, gradients, exact
+        self._energy: float | None = None
 
     @cached_property
     def weight(self) -> Tensor:
@@ -101,10 +102,12 @@ class Probe:
         stored = oriented(self._module, self._module.weight.detach())
         return svd.finite(stored.to(self.dtype), f"layer {self.name}: its weight")
 
-    @cached_property
+    @property
     def energy(self) -> float:
-        """||W0||_F^2."""
-        return float(self.weight.double().square().sum())
+        """||W0||_F^2, kept beside a decomposition so that a cached start does not read the weight."""
+        if self._energy is None:
+            self._energy = float(_energy(self.weight))
+        return self._energy
 
     @property
     def tiny(self) -> float:
@@ -157,12 +160,11 @@ class Probe:
     def gradient_svd(self, r: int) -> Triplets:
         """Return the r largest triplets of G; `facts` gains the share of ||G||^2 they hold."""
         self._bound("gradient triplets", r)
-        b = self._block(r, GRADIENT_BLOCKS)
+        b = self._block(r, BLOCKS)
 
         def compute() -> Parts:
             G = _portable(self.gradient)
-            parts = _parts(svd.leading(G, b).to(self.dtype))
-            return parts | {"energy": G.double().square().sum().expand(b).cpu()}
+            return _parts(svd.leading(G, b).to(self.dtype), _energy(G))
 
         origin = None if self._gradients is None or self._cache is None else self._gradients.digest
         if origin is None:
@@ -170,7 +172,7 @@ class Probe:
         else:
             key = key_of("gradient", VERSION, origin, self.name, b)
             parts = self._cache.get(key, compute, slice(0, r))
-        found = self._triplets(parts).rows(slice(0, r)).to(self.dtype)
+        found = self._placed(parts).rows(slice(0, r)).to(self.dtype)
         energy = float(parts["energy"][0])
         self.facts["captured"] = float(found.S.double().square().sum()) / energy if energy else 0.0
         return found
@@ -194,7 +196,7 @@ class Probe:
 
     @cached_property
     def _digest(self) -> str:
-        return fingerprint(oriented(self._module, self._module.weight))
+        return f"{remembered(self._module.weight)} {self.shape}"
 
     def _identity(self, *key: Hashable) -> Hashable:
         return (self._digest, self.dtype, self.device, *key)
@@ -216,14 +218,17 @@ class Probe:
 
     def _held(self, kind: tuple[Hashable, ...], compute: Callable[[], Triplets], rows: slice) -> Triplets:
         """Return rows of a decomposition of W0, through the cache; rounded to `dtype` before slicing."""
+
+        def entry() -> Parts:
+            return _parts(compute().to(self.dtype), _energy(self._wide()))
+
         if self._cache is None:
             if kind not in self._computed:
-                self._computed[kind] = _parts(compute().to(self.dtype))
+                self._computed[kind] = entry()
             parts = {name: part[rows] for name, part in self._computed[kind].items()}
         else:
-            key = key_of("weight", VERSION, self._digest, *kind)
-            parts = self._cache.get(key, lambda: _parts(compute().to(self.dtype)), rows)
-        return self._triplets(parts).to(self.dtype)
+            parts = self._cache.get(key_of("weight", VERSION, self._digest, *kind), entry, rows)
+        return self._triplets(parts)
 
     @cached_property
     def _computed(self) -> dict[Hashable, Parts]:
@@ -232,22 +237,27 @@ class Probe:
     def _randomised(self, r: int) -> Triplets:
         # the subspace is the weight's, so no run seed moves it
         generator = torch.Generator().manual_seed(int(self._digest[:15], 16))
-        bounds: dict[str, Tensor] = {}
 
         def compute() -> Parts:
             found, bound = svd.randomised(self._wide(), r, generator)
-            bounds["bound"] = torch.full((r,), bound, dtype=torch.float64)
-            return _parts(found.to(self.dtype)) | bounds
+            parts = _parts(found.to(self.dtype), _energy(self._wide()))
+            return parts | {"bound": torch.full((r,), bound, dtype=torch.float64)}
 
         if self._cache is None:
             parts = compute()
         else:
             parts = self._cache.get(key_of("randomised", VERSION, self._digest, r), compute)
         self.facts["sine_bound"] = float(parts["bound"][0])
-        return self._triplets(parts).to(self.dtype)
+        return self._triplets(parts)
 
     def _triplets(self, parts: Parts) -> Triplets:
-        return Triplets(*(part.to(self.device) for part in (parts["U"].mT, parts["S"], parts["Vh"])))
+        """Return an entry's triplets of W0 on the device, and note its energy."""
+        self._energy = float(parts["energy"][0])
+        return self._placed(parts)
+
+    def _placed(self, parts: Parts) -> Triplets:
+        found = Triplets(*(parts[name].to(self.device) for name in ("U", "S", "Vh")))
+        return Triplets(found.U.mT, found.S, found.Vh).to(self.dtype)
 
 
 def probe_layers(
@@ -291,9 +301,14 @@ def layer_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(digits, 16))
 
 
-def _parts(found: Triplets) -> Parts:
-    """Return the triplets by rows, as the cache stores them."""
-    return {"U": found.U.mT.contiguous().cpu(), "S": found.S.cpu(), "Vh": found.Vh.contiguous().cpu()}
+def _parts(found: Triplets, energy: Tensor) -> Parts:
+    """Return the triplets by rows, as the cache stores them, and the squared norm of what they decompose."""
+    rows = {"U": found.U.mT.contiguous().cpu(), "S": found.S.cpu(), "Vh": found.Vh.contiguous().cpu()}
+    return rows | {"energy": energy.cpu().repeat(len(found.S))}
+
+
+def _energy(matrix: Tensor) -> Tensor:
+    return torch.linalg.norm(matrix.double()).square()
 
 
 def _portable(matrix: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from lorax.errors import UserError
 DENSE = 1024  # up to this min(m, n) the whole spectrum is computed at once
 TOLERANCE = 1e-9  # relative residual of the float64 routes
 KRYLOV_TOLERANCE = 1e-5  # relative residual of the float32 route
-DEPTHS = (6, 9, 12, 16, 24)  # blocks of the Krylov basis at which convergence is looked at
+DEPTHS = (4, 6, 9, 12, 16, 24)  # blocks of the Krylov basis at which convergence is looked at
 
 
 class Triplets(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorax.probing.cache import Cache, digest, fingerprint, key_of
+from lorax.probing.cache import Cache, digest, fingerprint, key_of, remembered
 from lorax.probing.probe import Gradients, Probe
 
 PARTS = {"U": torch.arange(12.0).view(4, 3), "S": torch.arange(4.0), "Vh": torch.ones(4, 5)}
@@ -94,6 +94,20 @@ def test_fingerprints_tell_values_shapes_and_dtypes_apart():
     assert fingerprint(x) == fingerprint(x.clone()) == fingerprint(x.T.contiguous().T)
     assert fingerprint(torch.zeros(0)) and fingerprint(torch.tensor(3))
     assert digest([{"x": x, "n": 3}, "a"]) != digest([{"x": x, "n": 4}, "a"])
+
+
+def test_a_remembered_fingerprint_notices_every_change():
+    weight = nn.Parameter(torch.randn(30, 40))
+    seen = [remembered(weight)]
+    assert seen[0] == remembered(weight) == fingerprint(weight)
+    with torch.no_grad():
+        weight[3, 4] += 1
+    seen.append(remembered(weight))
+    weight.data.add_(1)
+    seen.append(remembered(weight))
+    weight.data = weight.data * 2
+    seen.append(remembered(weight))
+    assert len(set(seen)) == 4 and seen[-1] == fingerprint(weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
