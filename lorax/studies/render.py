@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ def latex(
     """
     columns = "l" + "r" * (len(head) - 1)
     lines = [
-        r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}",
+        r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
         rf"\caption{{{escape(caption)}}}", rf"\label{{tab:{label}}}",
         rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
         " & ".join(escape(cell) for cell in head) + r" \\", r"\midrule",
@@ -138,10 +139,11 @@ def latex(
 
 
 def escape(text: str) -> str:
-    r"""Return plain text with LaTeX's special characters escaped.
+    r"""Return plain text with LaTeX's special characters escaped and minus signs as such.
 
     Examples:
-        >>> escape("lora_ga 95 %")
-        'lora\\_ga 95 \\%'
+        >>> escape("lora_ga 95 %"), escape("-0.4 [-2.0, 1e-3]")
+        ('lora\\_ga 95 \\%', '$-$0.4 [$-$2.0, 1e-3]')
     """
-    return "".join(_LATEX.get(character, character) for character in text)
+    plain = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", plain)

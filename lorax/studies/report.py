@@ -123,7 +123,7 @@ def as_latex(study: Study, parts: list[html.Part]) -> str:
         for place, table in enumerate(part.tables):
             label = f"{study.spec.name}-{part.title.split()[0].lower()}-{place}".replace("_", "-")
             below = [*(part.lines if place == 0 else []), *(notes if part.title == "Results" else [])]
-            title = f"{table.title}. {part.title}." if table.title else f"{part.title}."
+            title = f"{part.title}: {table.title}." if table.title else f"{part.title}."
             pieces.append(render.latex(table.head, table.body, title, label, below))
     return "\n".join(pieces)
 

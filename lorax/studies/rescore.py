@@ -13,9 +13,9 @@ from tabulate import tabulate
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
 from lorax.studies.plan import frozen, frozen_path
-from lorax.studies.protocol_study import Study, read_study
+from lorax.studies.protocol_study import read_study
+from lorax.studies.rescore_verdicts import verdict_changes
 from lorax.studies.rows import fresh, rows_of, task
-from lorax.studies.verdicts import Final, judge
 from lorax.tasks import extractors
 
 
@@ -57,8 +57,8 @@ def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
     """Score every run called `name` anew.
 
     Returns:
-        One row a run and rule: row (method and what sets it apart), task, seed, rule, recorded,
-        read (share of completions), score (fraction), n (completions).
+        One row a run and rule: run_id, row (a study's arm, else method and what sets it apart), task,
+        seed, rule, recorded, read (share of completions), score (fraction), n (completions).
 
     Raises:
         UserError: there are no such records, or none of them kept completions.
@@ -70,8 +70,8 @@ def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
         table = rescore_items(item for item in store.items(record) if item.get("split") == split)
         for rule, part in table.groupby("rule", sort=False):
             lines.append({
-                "row": _row(record, rows), "task": task(record), "seed": record.config.get("seed"),
-                "rule": rule, "recorded": float(part["recorded"].astype(float).mean()),
+                "run_id": record.run_id, "row": _row(record, rows), "task": task(record),
+                "seed": record.config.get("seed"), "rule": rule, "recorded": float(part["recorded"].astype(float).mean()),
                 "read": float(part["read"].mean()), "score": float(part["score"].mean()), "n": len(part),
             })  # fmt: skip
     if not lines:
@@ -110,38 +110,6 @@ def notes(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def verdict_changes(study: Study, store: Store) -> list[str]:
-    """Return what the study would have concluded under each rule, where that differs: the whole judgement again.
-
-    The learning rates stay those that the study's own score selected.
-    """
-    if study.result is None:
-        return []
-    finals: dict[str, list[Final]] = defaultdict(list)
-    for (task_name, arm), runs in study.finals.items():
-        for seed, record in runs.items():
-            table = rescore_items(item for item in store.items(record) if item.get("split") == "test")
-            for rule, part in table.groupby("rule", sort=False):
-                items = dict(zip(part["id"].astype(str), part["score"].astype(float), strict=True))
-                score, lost = float(part["score"].mean()), record.status == "diverged"
-                finals[str(rule)].append(Final(arm, task_name, seed, score, len(part), lost, items))
-    spec, lines = study.spec, []
-    for rule, entries in finals.items():
-        # A rule that reads no right answer anywhere would call everything equivalent.
-        if not any(f.arm == spec.reference for f in entries) or not any(f.score > 0 for f in entries):
-            continue
-        options = {"margin": spec.margin, "alpha": spec.alpha, "procedure": spec.procedure, "metric": rule}
-        again = judge(entries, reference=spec.reference, arms=spec.labels, tasks=spec.tasks, **options)
-        changed = [
-            f"{new.task} {new.arm} {new.verdict} instead of {old.verdict}"
-            for old, new in zip(study.result.comparisons, again.comparisons, strict=True)
-            if new.verdict != old.verdict
-        ]
-        if changed:
-            lines.append(f"Judged by {rule}: {'; '.join(changed)}.")
-    return lines or ["Every verdict of the study is the same under every rule."]
-
-
 def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, list[Path]]:
     """Score the completions of `name` under every rule and write `<name>.rescored.{md,csv}`.
 
@@ -168,7 +136,7 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
         parts.append(tabulate(body, head, "pipe", disable_numparse=True, colalign=align))
     lines = notes(table)
     if frozen_path(store.root, name).is_file():
-        lines += verdict_changes(read_study(frozen(store.root, name), store), store)
+        lines += verdict_changes(read_study(frozen(store.root, name), store, items=False), table)
     parts.append("\n".join(f"- {line}" for line in lines))
     text = "\n\n".join(parts) + "\n"
     paths = [store.root / "tables" / f"{name}.rescored.{kind}" for kind in ("md", "csv")]
