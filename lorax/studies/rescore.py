@@ -71,8 +71,9 @@ def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
         for rule, part in table.groupby("rule", sort=False):
             lines.append({
                 "run_id": record.run_id, "row": _row(record, rows), "task": task(record),
-                "seed": record.config.get("seed"), "rule": rule, "recorded": float(part["recorded"].astype(float).mean()),
-                "read": float(part["read"].mean()), "score": float(part["score"].mean()), "n": len(part),
+                "seed": record.config.get("seed"), "rule": rule,
+                "recorded": float(part["recorded"].astype(float).mean()), "read": float(part["read"].mean()),
+                "score": float(part["score"].mean()), "n": len(part),
             })  # fmt: skip
     if not lines:
         raise UserError(f"rescore={name}: no run of this name kept completions of its {split} items")
