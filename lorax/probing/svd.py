@@ -7,6 +7,7 @@ weights go through gesdd itself, and so does whatever fails its check.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -185,7 +186,7 @@ def _krylov_checked(W: Tensor, r: int, tolerance: float) -> tuple[Triplets, floa
     return best
 
 
-def _krylov(W: Tensor, width: int, generator: torch.Generator):  # noqa: ANN202
+def _krylov(W: Tensor, width: int, generator: torch.Generator) -> Iterator[tuple[Triplets, Tensor] | tuple[None, None]]:
     """Yield (Ritz triplets, misfit ||W v - s u|| of each) at growing depth; (None, None) where it cannot pay.
 
     The basis Q spans {X Z, X X^T X Z, ...} for the smaller side of W; blocks are orthogonalised twice
