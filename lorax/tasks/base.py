@@ -123,7 +123,7 @@ def prompt_id(prompt: str) -> str:
     """Return the digest by which a prompt is known; white space and case aside.
 
     Examples:
-        >>> prompt_id("What is 2 + 2?") == prompt_id(" what is  2 + 2?\\n")
+        >>> prompt_id("What is 2 + 2?") == prompt_id(" what is  2 + 2? ")
         True
     """
     return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).hexdigest()[:16]

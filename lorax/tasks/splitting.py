@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorax.errors import UserError
@@ -26,7 +27,8 @@ def split(
 ) -> tuple[dict[str, tuple[Example, ...]], dict[str, Any]]:
     """Make disjoint splits out of what a dataset comes with.
 
-    A prompt is kept once: in test before validation before train. Without an official test set a
+    An official test set is kept whole; a prompt that it repeats gets an id of its own. Elsewhere a
+    prompt is kept once, and only where test and then validation do not have it. Without an official test set a
     fifth of train becomes test, without an official validation set a tenth of the rest becomes
     validation; a twentieth, at most `n_heldout`, is held out for calibration. The order within a
     split, and hence what a size limit keeps, follows the prompt's hash and the data seed; official
@@ -44,8 +46,10 @@ def split(
     Raises:
         UserError: too few examples for the splits.
     """
-    seen: set[str] = set()
-    kept = {part: unique(official.get(part, ()), seen) for part in ("test", "validation", "train")}
+    given = official.get("test", ())
+    seen = {example.id for example in given}
+    kept = {"test": _numbered(given)}
+    kept |= {part: unique(official.get(part, ()), seen) for part in ("validation", "train")}
     total = sum(len(examples) for examples in official.values())
     notes = {"duplicates": total - sum(map(len, kept.values()))}
     pool = shuffled(kept["train"], f"cut {data_seed}")
@@ -63,6 +67,17 @@ def split(
         "test": test[: sizes.n_test], "heldout": heldout, "shots": shots,
     }  # fmt: skip
     return {part: tuple(examples) for part, examples in splits.items()}, notes
+
+
+def _numbered(examples: Sequence[Example]) -> list[Example]:
+    """Give the second, third, ... example with the same prompt an id of its own."""
+    times: Counter[str] = Counter()
+    kept = []
+    for example in examples:
+        times[example.id] += 1
+        again = f"-{times[example.id]}" if times[example.id] > 1 else ""
+        kept.append(replace(example, id=example.id + again))
+    return kept
 
 
 def _cut(examples: list[Example], n: int) -> tuple[list[Example], list[Example]]:

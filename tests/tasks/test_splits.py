@@ -91,6 +91,13 @@ def test_official_test_set_stays_and_takes_its_prompts_out_of_train():
     assert splits == again  # the order of the file does not matter
 
 
+def test_a_prompt_repeated_in_an_official_test_set_stays_there_and_nowhere_else():
+    official = {"train": examples(f"q{i}" for i in range(50)), "test": examples(["q1", "q1", "q2"])}
+    splits, _ = split(official, Sizes(), 0, "own")
+    assert len({e.id for e in splits["test"]}) == len(splits["test"]) == 3
+    assert not {"q1", "q2"} & {e.prompt for part in ("train", "validation", "heldout") for e in splits[part]}
+
+
 def test_one_file_is_cut_into_all_splits_and_limits_only_shorten():
     pool = {"train": examples(map(str, range(200)))}
     whole, _ = split(pool, Sizes(), 0, "own")
