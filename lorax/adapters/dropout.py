@@ -33,23 +33,30 @@ def scale(q: int) -> float:
     return 256.0 / (256 - q)
 
 
-def dropped(shape: tuple[int, ...], q: int, seed: int, device: torch.device, width: int | None = None) -> Tensor:
-    """Return a boolean mask, True where an entry is dropped (probability q / 256).
+def draw(shape: tuple[int, ...], seed: int, device: torch.device, width: int | None = None) -> Tensor:
+    """Return random bytes; an entry below q is dropped, which happens with probability q / 256.
 
     Args:
         shape: shape of the mask.
-        q: from `quantise`.
-        seed: the mask depends on seed, shape, q and the kind of device only.
+        seed: the bytes depend on seed, shape and the kind of device only.
         device: where to draw.
-        width: draw as if dim 1 had this size; entries beyond it (padding of other lanes) are kept.
+        width: draw as if dim 1 had this size; entries beyond it (padding to other lanes) are never dropped.
     """
     if width is not None and width < shape[1]:
-        own = dropped((shape[0], width, *shape[2:]), q, seed, device)
-        return F.pad(own, [0, 0] * (len(shape) - 2) + [0, shape[1] - width])
+        own = draw((shape[0], width, *shape[2:]), seed, device)
+        return F.pad(own, [0, 0] * (len(shape) - 2) + [0, shape[1] - width], value=255)
     count = 1
     for size in shape:
         count *= size
     generator = torch.Generator(device).manual_seed(seed)
     words = torch.empty((count + 7) // 8, dtype=torch.int64, device=device)
     words.random_(-(2**63), None, generator=generator)  # the full range: by default the top bit stays 0
-    return (words.view(torch.uint8)[:count] < q).view(shape)
+    return words.view(torch.uint8)[:count].view(shape)
+
+
+def kept(drawn: Tensor, q: int, dtype: torch.dtype) -> Tensor:
+    """Return the mask, 1 where an entry stays and 0 where it is dropped.
+
+    In the dtype of the products: boolean masks take several times longer on a CPU.
+    """
+    return torch.ge(drawn, q, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters import core
-from lorax.adapters.dropout import dropped, quantise, scale
+from lorax.adapters.dropout import draw, kept, quantise, scale
 from lorax.adapters.factors import Factors
 
 _NAMES = ("B", "M", "A")
@@ -126,7 +126,8 @@ class Lane(nn.Module):
         """
         x = x.to(dtype)
         if seed is not None and self.q:
-            x = x.masked_fill(dropped(tuple(x.shape), self.q, seed, x.device, width), 0.0) * scale(self.q)
+            drawn = draw(tuple(x.shape), seed, x.device, width)
+            x = x * kept(drawn, self.q, dtype) * scale(self.q)
         total = None
         for B, M, A in self.terms():
             y = core.apply(M, x @ A.to(dtype).mT) @ B.to(dtype).mT

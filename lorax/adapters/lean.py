@@ -13,13 +13,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lorax.adapters.dropout import dropped, scale
+from lorax.adapters.dropout import draw, scale
 from lorax.adapters.lane import Lane
+from lorax.adapters.rows import Rows
 from lorax.adapters.thin import Thin
 from lorax.adapters.wide import Wide
 
 if TYPE_CHECKING:
     from lorax.adapters.layer import AdaptedLinear
+
+
+Seeds = dict[int, tuple[int, int | None]]
+"""{position of an active lane: (seed of its mask, its own number of tokens if the batch is padded further)}."""
 
 
 class Plan:
@@ -44,14 +49,28 @@ class Plan:
         self.wide = [Wide(group, self.count) for group in groups.values()]
         self.leaves = [*(self.thin.leaves if self.thin else ()), *(leaf for w in self.wide for leaf in w.leaves)]
         self.positions = dict(present)
+        self.alone = self.wide[0] if self.count == 1 and self.wide else None
 
-    def drops(self, x: Tensor, seeds: dict[int, tuple[int, int | None]]) -> dict[int, Tensor]:
-        """Draw the mask of every lane that drops, by position, each from its own seed at its own shape."""
+    def mask(self, rows: Rows, x: Tensor, seeds: Seeds) -> Tensor | None:
+        """Draw the bytes of a group's masks, (K, T, n), each lane from its own seed at its own shape.
+
+        A lane that drops nothing has 255 everywhere. None where no lane of the group drops.
+        """
+        if not any(position in seeds for position in rows.positions):
+            return None
         shape = (x.shape[0] // self.count, *x.shape[1:])
-        return {
-            position: dropped(shape, self.positions[position].q, seed, x.device, width).view(-1, x.shape[-1])
-            for position, (seed, width) in seeds.items()
-        }
+        drawn = [draw(shape, *_at(seeds, position, x)) for position in rows.positions if position in seeds]
+        if len(rows.positions) == 1:
+            return drawn[0].view(1, -1, x.shape[-1])
+        all_kept = drawn[0].new_full((), 255).expand(shape)
+        left = iter(drawn)
+        stacked = torch.stack([next(left) if position in seeds else all_kept for position in rows.positions])
+        return stacked.view(len(rows.positions), -1, x.shape[-1])
+
+
+def _at(seeds: Seeds, position: int, x: Tensor) -> tuple[int, torch.device, int | None]:
+    seed, width = seeds[position]
+    return seed, x.device, width
 
 
 def _is_wide(lane: Lane) -> bool:
@@ -61,18 +80,6 @@ def _is_wide(lane: Lane) -> bool:
 def applies(lane: Lane) -> bool:
     """Whether the fast form covers these factors: all but recentred ones with a core."""
     return not lane.carries or lane.header["kind"] == "identity"
-
-
-def gathered(rows: Any, drops: dict[int, Tensor], shape: tuple[int, ...]) -> Tensor | None:
-    """Return the masks of a group's rows as one tensor, or None where none of them drops."""
-    masks = [drops.get(position) for position in rows.positions]
-    if all(mask is None for mask in masks):
-        return None
-    if len(masks) == 1:
-        return masks[0][None]
-    device = next(mask for mask in masks if mask is not None).device
-    none = torch.zeros((), dtype=torch.bool, device=device).expand(shape)
-    return torch.stack([none if mask is None else mask for mask in masks])
 
 
 class Lean(torch.autograd.Function):
@@ -85,14 +92,13 @@ class Lean(torch.autograd.Function):
         plan = call.plan
         x3 = x.reshape(plan.count, -1, x.shape[-1])
         out3 = out.view(plan.count, -1, out.shape[-1])
-        drops = plan.drops(x, call.seeds) if call.seeds else {}
         saved: list[Tensor | None] = [weight]
         if plan.thin is not None:
             stack = plan.thin.stack(x.dtype, call.steady)
-            drop = gathered(plan.thin.rows, drops, tuple(x3.shape[1:]))
-            saved += plan.thin.forward(x3, out3, stack, call.scales, drop)
+            drawn = plan.mask(plan.thin.rows, x, call.seeds)
+            saved += plan.thin.forward(x3, out3, stack, call.scales, drawn)
         for wide in plan.wide:
-            saved += wide.forward(x3, out3, call.scales, gathered(wide.rows, drops, tuple(x3.shape[1:])))
+            saved += wide.forward(x3, out3, call.scales, plan.mask(wide.rows, x, call.seeds))
         ctx.save_for_backward(*saved)
         ctx.call, ctx.shape = call, x.shape
         return out
@@ -120,7 +126,7 @@ class Lean(torch.autograd.Function):
 class Call:
     """What one forward of a layer needs besides tensors."""
 
-    def __init__(self, plan: Plan, transposed: bool, seeds: dict[int, tuple[int, int | None]], steady: object | None):
+    def __init__(self, plan: Plan, transposed: bool, seeds: Seeds, steady: object | None):
         self.plan = plan
         self.scales = [
             0.0 if lane is None else lane.eta * (scale(lane.q) if position in seeds else 1.0)
@@ -157,5 +163,10 @@ def forward(layer: AdaptedLinear, x: Tensor) -> Tensor:
             number = layer.pack.lanes[position]
             shape = (x.shape[0] // plan.count, *x.shape[1:])
             seeds[position] = (layer.pack.seed(number), layer.pack.width(number, shape))
+    weight, bias = layer.cast("weight", dtype), layer.cast("bias", dtype)
+    if plan.alone is not None and not seeds:
+        y = plan.alone.whole(x, weight.mT if layer.transposed else weight, bias, layer.pack.steady_key)
+        if y is not None:
+            return y
     call = Call(plan, layer.transposed, seeds, layer.pack.steady_key)
-    return Lean.apply(x, layer.cast("weight", dtype), layer.cast("bias", dtype), call, *plan.leaves)
+    return Lean.apply(x, weight, bias, call, *plan.leaves)

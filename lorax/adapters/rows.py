@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lorax.adapters.dropout import kept
+from lorax.adapters.lane import Lane
+
 
 class Rows:
     """Some positions among `count` blocks of rows.
@@ -33,12 +36,21 @@ class Rows:
         else:
             self.accumulate(out3, product(a, b))
 
-    def accumulate(self, out3: Tensor, value: Tensor) -> None:
-        """Add a value to the blocks of `out3`, in place."""
+    def accumulate(self, out3: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
+        """Add a value, times a mask if there is one, to the blocks of `out3`, in place."""
         if self.slice is not None:
-            self.take(out3).add_(value)
+            own = self.take(out3)
+            own.add_(value) if mask is None else own.addcmul_(value, mask)
         else:
+            value = value if mask is None else value * mask
             out3.index_add_(0, torch.tensor(self.positions, device=out3.device), value)
+
+
+def keep(drawn: Tensor, lanes: list[Lane], dtype: torch.dtype) -> Tensor:
+    """Return the dropout masks of a group's lanes, (K, T, n), from their random bytes."""
+    if len(lanes) == 1:
+        return kept(drawn, lanes[0].q, dtype)
+    return torch.stack([kept(own, lane.q, dtype) for own, lane in zip(drawn, lanes, strict=True)])
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorax.adapters import core
 from lorax.adapters.lane import Lane
-from lorax.adapters.rows import Rows, product
+from lorax.adapters.rows import Rows, keep, product
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Thin:
         return own[0] if len(set(own)) == 1 else like.new_tensor(own)[:, None, None]
 
     def forward(
-        self, x3: Tensor, out3: Tensor, stack: Stack, each: list[float], drop: Tensor | None
+        self, x3: Tensor, out3: Tensor, stack: Stack, each: list[float], drawn: Tensor | None
     ) -> list[Tensor | None]:
         """Add the lanes' outputs to `out3` in place; return what `backward` needs.
 
@@ -97,33 +97,34 @@ class Thin:
             out3: (K_active, T, m).
             stack: from `stack`.
             each: s of every active lane.
-            drop: (K, T, n), True where an input entry is dropped; None without dropout.
+            drawn: (K, T, n) random bytes of the dropout masks; None without dropout.
         """
         x = self.rows.take(x3)
-        h = product(x if drop is None else x.masked_fill(drop, 0.0), stack.D.mT)
+        h = product(x if drawn is None else keep(drawn, self.lanes, x.dtype).mul_(x), stack.D.mT)
         s = self.scales(each, h)
         h *= s
         self.rows.add(out3, h if stack.C is None else product(h, stack.C.mT), stack.U.mT)
-        return [x if self.trains["A"] else None, h, stack.D, stack.U, stack.C, drop]
+        return [x if self.trains["A"] else None, h, stack.D, stack.U, stack.C, drawn]
 
     def backward(
         self, saved: list[Tensor | None], each: list[float], g3: Tensor, dx3: Tensor | None
     ) -> list[Tensor | None]:
         """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
-        x, h, D, U, C, drop = saved
+        x, h, D, U, C, drawn = saved
         g = self.rows.take(g3)
         gh2 = product(g, U)
         gU = product(g.mT, h if C is None else product(h, C.mT)) if self.trains["B"] else None
         gC = product(gh2.mT, h) if self.trains["M"] else None
         gh = gh2 if C is None else product(gh2, C)
         gh *= self.scales(each, gh)
+        mask = None if drawn is None else keep(drawn, self.lanes, gh.dtype)
         gD = None
         if self.trains["A"]:
-            gD = product(gh.mT, x if drop is None else x.masked_fill(drop, 0.0))
-        if dx3 is not None and drop is None:
+            gD = product(gh.mT, x if mask is None else x * mask)
+        if dx3 is not None and mask is None:
             self.rows.add(dx3, gh, D)
         elif dx3 is not None:
-            self.rows.accumulate(dx3, product(gh, D).masked_fill_(drop, 0.0))
+            self.rows.accumulate(dx3, product(gh, D), mask)
         return [grad for k, lane in enumerate(self.lanes) for grad in _split(lane, k, gD, gU, gC)]
 
 

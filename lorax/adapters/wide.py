@@ -7,11 +7,12 @@ y += h_k (eta_k M_k)^T B^T
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorax.adapters import core
 from lorax.adapters.lane import Lane
-from lorax.adapters.rows import Rows
+from lorax.adapters.rows import Rows, keep
 
 
 class Wide:
@@ -27,7 +28,29 @@ class Wide:
         self.rows = Rows([position for position, _ in lanes], count)
         self.leaves = [leaf for lane in self.lanes for leaf in lane.trained().values()]
         self.diagonal = all(core.is_diagonal(lane.core(lane.current("M"))) for lane in self.lanes)
+        self._kept: tuple[object, Tensor] | None = None
         self._cast: dict[str, tuple[object, Tensor]] = {}
+
+    def whole(self, x: Tensor, weight: Tensor, bias: Tensor | None, steady: object | None) -> Tensor | None:
+        """Return x (W + eta B M A)^T + b by the whole matrix where that takes fewer operations, else None.
+
+        Multiplications beyond the base's own, with T rows: token by token 2 T k (m + n) with the
+        gradient (half without); with the whole matrix 2 m n k + T m n (m n k; none again while
+        `steady`). Only in float32 or better: in a coarser dtype W + update would lose the update.
+        """
+        lane = self.lanes[0]
+        (m, k), n = lane.start("B").shape, lane.start("A").shape[1]
+        T = x.numel() // x.shape[-1]
+        learns = torch.is_grad_enabled()
+        whole = 2 * m * n * k + T * m * n if learns else 0 if steady is not None else m * n * k
+        if x.dtype != lane.start("A").dtype or weight.dtype != x.dtype or whole >= (1 + learns) * T * k * (m + n):
+            return None
+        if learns or steady is None or self._kept is None or self._kept[0] is not steady:
+            matrix = weight + lane.eta * (core.after(lane.start("B"), lane.core(lane.current("M"))) @ lane.start("A"))
+            self._kept = None if learns or steady is None else (steady, matrix)
+        else:
+            matrix = self._kept[1]
+        return F.linear(x, matrix, bias)
 
     def outer(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return B or A in the dtype of the products; the cast is kept."""
@@ -51,26 +74,26 @@ class Wide:
     def _own(self, each: list[float]) -> list[float]:
         return [each[position] for position in self.rows.positions]
 
-    def forward(self, x3: Tensor, out3: Tensor, each: list[float], drop: Tensor | None) -> list[Tensor | None]:
+    def forward(self, x3: Tensor, out3: Tensor, each: list[float], drawn: Tensor | None) -> list[Tensor | None]:
         """Add the lanes' outputs to `out3` in place; return what `backward` needs; see `Thin.forward`."""
         A, B = self.outer("A", x3.dtype), self.outer("B", x3.dtype)
         x = self.rows.take(x3)
-        h = (x if drop is None else x.masked_fill(drop, 0.0)) @ A.mT
+        h = (x if drawn is None else keep(drawn, self.lanes, x.dtype).mul_(x)) @ A.mT
         C = self.cores(x3.dtype, each)
         self._add(out3, h * C if self.diagonal else h @ C.mT, B.mT)
-        return [h, C, A, B, drop]
+        return [h, C, A, B, drawn]
 
     def backward(self, saved: list[Tensor | None], each: list[float], g3: Tensor, dx3: Tensor | None) -> list[Tensor]:
         """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
-        h, C, A, B, drop = saved
+        h, C, A, B, drawn = saved
         gh2 = self.rows.take(g3) @ B
         grads = self._grads(gh2, h, self._own(each)) if self.leaves else []
         if dx3 is not None:
             gh = gh2.mul_(C) if self.diagonal else gh2 @ C
-            if drop is None:
+            if drawn is None:
                 self._add(dx3, gh, A)
             else:
-                self.rows.accumulate(dx3, (gh @ A).masked_fill_(drop, 0.0))
+                self.rows.accumulate(dx3, gh @ A, keep(drawn, self.lanes, gh.dtype))
         return grads
 
     def _grads(self, gh2: Tensor, h: Tensor, own: list[float]) -> list[Tensor]:

@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorax.adapters.dropout import dropped, quantise, scale
+from lorax.adapters.dropout import draw, kept, quantise, scale
 from lorax.errors import UserError
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
 def test_rate_and_scale_belong_together(p):
     q = quantise(p)
-    mask = dropped((1000, 333), q, seed=1, device=torch.device("cpu"))
+    drawn = draw((1000, 333), seed=1, device=torch.device("cpu"))
+    mask = 1 - kept(drawn, q, torch.float32)
     rate = mask.double().mean().item()
     assert abs(rate - q / 256) < 4 * (q / 256 * (1 - q / 256) / mask.numel()) ** 0.5
     assert scale(q) * (1 - q / 256) == pytest.approx(1, abs=1e-15)
@@ -19,8 +20,8 @@ def test_rate_and_scale_belong_together(p):
 
 
 def test_the_seed_alone_decides():
-    draw = [dropped((7, 5), 128, seed, torch.device("cpu")) for seed in (1, 1, 2)]
-    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
+    drawn = [draw((7, 5), seed, torch.device("cpu")) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, float("nan")])
