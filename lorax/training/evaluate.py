@@ -68,7 +68,8 @@ def evaluate(
         return active([adapters[k] for k in chosen] if adapters else [], [heads[k] for k in chosen] if heads else [])
 
     with _frozen(loaded, adapters), torch.inference_mode(), steady(adapters), Readout(loaded) as readout:
-        for indices in batches(rows, count, task.max_new_tokens or 0, batch_size, device):
+        vocabulary = getattr(loaded.model.config, "vocab_size", 1) if loaded.kind != "classification" else 1
+        for indices in batches(rows, count, task.max_new_tokens or 0, batch_size, device, vocabulary):
             items = [rows[index] for index in indices]
             with autocast(device, autocast_dtype):
                 if loaded.kind == "classification":
@@ -83,22 +84,29 @@ def evaluate(
 
 
 def batches(
-    rows: Sequence[Encoded], lanes: int, new: int, batch_size: int | None, device: torch.device
+    rows: Sequence[Encoded],
+    lanes: int,
+    new: int,
+    batch_size: int | None,
+    device: torch.device,
+    vocabulary: int = 1,
 ) -> Iterator[list[int]]:
-    """Yield indices of items of like length, the longest first, within a budget of tokens.
+    """Yield indices of items of like length, the longest first, within a budget of memory.
 
     Args:
         rows: the items.
         lanes: K; each item takes K rows.
         new: tokens that may be said beyond the prompt.
         batch_size: at most this many items; None: the budget alone decides.
-        device: a GPU holds more of the cache than a CPU's last level.
+        device: a GPU has room for 2^17 tokens and 2^31 logits at once, a CPU for 2^13 and 2^27.
+        vocabulary: logits of each label.
     """
-    budget = 2**17 if device.type == "cuda" else 2**13
+    tokens, logits = (2**17, 2**31) if device.type == "cuda" else (2**13, 2**27)
     left = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     while left:
         width = max(len(rows[left[0]]), len(rows[left[0]].ids) + new)
-        size = max(1, budget // (width * lanes))
+        labels = max(len(rows[index].labels) for index in left)
+        size = max(1, min(tokens // (width * lanes), logits // (labels * lanes * vocabulary)))
         size = size if batch_size is None else min(size, batch_size)
         yield left[:size]
         left = left[size:]

@@ -21,10 +21,10 @@ class Readout:
 
         logits = head(hidden[positions])   instead of   head(hidden)[positions]
 
-    While it is open, the model's output head is handed only the chosen rows of the hidden states.
-    The model's own forward does the rest, so scaled or soft-capped logits, biases and tied
-    weights are those of the model. A model whose head is not called as a module gives full logits,
-    from which the rows are then taken. A hook, not another forward: the model stays the model.
+    While it is open, the model's output head sees only the chosen rows of the hidden states. The
+    model's own forward does the rest, so scaled or soft-capped logits, biases and tied weights are
+    those of the model. A model whose head is not called as a module gives full logits, from which
+    the rows are then taken. A frozen linear head is cast once for autocast, not in every pass.
 
     Args:
         loaded: model and kind; a classification model is simply called.
@@ -40,20 +40,24 @@ class Readout:
         self.takes_cache = "use_cache" in accepted
         self._positions: Tensor | None = None
         self._used = False
-        self._handle: Any = None
+        self._head: nn.Module | None = None
+        self._casts: dict[tuple[Any, ...], Tensor] = {}
 
     def __enter__(self) -> Readout:
         head = None if self.kind == "classification" else self.model.get_output_embeddings()
         if isinstance(head, nn.Module):
-            self._handle = head.register_forward_pre_hook(self._select)
+            self._head, self._plain, self._kept = head, head.forward, vars(head).get("forward")
+            head.forward = self._project
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self._head is not None:
+            del self._head.forward  # the class's own is there again
+            if self._kept is not None:
+                self._head.forward = self._kept
+            self._head, self._casts = None, {}
 
     def __call__(self, inputs: dict[str, Any], positions: Tensor) -> tuple[Tensor, Any]:
         """Run the model.
@@ -79,12 +83,27 @@ class Readout:
         logits = output.logits.flatten(0, -2)
         return (logits if self._used else logits.index_select(0, positions)), output
 
-    def _select(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._positions is None or not arguments:
-            return None
-        hidden, *rest = arguments
-        self._used = True
-        return (hidden.flatten(0, -2).index_select(0, self._positions).unsqueeze(0), *rest)
+    def begin(self, prefix: Tensor, cache: DynamicCache) -> None:
+        """Run the (lanes, p) tokens that rows have in common, for their keys and values alone: no head."""
+        self.model.base_model(input_ids=prefix, past_key_values=cache, use_cache=True)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """The head's forward while this is open."""
+        if self._positions is not None:
+            self._used = True
+            hidden = hidden.flatten(0, -2).index_select(0, self._positions).unsqueeze(0)
+        head, kind = self._head, hidden.device.type
+        if type(head) is not nn.Linear or head.weight.requires_grad or not torch.is_autocast_enabled(kind):
+            return self._plain(hidden)
+        dtype = torch.get_autocast_dtype(kind)
+        bias = None if head.bias is None else self._cast(head.bias, dtype)
+        return nn.functional.linear(hidden, self._cast(head.weight, dtype), bias)
+
+    def _cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        key = (value.data_ptr(), value._version, dtype)
+        if key not in self._casts:
+            self._casts[key] = value.detach().to(dtype)
+        return self._casts[key]
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -104,8 +123,7 @@ def run_batch(readout: Readout, batch: Batch, cache: DynamicCache | None = None)
     inputs = dict(batch.inputs)
     if batch.prefix is not None:
         cache = DynamicCache(config=readout.model.config) if cache is None else cache
-        begin = {"input_ids": batch.prefix, "past_key_values": cache, "use_cache": True}
-        readout(begin, batch.positions[:1] * 0)
+        readout.begin(batch.prefix, cache)
         cache.batch_repeat_interleave(len(batch.counts) // len(batch.prefix))
     if cache is not None:
         inputs |= {"past_key_values": cache, "use_cache": True}
@@ -120,6 +138,8 @@ def caches_plainly(loaded: Loaded) -> bool:
     gaps. Not so with sliding windows, recurrent states or attention biased by column (ALiBi).
     """
     if loaded.kind != "causal" or "position_ids" not in inspect.signature(loaded.model.forward).parameters:
+        return False
+    if loaded.model.base_model is loaded.model:
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=loaded.model.config).layers)
 

@@ -67,6 +67,19 @@ def test_logits_at_the_labels_are_those_of_the_whole_model(name):
     assert whole.ndim == 3 and torch.allclose(some, whole.flatten(0, 1)[batch.positions], atol=1e-12)
 
 
+def test_the_head_is_cast_once_for_autocast_and_left_as_it_was(toy):
+    loaded = toy()
+    batch = collate([Encoded([5, 6, 7], [9, 257], None)], loaded)
+    loaded.model.requires_grad_(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = loaded.model(**batch.inputs).logits[0]
+        with Readout(loaded) as readout:
+            first, _ = readout(batch.inputs, batch.positions)
+            readout(batch.inputs, batch.positions)
+            assert len(readout._casts) == 1
+    assert torch.equal(first, whole[batch.positions]) and "forward" not in vars(loaded.model.lm_head)
+
+
 def test_a_head_that_is_not_called_gives_the_full_logits(toy):
     loaded = toy()
     batch = collate([Encoded([5, 6, 7], [9, 257], None)], loaded)
