@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorax.errors import UserError
+from lorax.probing.cache import digest, key_of, remembered
+from lorax.probing.svd import finite
 from lorax.probing.weight import oriented
 
 Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, float]"]
@@ -57,6 +60,50 @@ def layer_gradients(
     for gradient in sums.values():
         gradient.div_(total)
     return {name: oriented(module, sums[id(module.weight)]) for name, module in targets.items()}
+
+
+class Gradients:
+    """The layers' gradients, from one pass over the batches that runs when the first is asked for.
+
+    A cached decomposition of a gradient is found again by a digest of all the model's values, the batches
+    and the loss. A custom loss takes part through its attribute `digest` (a string that changes whenever
+    the function does); without one its gradients are not cached.
+    """
+
+    def __init__(self, model: nn.Module, targets: dict[str, nn.Module], loss: Loss | None, batches: Any) -> None:
+        """Remember what to run; nothing runs yet."""
+        self._model, self._targets, self._loss = model, targets, loss
+        self._batches = None if batches is None else list(batches)
+        self._found: dict[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the (m, n) gradient of a layer, on the CPU."""
+        if self._found is None:
+            if self._batches is None:
+                raise UserError("this init looks at gradients: give batches=..., and loss=... or labels in them")
+            self._found = layer_gradients(self._model, self._targets, self._loss, self._batches)
+        return finite(self._found[name], f"layer {name}: its gradient on the calibration data")
+
+    def release(self, name: str) -> None:
+        """Forget a layer's gradient."""
+        if self._found is not None:
+            self._found.pop(name, None)
+
+    @cached_property
+    def digest(self) -> str | None:
+        """What the gradients depend on, or None where that cannot be told."""
+        named = "labels" if self._loss is None else getattr(self._loss, "digest", None)
+        if named is None or self._batches is None:
+            return None
+        try:
+            batches = digest(self._batches)
+        except TypeError:
+            return None
+        values = (*self._model.named_parameters(), *self._model.named_buffers())
+        state = [(key, remembered(value)) for key, value in values]
+        kernel = getattr(getattr(self._model, "config", None), "_attn_implementation", None)
+        place = next(self._model.parameters()).device.type
+        return key_of(named, batches, state, kernel, place, torch.is_autocast_enabled(place))
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lorax.probing.cache import Cache, digest, fingerprint, key_of, remembered
-from lorax.probing.probe import Gradients, Probe
+from lorax.probing.gradient import Gradients
+from lorax.probing.probe import Probe
 
 PARTS = {"U": torch.arange(12.0).view(4, 3), "S": torch.arange(4.0), "Vh": torch.ones(4, 5)}
 
