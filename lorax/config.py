@@ -204,7 +204,7 @@ def check(config: RunConfig) -> None:
         if value is not None and value not in options:
             raise UserError(f"{key}={value}: {near(value, options)}")
     if not re.fullmatch(r"(auto|cpu|mps|cuda(:\d+)?)", config.device):
-        raise UserError(f"device={config.device}: {near(config.device, DEVICES)}")
+        raise UserError(f"device={config.device}: choose from {', '.join(DEVICES)} (cuda:1 for the second GPU)")
     if config.zeta is not None and config.gamma is not None:
         raise UserError(f"zeta={config.zeta:g} and gamma={config.gamma:g}: give one, not both (zeta = eta^2 r / gamma)")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", config.name) or ".." in config.name:
@@ -217,6 +217,16 @@ def check(config: RunConfig) -> None:
         if "name" not in getattr(config, group):
             raise UserError(f"{group}: the configuration names none; set {group}=<name>")
     config.initializer()
+    _check_sources(config)
+
+
+def _check_sources(config: RunConfig) -> None:
+    """Refuse fields that the chosen model or task does not have; nothing is loaded."""
+    from lorax.models import registry as models
+    from lorax.tasks import registry as tasks
+
+    models.build(config.model)
+    tasks.build(config.task)
 
 
 def _value(config: RunConfig, key: str) -> Any:

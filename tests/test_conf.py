@@ -23,10 +23,9 @@ def composed(*overrides):
 
 @pytest.mark.parametrize("group, option", OPTIONS, ids=lambda value: value)
 def test_every_yaml_composes_and_resolves(group, option):
-    word = f"+{group}={option}" if group == "study" else f"{group}={option}"
-    if (group, option) == ("model", "hf"):
-        word += ""
-    resolve(composed(word))
+    words = [f"+{group}={option}" if group == "study" else f"{group}={option}"]
+    words += [f"{group}.path=somewhere"] if option in ("hf", "jsonl", "text_classification") else []
+    resolve(composed(*words))
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_method():
