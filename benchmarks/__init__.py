@@ -1,0 +1,1 @@
+"""Speed and memory against PEFT, side by side: `python -m benchmarks <name>`."""

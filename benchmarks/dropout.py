@@ -1,0 +1,35 @@
+"""What does dropout 0.05 on the adapters' input add to a step?
+
+The same step with and without it, by lorax and by PEFT, in one interleaved comparison.
+"""
+
+from __future__ import annotations
+
+from benchmarks.harness import Plan, Row, interleave, say
+from benchmarks.subjects import Shape, load, lorax_arm, peft_arm, twin
+
+SHAPES = (Shape("minilm", 32, 32), Shape("smollm2", 2, 64))
+P = 0.05
+
+
+def run(plan: Plan) -> list[Row]:
+    """Measure every case that was asked for."""
+    rows: list[Row] = []
+    for shape in (Shape("tiny", 4, 8),) if plan.quick else SHAPES:
+        if not plan.wants(str(shape)):
+            continue
+        loaded, lora = load(shape.model), [{"name": "lora"}]
+        arms = {
+            "ours": lorax_arm(twin(loaded), shape, lora, steps=2),
+            "ours with dropout": lorax_arm(twin(loaded), shape, lora, steps=2, dropout=P),
+            "PEFT": peft_arm(twin(loaded, "sdpa"), shape, steps=2),
+            "PEFT with dropout": peft_arm(twin(loaded, "sdpa"), shape, steps=2, lora_dropout=P),
+        }
+        say(f"{shape} ", end="")
+        found = interleave(arms, plan.times(9))
+        rows += [
+            found.row(str(shape), "ours: with / without dropout", "ours with dropout", "ours"),
+            found.row(str(shape), "PEFT: with / without dropout", "PEFT with dropout", "PEFT"),
+            found.row(str(shape), "PEFT / ours, both with dropout", "PEFT with dropout", "ours with dropout"),
+        ]
+    return rows

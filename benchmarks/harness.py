@@ -1,0 +1,214 @@
+"""Interleaved measurement: arms in turn, order alternated, medians of paired ratios with quartiles.
+
+Two runs minutes apart on a shared machine differ by more than most optimisations gain, while two calls in
+one round meet the same neighbours. So every comparison runs its arms in turn, reverses the order in every
+other round, and forms ratios within rounds. Nothing here asserts a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+OTHERS = 0.10
+"""Share of the cores that other processes may use before a comparison is flagged as contended."""
+STEAL = 0.02
+"""Share of the cores that the hypervisor may take."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asked for."""
+
+    quick: bool = False
+    only: str = ""
+    rounds: int | None = None
+
+    def wants(self, case: str) -> bool:
+        """Return whether a case was asked for."""
+        return re.search(self.only, case) is not None
+
+    def times(self, usual: int) -> int:
+        """Return the number of rounds."""
+        return self.rounds or (2 if self.quick else usual)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the spread of values.
+
+        Examples:
+            >>> Spread.of([1.0, 2.0, 3.0])
+            Spread(median=2.0, low=1.5, high=2.5, n=3)
+        """
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high, len(values))
+
+
+@dataclass
+class Row:
+    """One figure of a benchmark."""
+
+    case: str
+    """What was run: model, batch shape, dtype, method."""
+    measure: str
+    """What the figure is, in words that hold its direction: `PEFT tuned / ours`."""
+    unit: str
+    """x (a ratio), s, ms, MB, or empty."""
+    value: Spread
+    machine: dict[str, Any] = field(default_factory=dict)
+    """Load, steal and others' share while it was measured."""
+    note: str = ""
+
+
+@dataclass
+class Trial:
+    """One call of an arm, for one unit of its work."""
+
+    seconds: float
+    cpu: float
+
+
+@dataclass
+class Timings:
+    """The trials of a comparison, by arm and round."""
+
+    trials: dict[str, list[Trial]]
+    machine: dict[str, Any]
+
+    def seconds(self, arm: str) -> Spread:
+        """Return the time of one unit of an arm's work."""
+        return Spread.of([trial.seconds for trial in self.trials[arm]])
+
+    def ratio(self, over: str, under: str, factor: float = 1.0) -> Spread:
+        """Return factor * over / under, formed within rounds."""
+        pairs = zip(self.trials[over], self.trials[under], strict=True)
+        return Spread.of([factor * a.seconds / b.seconds for a, b in pairs])
+
+    def row(self, case: str, measure: str, over: str, under: str, factor: float = 1.0, note: str = "") -> Row:
+        """Return a ratio as a row."""
+        return Row(case, measure, "x", self.ratio(over, under, factor), self.machine, note)
+
+    def times(self, case: str) -> list[Row]:
+        """Return every arm's own time as rows."""
+        return [Row(case, f"time: {arm}", "ms", _scaled(self.seconds(arm), 1e3), self.machine) for arm in self.trials]
+
+
+@dataclass
+class Prepared:
+    """An arm whose untimed preparation (a fresh copy of a model) comes before every call."""
+
+    prepare: Callable[[], Any]
+    call: Callable[[Any], Any]
+
+
+def interleave(arms: dict[str, Callable[[], Any] | Prepared], rounds: int, warmup: int = 1) -> Timings:
+    """Call every arm once a round, in alternating order.
+
+    Args:
+        arms: {name: call}; a call may return how many units of work it did (steps), else it did one.
+        rounds: timed rounds.
+        warmup: rounds before that are not timed.
+    """
+    names = list(arms)
+    for _ in range(warmup):
+        for name in names:
+            _timed(arms[name])
+    trials: dict[str, list[Trial]] = {name: [] for name in names}
+    watch = Watch()
+    with watch:
+        for number in range(rounds):
+            for name in names if number % 2 == 0 else reversed(names):
+                trials[name].append(_timed(arms[name]))
+            say(".", end="")
+    medians = ", ".join(f"{name} {1e3 * Spread.of([t.seconds for t in trials[name]]).median:.1f} ms" for name in names)
+    say(f" {medians}{' (contended)' if watch.facts['contended'] else ''}")
+    return Timings(trials, watch.facts)
+
+
+def _timed(arm: Callable[[], Any] | Prepared) -> Trial:
+    ready = arm.prepare() if isinstance(arm, Prepared) else None
+    gc.collect()
+    cpu, start = time.process_time(), time.perf_counter()
+    done = arm.call(ready) if isinstance(arm, Prepared) else arm()
+    seconds = time.perf_counter() - start
+    units = done if isinstance(done, int) and done else 1
+    return Trial(seconds / units, (time.process_time() - cpu) / units)
+
+
+class Watch:
+    """What else the machine did inside `with`: load average, steal, other processes' share of the cores."""
+
+    def __enter__(self) -> Watch:
+        self._start = time.perf_counter()
+        self._all, self._own = psutil.cpu_times(), _own_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now, cores = psutil.cpu_times(), os.cpu_count() or 1
+        room = max(1e-9, (time.perf_counter() - self._start) * cores)
+        busy = _busy(now) - _busy(self._all)
+        others = max(0.0, busy - (_own_seconds() - self._own)) / room
+        steal = (getattr(now, "steal", 0.0) - getattr(self._all, "steal", 0.0)) / room
+        import torch
+
+        self.facts = {
+            "load": [round(value, 2) for value in os.getloadavg()],
+            "others": round(others, 3),
+            "steal": round(steal, 4),
+            "contended": others > OTHERS or steal > STEAL,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def single(
+    case: str, measure: str, unit: str, values: float | Sequence[float], note: str = "", watch: Any = None
+) -> Row:
+    """Return a row of figures that are no interleaved times."""
+    values = [values] if isinstance(values, int | float) else list(values)
+    return Row(case, measure, unit, Spread.of(values), {} if watch is None else watch.facts, note)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Tell the user how far it is, on standard error."""
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _scaled(value: Spread, by: float) -> Spread:
+    return Spread(value.median * by, value.low * by, value.high * by, value.n)
+
+
+def _busy(times: Any) -> float:
+    return sum(getattr(times, key, 0.0) for key in ("user", "nice", "system", "irq", "softirq"))
+
+
+def _own_seconds() -> float:
+    """CPU seconds of this process and its children that are alive."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            used = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += used.user + used.system
+    return total

@@ -1,0 +1,249 @@
+"""What is measured: models, batches, and the arms lorax, PEFT and the lower bound, on the same weights."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.harness import interleave, say
+from lorax.adapters.install import find_targets, install
+from lorax.api import make_factors
+from lorax.initializers.base import build
+from lorax.models import registry
+from lorax.models.attention import register
+from lorax.models.registry import Loaded
+from lorax.probing.cache import Cache
+from lorax.tasks.base import Example
+from lorax.training.encode import Encoded, collate
+from lorax.training.forward import autocast
+from lorax.training.heads import install_heads
+from lorax.training.train import Lane, TrainPlan, train
+
+CLASSES = 77
+SPECS = {
+    "tiny": {"name": "toy"},
+    "toy": {"name": "toy", "hidden": 128, "layers": 4},
+    "minilm": {"name": "minilm"},
+    "smollm2": {"name": "smollm2"},
+}
+Arm = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and the batch it is given."""
+
+    model: str
+    rows: int
+    tokens: int
+    dtype: str = "fp32"
+    """fp32, or bf16 for autocast."""
+    labelled: float = 1.0
+    """Share of the tokens that are answer (generation)."""
+
+    def __str__(self) -> str:
+        part = "" if self.labelled == 1 else f", {self.labelled:.0%} labelled"
+        return f"{self.model} {self.rows}x{self.tokens} {self.dtype}{part}"
+
+    @property
+    def autocast(self) -> str | None:
+        """The autocast dtype by name."""
+        return "bfloat16" if self.dtype == "bf16" else None
+
+
+def load(name: str, attention: str | None = None) -> Loaded:
+    """Load a model; an encoder gets a head of 77 classes."""
+    spec = SPECS[name] | ({} if attention is None else {"attention": attention})
+    return registry.load(spec, labels=[str(k) for k in range(CLASSES)] if name == "minilm" else None)
+
+
+def twin(loaded: Loaded, attention: str | None = None) -> Loaded:
+    """Return a copy of a model that shares its weights, so that arms differ in nothing else.
+
+    Args:
+        loaded: a model that nothing is attached to.
+        attention: another attention kernel.
+    """
+    tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
+    model = copy.deepcopy(loaded.model, {id(tensor): tensor for tensor in tensors})
+    if attention is not None:
+        register()
+        model.set_attn_implementation(attention)
+    named = attention or loaded.attention
+    return Loaded(model, loaded.tokenizer, loaded.kind, loaded.name, loaded.digest, loaded.head, named)
+
+
+def rows_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[Encoded]:
+    """Return examples of random tokens, all of one length."""
+    draw = random.Random(f"benchmark {seed}")
+    top = min(loaded.model.get_input_embeddings().num_embeddings, 20000)
+    example = Example("0", "", "")
+    rows = []
+    for _ in range(count):
+        tokens = [draw.randrange(10, top) for _ in range(shape.tokens + 1)]
+        if loaded.kind == "classification":
+            rows.append(Encoded(tokens[:-1], [draw.randrange(CLASSES)], example))
+        else:
+            said = max(1, round(shape.labelled * shape.tokens))
+            rows.append(Encoded(tokens[: shape.tokens + 1 - said], tokens[shape.tokens + 1 - said :], example))
+    return rows
+
+
+def batches_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """Return the same kind of examples as keywords of the model's own forward, labels included."""
+    rows = rows_of(loaded, shape, count * shape.rows, seed)
+    batches = []
+    for start in range(0, len(rows), shape.rows):
+        part = rows[start : start + shape.rows]
+        batch = dict(collate(part, loaded).inputs)
+        if loaded.kind == "classification":
+            batch["labels"] = torch.tensor([row.labels[0] for row in part])
+        else:
+            labels = [[-100] * len(row.ids) + row.labels[:-1] for row in part]
+            batch |= {"labels": torch.tensor(labels), "use_cache": False}
+        batches.append(batch)
+    return batches
+
+
+def lorax_arm(
+    loaded: Loaded,
+    shape: Shape,
+    inits: Sequence[dict[str, Any]] = ({"name": "lora"},),
+    steps: int = 4,
+    dropout: float = 0.0,
+) -> Arm:
+    """Return a call that trains K lanes for some steps by lorax's own loop; it returns steps x K.
+
+    Args:
+        loaded: a model of its own (`twin`).
+        shape: batch of one lane.
+        inits: name and fields of each lane's initialiser.
+        steps: steps of one call.
+        dropout: of every lane.
+    """
+    targets = find_targets(loaded.model, head=loaded.head)
+    batches = batches_of(loaded, shape, 1)
+    cache = None if shape.model in ("tiny", "toy") else Cache.default()
+    factors = [
+        make_factors(loaded.model, initializer(init), targets, batches=batches, seed=k, cache=cache)
+        for k, init in enumerate(inits)
+    ]
+    adapters = install(loaded.model, factors, dropout=[dropout] * len(inits))
+    heads = install_heads(loaded, range(len(inits)))
+    lanes = [
+        Lane(adapters=one, data=rows_of(loaded, shape, 4 * shape.rows, k), lr=1e-4, seed=k,
+             head=heads[k] if heads else None)
+        for k, one in enumerate(adapters)
+    ]  # fmt: skip
+    plan = TrainPlan(
+        steps=steps, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast, progress=False
+    )
+
+    def call() -> int:
+        outcomes = train(loaded, lanes, plan)
+        assert all(outcome.status == "finished" for outcome in outcomes)
+        return steps * len(lanes)
+
+    return call
+
+
+def initializer(init: dict[str, Any]) -> Any:
+    """Build an initialiser from a mapping with its name."""
+    fields = {key: value for key, value in init.items() if key != "name"}
+    rank = fields.pop("rank", 8)
+    return build(init["name"], shared={"rank": rank}, own=fields)
+
+
+def peft_model(loaded: Loaded, **config: Any) -> nn.Module:
+    """Put PEFT's LoRA on the layers that lorax adapts, with the head trained as well."""
+    import peft
+
+    settings = {"r": 8, "lora_alpha": 16} | config
+    names = list(find_targets(loaded.model, head=loaded.head))
+    saved = {"modules_to_save": list(loaded.head)} if loaded.head else {}
+    return peft.get_peft_model(loaded.model, peft.LoraConfig(target_modules=names, **saved, **settings))
+
+
+def peft_arm(loaded: Loaded, shape: Shape, steps: int = 4, **config: Any) -> Arm:
+    """Return a call that trains PEFT's LoRA for some steps: forward, loss, backward, clipping, AdamW.
+
+    The base is in eval mode, as in lorax's loop; only the adapters' dropout is on.
+    """
+    model = peft_model(loaded, **config).eval()
+    for name, module in model.named_modules():
+        module.training = module.training or "lora_dropout" in name
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batches = batches_of(loaded, shape, 4)
+
+    def call() -> int:
+        optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+        for step in range(steps):
+            with autocast(torch.device("cpu"), shape.autocast):
+                loss = model(**batches[step % len(batches)]).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()
+        return steps
+
+    return call
+
+
+def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4, embedded: bool = True) -> Arm:
+    """Return forward and backward to the inputs with everything frozen: no adapter, no optimiser.
+
+    Args:
+        loaded: a model of its own.
+        shape: the batch.
+        steps: passes of one call.
+        embedded: take the gradient to the input embeddings; False: the forward pass only.
+    """
+    for parameter in loaded.model.parameters():
+        parameter.requires_grad_(False)
+    if embedded:
+        loaded.model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
+    batches = batches_of(loaded, shape, 4)
+
+    def call() -> int:
+        for step in range(steps):
+            with autocast(torch.device("cpu"), shape.autocast), torch.set_grad_enabled(embedded):
+                loss = loaded.model(**batches[step % len(batches)]).loss
+            if embedded:
+                loss.backward()
+        return steps
+
+    return call
+
+
+def tuned_attention(loaded: Loaded, shape: Shape, quick: bool = False) -> str:
+    """Return PEFT's fastest attention kernel here; below 5 % the default, sdpa, stays.
+
+    Args:
+        loaded: a model that nothing is attached to.
+        shape: the batch.
+        quick: do not measure.
+    """
+    if quick:
+        return "sdpa"
+    kernels = ("sdpa", "eager") if shape.dtype == "fp32" else ("sdpa", "eager", "sdpa_fp32")
+    say(f"{shape}: PEFT's attention ", end="")
+    found = interleave({name: peft_arm(twin(loaded, name), shape, steps=2) for name in kernels}, rounds=3)
+    best = min(kernels, key=lambda name: found.seconds(name).median)
+    return best if found.ratio("sdpa", best).median > 1.05 else "sdpa"
+
+
+def fresh_lorax(shape: Shape, inits: Sequence[dict[str, Any]], steps: int = 2) -> Arm:
+    """Load and build `lorax_arm`: for a process of its own."""
+    return lorax_arm(load(shape.model), shape, inits, steps)
+
+
+def fresh_peft(shape: Shape, attention: str = "sdpa", steps: int = 2) -> Arm:
+    """Load and build `peft_arm`: for a process of its own."""
+    return peft_arm(load(shape.model, attention), shape, steps)

@@ -1,0 +1,123 @@
+"""How fast and how exact are the decompositions?
+
+Both ends of every adapted weight's spectrum in one pass against gesdd; the top 8 of larger matrices by block Krylov;
+and the randomised principal subspace against PEFT's `pissa_niter_16`. Angles are sines of the largest principal
+angle to the exact subspaces, of U and V, the worse one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Plan, Row, Spread, interleave, say, single
+from benchmarks.subjects import load
+from lorax.adapters.install import find_targets
+from lorax.probing import svd
+
+R = 8
+LARGE = ((2048, 8192), (4096, 4096))
+
+
+def run(plan: Plan) -> list[Row]:
+    """Measure every case that was asked for."""
+    names = ("tiny",) if plan.quick else ("smollm2", "minilm")
+    rows: list[Row] = []
+    for name in names:
+        rows += _model(name, plan) if plan.wants(name) else []
+    for m, n in ((192, 256),) if plan.quick else LARGE:
+        rows += _large(m, n, plan) if plan.wants(f"{m}x{n}") else []
+    return rows
+
+
+def _model(name: str, plan: Plan) -> list[Row]:
+    loaded = load(name)
+    targets = find_targets(loaded.model, head=loaded.head)
+    weights = [module.weight.detach().float() for module in targets.values()]
+    case = f"{name}, {len(weights)} linears"
+
+    def ours() -> None:
+        for W in weights:
+            svd.full(W)
+
+    def gesdd() -> None:
+        for W in weights:
+            torch.linalg.svd(W, full_matrices=False)
+
+    say(f"{case} ", end="")
+    found = interleave({"gesdd": gesdd, "ours": ours}, plan.times(2), warmup=0)
+    rows = [
+        found.row(case, "both ends: gesdd / ours", "gesdd", "ours"),
+        Row(case, "both ends: ours", "s", found.seconds("ours"), found.machine),
+        Row(case, "both ends: gesdd fp32", "s", found.seconds("gesdd"), found.machine),
+    ]
+    return rows + _angles(case, weights[:: max(1, len(weights) // 24)])
+
+
+def _angles(case: str, weights: list[Tensor]) -> list[Row]:
+    """Angles on a sample of the layers, against gesdd in fp64."""
+    found: dict[str, list[float]] = {}
+    for W in weights:
+        exact = svd.Triplets(*torch.linalg.svd(W.double(), full_matrices=False))
+        k = len(exact.S)
+        plain = svd.Triplets(*torch.linalg.svd(W, full_matrices=False))
+        whole = svd.full(W)
+        randomised, bound = svd.randomised(W, R, torch.Generator().manual_seed(0))
+        U, S, V = torch.svd_lowrank(W, q=R, niter=16)
+        ends = {"top 8": slice(0, R), "bottom 8": slice(k - R, k)}
+        for end, part in ends.items():
+            found.setdefault(f"sine, {end}: ours", []).append(sine(whole.rows(part), exact.rows(part)))
+            found.setdefault(f"sine, {end}: gesdd fp32", []).append(sine(plain.rows(part), exact.rows(part)))
+        top = exact.rows(ends["top 8"])
+        found.setdefault("sine, randomised top 8: ours", []).append(sine(randomised, top))
+        found.setdefault("bound on that sine, as printed", []).append(bound)
+        found.setdefault("sine, randomised top 8: pissa_niter_16", []).append(sine(svd.Triplets(U, S, V.mT), top))
+    rows = []
+    for measure, values in found.items():
+        rows.append(single(case, measure, "", values, note=f"worst {max(values):.1e}"))
+    worst = max(max(found["sine, top 8: ours"]), max(found["sine, bottom 8: ours"]))
+    worst_randomised = max(found["sine, randomised top 8: ours"])
+    return [
+        *rows,
+        single(case, "sine, both ends, worst layer: ours", "", worst),
+        single(case, "sine, randomised top 8, worst layer: ours", "", worst_randomised),
+    ]
+
+
+def _large(m: int, n: int, plan: Plan) -> list[Row]:
+    """A matrix with random singular vectors and a flat spectrum, as weights have; the construction is exact."""
+    draw = torch.Generator().manual_seed(0)
+    k = min(m, n)
+    U = torch.linalg.qr(torch.randn(m, k, generator=draw)).Q
+    V = torch.linalg.qr(torch.randn(n, k, generator=draw)).Q
+    S = _spectrum(k)
+    W = (U * S) @ V.mT
+    exact = svd.Triplets(U, S, V.mT).rows(slice(0, R))
+    case, top = f"{m}x{n}, top {R}", {}
+
+    def ours() -> None:
+        top["found"] = svd.top(W, R)
+
+    say(f"{case} ", end="")
+    arms = {"gesdd": lambda: torch.linalg.svd(W, full_matrices=False), "ours": ours}
+    found = interleave(arms, 1 if k > 1024 else plan.times(2), warmup=0)
+    return [
+        Row(case, "gesdd / ours", "x", found.ratio("gesdd", "ours"), found.machine),
+        Row(case, "ours", "s", found.seconds("ours"), found.machine),
+        Row(case, "sine: ours", "", Spread.of([sine(top["found"], exact)]), found.machine),
+    ]
+
+
+def _spectrum(k: int) -> Tensor:
+    """Singular values like those of a pretrained projection: a few large ones, then a slow fall to near 0."""
+    place = torch.linspace(0, 1, k)
+    return 4 * (1 - place) ** 1.2 + 12 / (1 + torch.arange(k) / 4) + 1e-3
+
+
+def sine(found: svd.Triplets, exact: svd.Triplets) -> float:
+    """Return the sine of the largest principal angle between subspaces, of U or V, the worse."""
+    worst = 0.0
+    for mine, true in ((found.U, exact.U), (found.Vh.mT, exact.Vh.mT)):
+        mine, true = mine.double(), true.double()
+        worst = max(worst, float(torch.linalg.matrix_norm(mine - true @ (true.mT @ mine), ord=2)))
+    return worst

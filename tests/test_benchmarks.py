@@ -1,0 +1,79 @@
+"""Every benchmark runs to its table on a tiny model; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from benchmarks import report
+from benchmarks.__main__ import NAMES, main
+from benchmarks.goals import GOALS
+from benchmarks.harness import Row, Spread, interleave
+from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound, peft_arm, rows_of, twin
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "time_to_table"])
+def test_quick_run_writes_json_and_markdown(name, tmp_path, capsys):
+    path = tmp_path / f"{name}.json"
+    assert main([name, "--quick", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert found["rows"] and found["runs"][0]["versions"]["torch"]
+    assert all(row["value"]["low"] <= row["value"]["median"] <= row["value"]["high"] for row in found["rows"])
+    assert path.with_suffix(".md").read_text() == capsys.readouterr().out.rstrip("\n") + "\n"
+
+
+@pytest.mark.slow
+def test_time_to_table_runs_both_sides(tmp_path):
+    path = tmp_path / "time_to_table.json"
+    assert main(["time_to_table", "--quick", "--json", str(path)]) == 0
+    measures = {row["measure"] for row in json.loads(path.read_text())["rows"]}
+    assert {"PEFT script / ours", "mean score, ours", "mean score, PEFT"} <= measures
+
+
+def test_ratios_are_formed_within_rounds_and_orders_alternate():
+    called = []
+    found = interleave({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=2, warmup=0)
+    assert called == ["a", "b", "b", "a"]
+    a, b = ([trial.seconds for trial in found.trials[name]] for name in "ab")
+    assert found.ratio("a", "b") == Spread.of([x / y for x, y in zip(a, b, strict=True)])
+
+
+def test_a_new_run_replaces_its_rows_and_keeps_the_others(tmp_path):
+    from benchmarks.harness import Plan
+
+    path, one = tmp_path / "step.json", Spread.of([1.0])
+    for rows in ([Row("a", "x", "s", one), Row("b", "x", "s", one)], [Row("b", "x", "s", Spread.of([2.0]))]):
+        report.publish("step", "Q?", rows, path, Plan())
+    found = json.loads(path.read_text())
+    assert {row["case"]: row["value"]["median"] for row in found["rows"]} == {"a": 1.0, "b": 2.0}
+    assert [row["run"] for row in found["rows"]] == [0, 1] and len(found["runs"]) == 2
+
+
+def test_every_goal_names_a_benchmark_and_the_index_lists_it(tmp_path):
+    text = report.write_index(tmp_path)
+    assert {goal.benchmark for goal in GOALS} <= set(NAMES)
+    assert len(re.findall(r"not measured", text)) == len(GOALS)
+
+
+def test_arms_do_the_same_work_on_shared_weights():
+    loaded = load("tiny")
+    shape = Shape("tiny", 4, 8)
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    for arm in (
+        lorax_arm(twin(loaded), shape),
+        peft_arm(twin(loaded, "sdpa"), shape),
+        lower_bound(twin(loaded), shape),
+    ):
+        assert arm() == 4
+    assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
+    batch, rows = batches_of(loaded, shape, 1)[0], rows_of(loaded, shape, 4)
+    assert batch["input_ids"].shape == (4, 8)
+    assert [len(row.ids) + len(row.labels) - 1 for row in rows] == [8] * 4
+
+
+def test_unknown_names_are_one_line(capsys):
+    assert main(["stepp"]) == 2
+    assert "step" in capsys.readouterr().err
