@@ -85,7 +85,8 @@ def test_loading_leaves_the_global_generator_alone():
 
 
 @pytest.mark.parametrize("dtype, weights", [
-    ("float32", torch.float32), ("bf16-autocast", torch.float32), ("bfloat16", torch.bfloat16), ("float64", torch.float64),
+    ("float32", torch.float32), ("bf16-autocast", torch.float32),
+    ("bfloat16", torch.bfloat16), ("float64", torch.float64),
 ])  # fmt: skip
 def test_dtype_of_the_weights(dtype, weights):
     assert {parameter.dtype for parameter in load(TOY, dtype=dtype).model.parameters()} == {weights}
