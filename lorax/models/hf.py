@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorax.errors import UserError
+from lorax.errors import UserError, near
 from lorax.models.attention import choose
 from lorax.models.registry import Loaded, register
 from lorax.records import digest_file
@@ -69,22 +70,29 @@ def resolve(path: str, revision: str | None = None, weights: bool = True) -> Pat
         return local
     if local.exists():
         raise UserError(f"model.path={path}: a file; give the folder that holds config.json and the weights")
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path={path}: no such folder")
+    return _fetched(path, revision, weights)
+
+
+@functools.cache
+def _fetched(path: str, revision: str | None, weights: bool) -> Path:
+    """Return the hub cache's folder of a checkpoint, asked for once a process."""
     from huggingface_hub import snapshot_download
 
     from lorax.models.quiet import quiet
 
+    def fetch(*patterns: str) -> Path:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=[*_SIDE_FILES, *patterns]))
+
     try:
         with quiet():
-            folder = Path(snapshot_download(path, revision=revision, allow_patterns=_SIDE_FILES))
-            if weights:
-                folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors"]))
-                if not list(folder.glob("*.safetensors")):
-                    folder = Path(snapshot_download(path, revision=revision, allow_patterns=["pytorch_model*.bin"]))
+            if not weights:
+                return fetch()
+            folder = fetch("model*.safetensors")
+            return folder if list(folder.glob("model*.safetensors")) else fetch("pytorch_model*.bin")
     except Exception as error:
         raise UserError(f"model.path={path}: no such folder, and not from the hub: {_first_line(error)}") from error
-    return folder
 
 
 def digest_folder(folder: Path) -> str:
@@ -93,9 +101,9 @@ def digest_folder(folder: Path) -> str:
     Raises:
         UserError: the folder holds no weights.
     """
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
-        raise UserError(f"{folder}: no *.safetensors and no pytorch_model*.bin")
+        raise UserError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
     digests = [digest_file(path) for path in [folder / "config.json", *weights]]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]
 
@@ -177,6 +185,8 @@ def kind_of(config: Any, asked: str, labels: Sequence[str] | None, where: str) -
     Raises:
         UserError: a task without classes on a checkpoint that cannot generate.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     if asked not in (None, "auto"):
         return asked
     if labels is not None:
@@ -186,6 +196,8 @@ def kind_of(config: Any, asked: str, labels: Sequence[str] | None, where: str) -
         return "seq2seq"
     if "ForCausalLM" in architectures or "LMHead" in architectures:
         return "causal"
+    if "ForConditionalGeneration" in architectures and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "causal"  # a language model that also takes images or sound
     raise UserError(
         f"{where}: {architectures or config.model_type} is no text generator; "
         "choose a classification task, or set model.kind"
@@ -193,7 +205,7 @@ def kind_of(config: Any, asked: str, labels: Sequence[str] | None, where: str) -
 
 
 def init_head(model: Any, head: Sequence[str], seed: int) -> None:
-    """Draw the weights of fresh heads from the seed and each parameter's name: N(0, 0.02^2), biases 0."""
+    """Draw the weights of fresh heads from the seed and each parameter's name: N(0, 0.02^2), biases 0, norms 1."""
     import torch
 
     std = getattr(model.config, "initializer_range", None) or 0.02
@@ -201,7 +213,8 @@ def init_head(model: Any, head: Sequence[str], seed: int) -> None:
         for name, parameter in model.get_submodule(module).named_parameters(prefix=module):
             digest = hashlib.sha256(f"head {seed} {name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            drawn = torch.zeros(parameter.shape)
+            scale = parameter.ndim == 1 and name.endswith("weight")
+            drawn = torch.ones(parameter.shape) if scale else torch.zeros(parameter.shape)
             if parameter.ndim > 1:
                 drawn.normal_(0.0, std, generator=generator)
             with torch.no_grad():
@@ -238,8 +251,6 @@ def torch_dtype(name: str) -> Any:
 
     options = ("float32", "bfloat16", "float16", "float64", *DTYPES)
     if name not in options:
-        from lorax.errors import near
-
         raise UserError(f"dtype={name}: {near(name, options)}")
     return getattr(torch, DTYPES.get(name, name))
 
@@ -259,7 +270,7 @@ def _weight_names(folder: Path) -> set[str]:
     from safetensors import safe_open
 
     found: set[str] = set()
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
             found.update(file.keys())
     return found

@@ -63,7 +63,7 @@ class ReasoningGym:
         }  # fmt: skip
         generator = self.generator or self.name
         draw = sum(wanted.values())
-        stream = _stream(generator, dict(self.settings), data_seed)
+        stream = _stream(generator, dict(self.settings or {}), data_seed)
         probe = list(islice(stream, max(PROBE, 4 * draw)))
         distinct = effective_size([example.id for example in probe])
         if draw > distinct / 10:

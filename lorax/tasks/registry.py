@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Protocol
 
 from lorax.errors import UserError, near
@@ -77,12 +79,16 @@ def load(spec: Mapping[str, Any], data_seed: int = 0) -> Task:
     """Load a task: the same spec and data seed give the same examples in the same splits.
 
     Args:
-        spec: the mapping of conf/task/*.yaml.
+        spec: the mapping of conf/task/*.yaml. Where `$LORAX_DATA/<name>` is a folder, it stands in for
+            the hub: the data's digest, not their place, enters a run's identity.
         data_seed: fixes the pool and its splits.
 
     Raises:
         UserError: a bad option, a missing file, an unreadable row (with its line), too few examples.
     """
+    local = Path(os.environ.get("LORAX_DATA", "")) / str(spec.get("name"))
+    if "path" in spec and os.environ.get("LORAX_DATA") and local.is_dir() and not Path(str(spec["path"])).exists():
+        spec = {**spec, "path": str(local)}
     return build(spec).load(data_seed)
 
 
