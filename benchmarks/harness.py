@@ -39,7 +39,7 @@ class Plan:
 
     def times(self, usual: int) -> int:
         """Return the number of rounds."""
-        return self.rounds or (2 if self.quick else usual)
+        return self.rounds or (1 if self.quick else usual)
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,13 @@ def interleave(arms: dict[str, Callable[[], Any] | Prepared], rounds: int, warmu
             _timed(arms[name])
     trials: dict[str, list[Trial]] = {name: [] for name in names}
     watch = Watch()
+    gc.freeze()  # libraries stay out of the collections before each trial
     with watch:
         for number in range(rounds):
             for name in names if number % 2 == 0 else reversed(names):
                 trials[name].append(_timed(arms[name]))
             say(".", end="")
+    gc.unfreeze()
     medians = ", ".join(f"{name} {1e3 * Spread.of([t.seconds for t in trials[name]]).median:.1f} ms" for name in names)
     say(f" {medians}{' (contended)' if watch.facts['contended'] else ''}")
     return Timings(trials, watch.facts)
