@@ -51,17 +51,18 @@ def diagnostics_frame(finals: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame
 
 
 @styled
-def diagnostics(frame: pd.DataFrame) -> Figure | None:
+def diagnostics(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | None:
     """Draw each measured quantity: arms down, a dot a run, a bar at the mean.
 
     Args:
         frame: from `diagnostics_frame`, of one task.
+        arms: all arms of the study.
     """
     names = [name for name in TITLES if (frame["quantity"] == name).any()]
     if not names:
         return None
-    arms = list(dict.fromkeys(frame["arm"]))
-    looks, columns = colours(arms), 2
+    present = list(dict.fromkeys(frame["arm"]))
+    looks, arms, columns = colours(arms or present), present, 2
     rows = math.ceil(len(names) / columns)
     figure, axes = panels(rows, height=0.24 * len(arms) + 0.75, width=7.6, columns=columns)
     for place, (panel, name) in enumerate(zip(axes, names, strict=False)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,7 @@ def response(
     frame: pd.DataFrame,
     chosen: Mapping[tuple[str, str], float] | None = None,
     base: Mapping[str, float] | None = None,
+    arms: Sequence[str] | None = None,
 ) -> Figure | None:
     """Draw score against learning rate: a curve and a band (lowest to highest seed) for each arm.
 
@@ -104,10 +105,12 @@ def response(
         frame: tuning runs: arm, task, lr, seed, score (validation, fraction; null if diverged).
         chosen: (arm, task) -> selected rate, ringed.
         base: task -> score of the frozen base, dashed.
+        arms: all arms of the study, so that each has its colour in every figure.
     """
     if frame.empty:
         return None
-    tasks, looks = list(dict.fromkeys(frame["task"])), colours(list(dict.fromkeys(frame["arm"])))
+    tasks, present = list(dict.fromkeys(frame["task"])), list(dict.fromkeys(frame["arm"]))
+    looks = colours(arms or present)
     figure, axes = panels(len(tasks))
     for panel, task in zip(axes, tasks, strict=True):
         for arm, own in frame[frame["task"] == task].groupby("arm", sort=False):
@@ -121,26 +124,25 @@ def response(
         if base and base.get(task) is not None:
             panel.axhline(base[task], color=GREY, ls=(0, (4, 3)), lw=1)
         _finish(panel, task, "validation score, %", last=panel is axes[-1])
-    legend_right(axes[0], looks, {"frozen base": GREY} if base else None)
+    legend_right(axes[0], {arm: looks[arm] for arm in present}, {"frozen base": GREY} if base else None)
     figure.supxlabel("ring: selected; band: lowest to highest tuning seed; cross: diverged", fontsize=8, color=GREY)
     return figure
 
 
 @styled
-def winner_flip(frame: pd.DataFrame, reference: str) -> Figure | None:
+def winner_flip(frame: pd.DataFrame, reference: str, arms: Sequence[str] | None = None) -> Figure | None:
     """Draw each arm's lead over the reference when both use the same rate, and who wins where.
 
     Args:
         frame: tuning runs, as in `response`.
         reference: the arm at the zero line.
+        arms: all arms of the study.
     """
     found = stretches(frame)
     if not found:
         return None
-    tasks, looks = (
-        list(dict.fromkeys(part.task for part in found)),
-        colours(list(dict.fromkeys(frame["arm"]))),
-    )
+    tasks = list(dict.fromkeys(part.task for part in found))
+    looks = colours(arms or list(dict.fromkeys(frame["arm"])))
     figure, axes = panels(len(tasks), height=2.9)
     for panel, task in zip(axes, tasks, strict=True):
         part = frame[frame["task"] == task]
@@ -165,27 +167,29 @@ def winner_flip(frame: pd.DataFrame, reference: str) -> Figure | None:
 
 
 @styled
-def selection(frequency: Mapping[tuple[str, str], Mapping[float, float]]) -> Figure | None:
+def selection(
+    frequency: Mapping[tuple[str, str], Mapping[float, float]], arms: Sequence[str] | None = None
+) -> Figure | None:
     """Draw how often each learning rate would have been selected had the tuning seeds been others.
 
     Args:
         frequency: (arm, task) -> {rate: share of resamples}; from the tuning runs alone.
+        arms: all arms of the study.
     """
     if not frequency:
         return None
-    tasks, arms = (
-        list(dict.fromkeys(task for _, task in frequency)),
-        list(dict.fromkeys(arm for arm, _ in frequency)),
-    )
-    looks = colours(arms)
+    tasks = list(dict.fromkeys(task for _, task in frequency))
+    names = list(dict.fromkeys(arm for arm, _ in frequency))
+    looks, arms = colours(arms or names), names
     figure, axes = panels(len(tasks), height=0.55 * len(arms) + 0.7)
     for panel, task in zip(axes, tasks, strict=True):
         for place, arm in enumerate(reversed(arms)):
             shares = frequency.get((arm, task), {})
+            panel.plot(list(shares), [place] * len(shares), "o", color=GREY, ms=2)  # all rates tried
             for rate, share in shares.items():
                 top = place + 0.72 * share
                 panel.plot([rate, rate], [place, top], color=looks[arm][0], lw=7, solid_capstyle="butt")
-                if share >= 0.005:
+                if share >= 0.01:
                     panel.annotate(f"{100 * share:.0f}", (rate, top), xytext=(0, 1.5), ha="center",
                                    textcoords="offset points", fontsize=7, color=GREY)  # fmt: skip
         panel.set_yticks(range(len(arms)), list(reversed(arms)))

@@ -43,7 +43,7 @@ def common_loss(arms: Mapping[str, np.ndarray]) -> float | None:
 
 
 @styled
-def training(finals: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
+def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | None = None) -> Figure | None:
     """Draw smoothed training loss by step, a line (mean) and a band (lowest to highest seed) an arm.
 
     The grey line is the lowest loss that every run reaches; the number after each name is the mean
@@ -51,18 +51,19 @@ def training(finals: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
 
     Args:
         finals: arm -> final runs, on any tasks.
+        arms: all arms of the study, so that each has its colour in every figure.
     """
     tasks = list(dict.fromkeys(task(r) for records in finals.values() for r in records if r.curve))
     if not tasks:
         return None
     figure, axes = panels(len(tasks), height=3.0)
-    looks = colours(list(finals))
+    looks = colours(arms or list(finals))
     for panel, name in zip(axes, tasks, strict=True):
-        arms = {arm: loss_curves([r for r in records if task(r) == name]) for arm, records in finals.items()}
-        arms = {arm: curves for arm, curves in arms.items() if np.isfinite(curves).any()}
-        goal = common_loss({arm: curves for arm, curves in arms.items()})
+        lines = {arm: loss_curves([r for r in records if task(r) == name]) for arm, records in finals.items()}
+        lines = {arm: curves for arm, curves in lines.items() if np.isfinite(curves).any()}
+        goal = common_loss(lines)
         ends = []
-        for arm, curves in arms.items():
+        for arm, curves in lines.items():
             colour, _, style = looks[arm]
             x, known = np.arange(1, curves.shape[1] + 1), np.isfinite(curves).any(axis=0)
             x, curves = x[known], curves[:, known]
@@ -72,7 +73,7 @@ def training(finals: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
             steps = [step for step in steps_to(curves, goal) if step is not None]
             ends.append((x[-1], middle[-1], f"{arm}: {np.mean(steps):.0f}" if steps else arm, colour))
         panel.axhline(goal, color=GREY, lw=0.8)
-        panel.set_yscale("log" if panel.get_ylim()[0] > 0 and _wide(arms) else "linear")
+        panel.set_yscale("log" if panel.get_ylim()[0] > 0 and _wide(lines) else "linear")
         panel.set_title(f"{name} (steps to loss {goal:.3g} after each name)")
         panel.set_ylabel("training loss")
         panel.margins(x=0.01)
@@ -82,19 +83,20 @@ def training(finals: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
 
 
 @styled
-def price(frame: pd.DataFrame) -> Figure | None:
+def price(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | None:
     """Draw the score with its interval against trained parameters and against wall-clock time.
 
     Args:
         frame: one row an arm and task: arm, task, mean, low, high (fractions), parameters, seconds
             (initialisation and training, solo; null where not measured).
+        arms: all arms of the study.
     """
     shown = frame[frame["parameters"].fillna(0) > 0]
     columns = [("parameters", "trained parameters"), ("seconds", "seconds, initialisation and training")]
     columns = [item for item in columns if shown[item[0]].notna().any()]
     if not columns:
         return None
-    tasks, looks = list(dict.fromkeys(shown["task"])), colours(list(dict.fromkeys(frame["arm"])))
+    tasks, looks = list(dict.fromkeys(shown["task"])), colours(arms or list(dict.fromkeys(frame["arm"])))
     figure, axes = panels(len(tasks), height=3.0, width=4.0 * len(columns) + 1.6, columns=len(columns))
     for place, panel in enumerate(axes):
         name, (column, label) = tasks[place // len(columns)], columns[place % len(columns)]
@@ -104,6 +106,8 @@ def price(frame: pd.DataFrame) -> Figure | None:
             bounds = bounds if np.all(np.isfinite(bounds)) else None
             panel.errorbar(line[column], line["mean"], yerr=bounds, color=colour, marker=marker, capsize=2, lw=1.2)
         panel.margins(x=0.12)
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(low, -0.02), min(high, 1.02))  # few seeds make t intervals wider than scores are
         _plain_axis(panel, shown[shown["task"] == name][column].dropna())
         per_cent(panel)
         panel.set_title(name)

@@ -37,15 +37,16 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> dict[str, Fig
         scores: per-item scores, from `report_items.item_scores`.
         table: from `main_table.main_table`.
     """
-    labels = study.spec.labels
+    # Arms that train come first, so that the frozen base takes no colour away from them.
+    labels = [arm.label for arm in sorted(study.spec.arms, key=lambda arm: not arm.trained)]
     finals = by_arm(study)
     frame = tuning_frame(study)
     found = {
-        "learning_rate": response(frame, _chosen(study), base_scores(study)),
-        "winner_flip": winner_flip(frame, study.spec.reference),
-        "selection": selection(frequencies(study)),
-        "training": training({arm: finals[arm] for arm in labels if arm in finals}),
-        "price": price(_costs(table, study)),
+        "learning_rate": response(frame, _chosen(study), base_scores(study), labels),
+        "winner_flip": winner_flip(frame, study.spec.reference, labels),
+        "selection": selection(frequencies(study), labels),
+        "training": training({arm: finals[arm] for arm in labels if arm in finals}, labels),
+        "price": price(_costs(table, study), labels),
         "agreement": agreement_map({
             task: agreement({arm: list(runs.values()) for arm in labels if (runs := arms.get(arm))})
             for task, arms in scores.items()
@@ -54,7 +55,7 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> dict[str, Fig
     measured = diagnostics_frame(finals)
     for task in study.spec.tasks:
         name = "diagnostics" if len(study.spec.tasks) == 1 else f"diagnostics_{task}"
-        found[name] = diagnostics(measured[measured["task"] == task])
+        found[name] = diagnostics(measured[measured["task"] == task], labels)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 

@@ -116,7 +116,7 @@ def conclusion(found: Separability) -> list[str]:
         f"{len(table)} rows, {n:,} items, one run a row{one}: intervals and tests cover the choice of items "
         "only. Another seed of the same method would move every score further.",
         f"Of the {found.top_pairs:,} pairs among the top {found.top}, {_count(found.top_corrected)} Holm's "
-        f"correction at {LEVEL:.0%} ({found.top_raw} are below {LEVEL:.0%} before correction, "
+        f"correction at {100 * LEVEL:g} % ({found.top_raw} are below {100 * LEVEL:g} % before correction, "
         f"{found.top_pairs - found.top_raw} are not).",
         f"Of all {found.pairs:,} pairs, {_count(found.corrected)} the correction ({found.raw:,} before it).",
         f"{found.like_best} rows, the best included, cannot be told from the best even without correction.",

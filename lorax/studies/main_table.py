@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,8 @@ def score_cells(table: pd.DataFrame, arms: Sequence[str], task: str) -> list[lis
     return [
         [
             _marked(line),
-            render.bounded(line["mean"], line["low"], line["high"]) + _diverged(line),
+            # Scores lie in 0..1; cutting a wider interval there loses no coverage.
+            render.bounded(line["mean"], _cut(line["low"]), _cut(line["high"])) + _diverged(line),
             line["letters"] or render.NOTHING,
             render.bounded(line["difference"], line["difference_low"], line["difference_high"], signed=True),
             line["verdict"] or render.NOTHING,
@@ -127,6 +129,10 @@ def _records(study: Study, task: str | None, arm: str) -> list[RunRecord]:
 def _lines(table: pd.DataFrame, arms: Sequence[str], task: str) -> list[dict[str, Any]]:
     found = {line["arm"]: line for line in table[table["task"] == task].to_dict("records")}
     return [found[arm] for arm in arms if arm in found]
+
+
+def _cut(bound: float | None) -> float | None:
+    return bound if render.missing(bound) or math.isinf(bound) else min(max(bound, 0.0), 1.0)
 
 
 def _marked(line: dict[str, Any]) -> str:

@@ -53,9 +53,9 @@ def _metrics(records: list[RunRecord], split: str) -> str:
 
 def _explicit(record: RunRecord) -> bool:
     """Whether the rate was set by hand: not the task's base rate times the method's prior."""
-    overrides = record.provenance.get("overrides") or []
-    if any(str(item).lstrip("+").startswith("lr=") for item in overrides):
-        return not any(str(item).lstrip("+") in ("lr=null", "lr=None") for item in overrides)
+    given = record.init_report.get("lr_given")
+    if given is not None:
+        return bool(given)
     base, prior, rate = (record.init_report.get(key) for key in ("base_lr", "lr_prior", "lr"))
     if base is None or prior is None or rate is None:
         return False

@@ -20,7 +20,8 @@ from lorax.studies.main_table import (
     score_cells,
     setting_cells,
 )
-from lorax.studies.plan import frozen
+from lorax.studies.plain import comparison
+from lorax.studies.plan import digest, frozen, frozen_path
 from lorax.studies.protocol_study import Study, read_study
 from lorax.studies.report_items import descriptions, item_scores
 from lorax.studies.report_threats import threats
@@ -88,12 +89,15 @@ def sections(study: Study, table: pd.DataFrame, described: pd.DataFrame) -> list
 def protocol(study: Study) -> list[str]:
     """Return the lines that a reader needs to read the results table: estimand, margin, MDE, p."""
     spec, result = study.spec, study.result
+    runs = [record for found in study.finals.values() for record in found.values()]
+    metrics = ", ".join(dict.fromkeys(str(r.task.get("metric")) for r in runs if r.task.get("metric")))
     lines = [
-        f"Scores: {spec.metric} in per cent on the test split, scored once a final run; mean over seeds and its t "
-        f"interval at {1 - spec.alpha:.0%}. Rows that share a letter are not separated.",
+        f"Scores: {metrics or spec.metric} (`{spec.metric}` of the records) in per cent on the test split, scored once "
+        f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a letter are "
+        "not separated.",
         f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
-        f"verdict, corrected over {spec.family} comparisons at {spec.alpha:.0%}; margin of equivalence "
-        f"{render.points(spec.margin)} points, fixed before the first run.",
+        f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of equivalence "
+        f"{render.points(spec.margin)} points. All this was fixed before the first run (design {digest(spec)}).",
     ]
     if result is None:
         return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
@@ -129,13 +133,16 @@ def as_latex(study: Study, parts: list[html.Part]) -> str:
 
 
 def wandb_payload(store: Store, name: str) -> dict[str, Any]:
-    """Return what a tracker logs for a study: rows of the main table, and its figures.
+    """Return what a tracker logs for a study, or for the plain table of a sweep.
 
     Returns:
-        `rows`: one mapping a table row, plain values. `figures`: name -> path of the PNG, those that
-        `write_study` has written.
+        `rows`: one mapping a table row, plain values, null where nothing was measured. `figures`:
+        name -> path of the PNG, those that `write_study` has written.
     """
-    table = main_table(read_study(frozen(store.root, name), store))
+    if frozen_path(store.root, name).is_file():
+        table = main_table(read_study(frozen(store.root, name), store))
+    else:
+        table = comparison(store.read(name))
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     folder = store.root / "figures" / name
     return {"rows": rows, "figures": {path.stem: path for path in sorted(folder.glob("*.png"))}}
@@ -150,6 +157,10 @@ def _cost_lines(study: Study) -> list[str]:
             f"init s, step ms and peak MB: a solo run of {study.spec.costs.steps} steps with a cold cache, one an arm. "
             "Trained counts include heads."
         )
+    for arm in study.spec.arms:
+        if arm.match is not None:
+            key, value = arm.match.key, study.spec.matched.get(arm.label, {}).get(arm.match.key)
+            lines.append(f"{arm.label}: {key}={value}, the nearest to the trained parameters of {arm.match.to}.")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pandas as pd
 
@@ -96,8 +97,21 @@ def tuning(study: Study) -> list[str]:
         drawn = selection(trials, int(items))
         if drawn.stability < 0.5:
             lines.append(
-                f"{task}: resampling selects {render.rate(choice.lr)} for {arm} in only {drawn.stability:.0%} of draws "
-                f"(mean regret {render.points(drawn.regret)} points on validation)."
+                f"{task}: resampling selects {render.rate(choice.lr)} for {arm} in only {100 * drawn.stability:.0f} % of "
+                f"draws (mean regret {render.points(drawn.regret)} points on validation)."
+            )
+    if plan.halving is not None:
+        lines.append(
+            f"Successive halving, alike for all: all rates at {plan.halving.steps} steps, then the best "
+            f"{100 * plan.halving.keep:g} % at full length."
+        )
+    for (task, arm, lr), runs in study.runners_up.items():
+        scores = [score for run in runs.values() if (score := run.score("test", study.spec.metric)) is not None]
+        if scores:
+            mean = render.points(statistics.fmean(scores))
+            lines.append(
+                f"{task}: {arm} at the runner-up rate {render.rate(lr)} scores {mean} on test over {len(scores)} seeds "
+                "(description only)."
             )
     return lines
 

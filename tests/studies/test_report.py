@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -107,10 +108,14 @@ def test_stale_and_foreign_records_are_reported_not_mixed(tmp_path, make_study):
     assert after.split("## Threats")[0] == before.split("## Threats")[0]
 
 
-def test_payload_for_tracking_is_plain(demo, written):
+def test_payload_for_tracking_is_plain(demo, written, tmp_path):
+    sweep = Store(tmp_path)
+    first = next(record for record in demo.store.read("demo") if record.label == "lora")
+    sweep.write(replace(first, name="sweep"))
     payload = wandb_payload(demo.store, demo.name)
     assert len(payload["rows"]) == 12 and payload["rows"][0]["arm"] == "lora"
     assert all(value == value for row in payload["rows"] for value in row.values()), "null, never NaN"
+    assert wandb_payload(sweep, "sweep")["rows"][0]["method"] == "lora"
     assert set(payload["figures"]) >= {"price", "training"} and all(p.is_file() for p in payload["figures"].values())
 
 
