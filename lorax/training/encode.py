@@ -222,7 +222,7 @@ def prompt_text(tokenizer: Any, system: str | None, turns: Sequence[tuple[str, s
         before = [system] if system else []
         before += [f"{question}\n{answer}" for question, answer in turns]
         return "\n\n".join([*before, prompt]) + "\n"
-    return tokenizer.apply_chat_template(_messages(system, turns, prompt), tokenize=False, add_generation_prompt=True)
+    return _templated(tokenizer, _messages(system, turns, prompt), add_generation_prompt=True)
 
 
 def _pairs(
@@ -249,7 +249,7 @@ def _causal_pair(
     whole, rest = start + answer, answer
     if templated:
         messages = [*_messages(system, turns, prompt), {"role": "assistant", "content": answer}]
-        closed = tokenizer.apply_chat_template(messages, tokenize=False)
+        closed = _templated(tokenizer, messages)
         if closed.startswith(start):
             whole, rest = closed, closed[len(start) :]
     # A template writes its own special tokens; plain text gets the tokenizer's (a BOS, if any).
@@ -273,6 +273,21 @@ def _ended(tokenizer: Any, labels: list[int]) -> list[int]:
 def _without_end(tokenizer: Any, ids: list[int]) -> list[int]:
     """Drop the end token that some tokenizers append: the answer comes before it."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not tokenizer.chat_template else ids
+
+
+def _templated(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+    """Apply the chat template: no thinking aloud, and the system text in the first turn where it has no role."""
+    from jinja2.exceptions import TemplateError
+
+    options |= {"tokenize": False, "enable_thinking": False}
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except TemplateError:
+        if messages[0]["role"] != "system":
+            raise
+        system, first, *rest = messages
+        joined = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+        return tokenizer.apply_chat_template([joined, *rest], **options)
 
 
 def _messages(system: str | None, turns: Sequence[tuple[str, str]], prompt: str) -> list[dict[str, str]]:

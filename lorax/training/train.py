@@ -145,6 +145,7 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
                 bar.set_postfix(loss=f"{sum(numbers[0]) / len(going):.3f}", refresh=False)
                 bar.update(max(run.step for run in runs) - bar.n)
     finally:
+        set_widths([lane.adapters for lane in lanes], [{} for _ in lanes])
         for module, mode in modes.items():
             module.training = mode
     return [run.outcome() for run in runs]

@@ -10,7 +10,7 @@ import torch
 from lorax.models.registry import load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy():
     """The toy language model, fp32; `toy(labels=[...])` for classification, `toy(dtype=...)`."""
 
@@ -23,6 +23,16 @@ def toy():
 @pytest.fixture
 def sums():
     """A task of sums: prompts and answers of uneven length, train and test disjoint."""
+    return make_sums()
+
+
+@pytest.fixture(scope="session")
+def fresh_sums():
+    """Makes the task of sums, for fixtures that outlive a test."""
+    return make_sums
+
+
+def make_sums():
     examples = [_example(f"{a}+{b}=", str(a * b + a)) for a in range(12) for b in range(0, 120, 10)]
     return _task(examples, kind="generation", max_new_tokens=6)
 

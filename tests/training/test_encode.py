@@ -28,6 +28,18 @@ def test_shots_and_system_text_come_before_the_prompt(toy, sums):
     assert text.endswith(f"<|user|>{sums.test[0].prompt}<|end|><|assistant|>")
 
 
+def test_a_template_without_a_system_role_gets_its_text_in_the_first_turn(toy, sums):
+    loaded = toy()
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    thinking = "{% if add_generation_prompt and enable_thinking is not false %}<think>{% endif %}"
+    loaded.tokenizer.chat_template = refusing + loaded.tokenizer.chat_template + thinking
+    sums.system = "Add."
+    row = encode(sums, loaded, "test", shots=True)[0]
+    text = loaded.tokenizer.decode(row.ids)
+    assert text.startswith(f"<|user|>Add.\n\n{sums.shots[0].prompt}<|end|>") and text.endswith("<|assistant|>")
+    assert loaded.tokenizer.decode(row.labels) == f"{row.example.answer}<|end|>"
+
+
 def test_labels_are_masked_by_position_so_the_end_is_learnt_though_it_is_the_padding(toy, sums):
     loaded = toy()
     loaded.tokenizer.pad_token = loaded.tokenizer.eos_token

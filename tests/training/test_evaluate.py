@@ -11,9 +11,11 @@ from lorax.training.forward import caches_plainly
 from lorax.training.train import Lane, TrainPlan, train
 
 
-@pytest.fixture
-def trained(toy, sums):
+@pytest.fixture(scope="module")
+def trained(toy, fresh_sums):
     """Three lanes that know different amounts of the task: answers are right, partly right and wrong."""
+    sums = fresh_sums()
+    sums.system = "Compute."
     loaded = toy()
     made = [
         make_factors(loaded.model, build("lora", shared={"rank": 4, "alpha": 16}, own={}), seed=s) for s in range(3)
@@ -22,7 +24,7 @@ def trained(toy, sums):
     data = encode(sums, loaded, "test")  # on purpose: some answers are then reproduced to the end
     lanes = [Lane(adapters=a, data=data, lr=r, seed=0) for a, r in zip(handles, (3e-2, 1e-2, 1e-4), strict=True)]
     train(loaded, lanes, TrainPlan(steps=50, batch_size=8))
-    return loaded, handles
+    return loaded, handles, sums
 
 
 def generated(loaded, task, split="test"):
@@ -39,8 +41,8 @@ def generated(loaded, task, split="test"):
     return said
 
 
-def test_lanes_say_what_generate_says_item_by_item(trained, sums):
-    loaded, handles = trained
+def test_lanes_say_what_generate_says_item_by_item(trained):
+    loaded, handles, sums = trained
     items = evaluate(loaded, sums, "test", handles, batch_size=7)
     scores = [summarise(lane)["score"] for lane in items]
     assert scores[0] > scores[2] and 0 < sum(scores) < 3  # accepted, partly accepted and rejected answers all occur
@@ -53,8 +55,8 @@ def test_lanes_say_what_generate_says_item_by_item(trained, sums):
             assert [row["loss"] for row in slow] == pytest.approx([row["loss"] for row in fast], rel=1e-4, abs=1e-6)
 
 
-def test_losses_are_those_of_the_answer_alone(trained, sums):
-    loaded, handles = trained
+def test_losses_are_those_of_the_answer_alone(trained):
+    loaded, handles, sums = trained
     [items] = evaluate(loaded, sums, "test", handles[:1])
     for item, row in zip(items, encode(sums, loaded, "test"), strict=True):
         with handles[0].pack.active([0]), torch.no_grad():
