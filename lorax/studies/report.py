@@ -93,8 +93,8 @@ def protocol(study: Study) -> list[str]:
     metrics = ", ".join(dict.fromkeys(str(r.task.get("metric")) for r in runs if r.task.get("metric")))
     lines = [
         f"Scores: {metrics or spec.metric} (`{spec.metric}` of the records) in per cent on the test split, scored once "
-        f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a letter are "
-        "not separated.",
+        f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a letter "
+        "are not separated.",
         f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
         f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of equivalence "
         f"{render.points(spec.margin)} points. All this was fixed before the first run (design {digest(spec)}).",

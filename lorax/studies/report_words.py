@@ -97,8 +97,8 @@ def tuning(study: Study) -> list[str]:
         drawn = selection(trials, int(items))
         if drawn.stability < 0.5:
             lines.append(
-                f"{task}: resampling selects {render.rate(choice.lr)} for {arm} in only {100 * drawn.stability:.0f} % of "
-                f"draws (mean regret {render.points(drawn.regret)} points on validation)."
+                f"{task}: resampling selects {render.rate(choice.lr)} for {arm} in only {100 * drawn.stability:.0f} % "
+                f"of draws (mean regret {render.points(drawn.regret)} points on validation)."
             )
     if plan.halving is not None:
         lines.append(
