@@ -12,7 +12,10 @@ from lorax.running.identity import consumed_fields
 from lorax.running.preflight import layer_shapes, load_task
 from lorax.running.sweep import JobsFailed, checked, launch, raise_failures
 
-OUTSIDE = ("results_dir", "track", "device", "cache", "train.eval_batch_size", "train.checkpoint_every")
+OUTSIDE = (
+    "results_dir", "track", "device", "cache", "task.path", "model.path",
+    "train.eval_batch_size", "train.checkpoint_every",
+)  # fmt: skip
 """Keys that say where and how a study runs; any other override changes its design."""
 
 

@@ -10,6 +10,8 @@ from lorax.errors import UserError
 from lorax.records import Store, canonical
 from lorax.running.identity import consumed_fields
 
+LISTED = 5
+
 
 class JobsFailed(Exception):
     """Some jobs of a sweep failed; the others are recorded. Exit status 1."""
@@ -79,7 +81,9 @@ def raise_failures(results: Sequence[dict[str, Any]]) -> None:
     """Raise if any job failed, naming each in a line."""
     failed = [result for result in results if result.get("status") == "failed"]
     if failed:
-        lines = [f"  {' '.join(result['overrides'])}: {result.get('message')}" for result in failed]
+        lines = [f"  {' '.join(result['overrides'])}: {result.get('message')}" for result in failed[:LISTED]]
+        if failed[LISTED:]:
+            lines.append(f"  and {len(failed) - LISTED} more, each in its record")
         raise JobsFailed(f"{len(failed)} of {len(results)} jobs failed:\n" + "\n".join(lines))
 
 
