@@ -106,7 +106,7 @@ def _line(study: Study, task: str, arm: str, marks: list[int]) -> dict[str, Any]
         "seeds": row and row.n_seeds, "items": row and row.n_items, "diverged": row.diverged if row else 0,
         "lr": choice and choice.lr, "edge": choice.edge if choice else "",
         "points": choice.points if choice else 0, "trials": choice.trials if choice else 0,
-        "parameters": render.span([record.costs.get("trainable") for record in records]),
+        "parameters": render.span([record.costs.get("trainable") for record in records], render.count),
         "eta": render.span([value for record in records for value in eta_of(record)]),
         **{key: cost.costs.get(key) if cost else None for key in _COST_COLUMNS},
         "step0_error": max(errors, default=None),

@@ -54,8 +54,16 @@ def comparison(records: list[RunRecord]) -> pd.DataFrame:
         lines = [line for line in [_base_line(kept, tasks, split)] if line] + lines
     table = pd.DataFrame(lines)
     table["rank"] = table["rank"].astype("Int64")
-    table.attrs.update(tasks=tasks, split=split, notes=notes(kept, only, stale, split))
+    table.attrs.update(tasks=tasks, split=split, notes=notes(kept, only, stale, split) + _sizes(table, tasks))
     return table
+
+
+def _sizes(table: pd.DataFrame, tasks: list[str]) -> list[str]:
+    """Say what the number of seeds allows."""
+    most = max(int(table[f"{name}_n"].max()) for name in tasks)
+    if most < 2:
+        return ["One seed a row: a difference may be the seed's. No test is made; `+study=<name>` tunes and tests."]
+    return ["SDs describe; no test is made here. `+study=<name>` tunes every method alike and tests."]
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -108,7 +116,7 @@ def _line(row: Row, cells: dict[str, list[RunRecord]], tasks: list[str], split: 
     line["eta"] = span([value for record in records for value in eta_of(record)])
     line["lr"] = None if row.frozen else span([_rate(record) for record in records])
     counts = [record.costs.get("trainable") for record in records]
-    line["parameters"] = span([value for value in counts if value is not None])
+    line["parameters"] = span(counts, count)
     errors = [record.init_report.get("step0_error") for record in records]
     line["step0_error"] = max((value for value in errors if value is not None), default=None)
     return line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -46,19 +46,19 @@ def count(value: Any) -> str:
     return value if isinstance(value, str) else f"{int(value):,}"
 
 
-def span(values: Sequence[float | None]) -> float | str | None:
-    """Return the one value, or `low .. high`, or None.
+def span(values: Sequence[float | None], text: Callable[[Any], str] = number) -> float | str | None:
+    """Return the one value, or both ends as text, or None.
 
     Examples:
-        >>> span([2.0, 2.0]), span([1, None, 4]), span([])
-        (2.0, '1 .. 4', None)
+        >>> span([2.0, 2.0]), span([1, None, 4096], count), span([])
+        (2.0, '1 .. 4,096', None)
     """
     known = sorted(value for value in values if value is not None)
     if not known:
         return None
     if known[-1] == known[0] or math.isclose(known[0], known[-1], rel_tol=1e-6):
         return known[0]
-    return f"{number(known[0])} .. {number(known[-1])}"
+    return f"{text(known[0])} .. {text(known[-1])}"
 
 
 def rate(value: Any) -> str:

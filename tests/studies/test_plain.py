@@ -61,6 +61,7 @@ def test_golden_text(tmp_path):
         "- toy: exact match, 200 items.",
         "- Learning rates are the task's base rate times the method's prior: not tuned on these runs.",
         f"- Failed {record('svft', seed=2, rank=None, status='failed').run_id}: boom",
+        "- SDs describe; no test is made here. `+study=<name>` tunes every method alike and tests.",
     ]
     assert paths[1].read_text().startswith("method,rank,toy_mean,toy_sd,toy_n,toy_failed,toy_diverged,eta,lr,")
 
