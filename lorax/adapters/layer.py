@@ -63,7 +63,7 @@ class AdaptedLinear(nn.Module):
         self._held: Tensor | None = None
         """The weight as it was before `merge`."""
         self._plans: dict[Any, lean.Plan] = {}
-        self._casts: dict[str, tuple[Any, Tensor]] = {}
+        self._made: dict[str, tuple[Any, Any]] = {}
         self.training = base.training
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
                       "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):  # fmt: skip
@@ -96,10 +96,15 @@ class AdaptedLinear(nn.Module):
         tensor = getattr(self, name)
         if tensor is None or tensor.dtype == dtype:
             return tensor
-        key = (tensor.data_ptr(), tensor._version, dtype)
-        if name not in self._casts or self._casts[name][0] != key:
-            self._casts[name] = (key, tensor.detach().to(dtype))
-        return self._casts[name][1]
+        return self.remember(f"{name} {dtype}", tensor, lambda own: own.detach().to(dtype))
+
+    def remember(self, name: str, tensor: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """Return make(tensor), made once for as long as the tensor stays the same."""
+        key = (tensor.data_ptr(), tensor._version, tensor.dtype)
+        if name not in self._made or self._made[name][0] != key:
+            with torch.inference_mode(False):  # what is made in inference mode could not serve training later
+                self._made[name] = (key, make(tensor))
+        return self._made[name][1]
 
     def forward_readable(self, x: Tensor) -> Tensor:
         """The equation in plain operations, lane after lane."""
@@ -183,7 +188,7 @@ class AdaptedLinear(nn.Module):
     def forget(self) -> None:
         """Drop what was derived from weights or lanes that may have gone."""
         self._plans.clear()
-        self._casts.clear()
+        self._made.clear()
 
     def _turn(self, matrix: Tensor) -> Tensor:
         """Go between (m, n) and the way the weight is stored."""

@@ -77,6 +77,8 @@ class Pack:
         """Return x in `dtype`; layers that read the same x one after the other get the same cast."""
         if x.dtype == dtype:
             return x
+        if x.is_inference():
+            return x.to(dtype)
         key = (x._version, dtype, torch.is_grad_enabled())
         if self._last and self._last[0]() is x and self._last[1] == key:
             made = self._last[2]()

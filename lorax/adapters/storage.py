@@ -96,7 +96,7 @@ def _describe(adapters: Adapters, name: str, lane: Lane) -> dict[str, Any]:
         "shifts_base": lane.shifts_base,
         "core": lane.header,
         "report": lane.report,
-        **fingerprint(layer.start()),
+        **layer.remember("fingerprint", layer.start(), fingerprint),
     }
 
 

@@ -49,6 +49,7 @@ class Thin:
         self.trains = {name: any(name in one for one in trained) for name in "ABM"}
         self.carried_B = any(lane.carries and "B" in lane.trainable for lane in self.lanes)
         self._kept: tuple[object, Stack] | None = None
+        self._scales: dict[tuple, Tensor] = {}
 
     def stack(self, dtype: torch.dtype, steady: object | None) -> Stack:
         """Return the stacked factors; `steady` names a time in which no trained tensor changes."""
@@ -62,7 +63,7 @@ class Thin:
     def _build(self, dtype: torch.dtype) -> Stack:
         first = self.lanes[0]
         if len(self.lanes) == 1 and not first.carries:
-            D, U = first.current("A").detach().to(dtype)[None], first.current("B").detach().to(dtype)[None]
+            D, U = first.current("A").to(dtype)[None], first.current("B").to(dtype)[None]
         else:
             A, B = first.start("A"), first.start("B")
             full = all(d == u == self.R for d, u in self.widths)
@@ -85,7 +86,13 @@ class Thin:
     def scales(self, each: list[float], like: Tensor) -> Tensor | float:
         """Return s_k by lane: one number where all agree, else a (K, 1, 1) tensor."""
         own = [each[position] for position in self.rows.positions]
-        return own[0] if len(set(own)) == 1 else like.new_tensor(own)[:, None, None]
+        if len(set(own)) == 1:
+            return own[0]
+        key = (*own, like.dtype, like.device)
+        if key not in self._scales:
+            with torch.inference_mode(False):
+                self._scales = {key: like.new_tensor(own)[:, None, None]}
+        return self._scales[key]
 
     def forward(
         self, x3: Tensor, out3: Tensor, stack: Stack, each: list[float], drawn: Tensor | None
@@ -138,7 +145,7 @@ def _width(lane: Lane) -> tuple[int, int]:
 
 def _fill(lane: Lane, D: Tensor, U: Tensor) -> None:
     if not lane.carries:
-        A, B = lane.start("A").detach(), lane.start("B").detach()
+        A, B = lane.current("A"), lane.current("B")
         D[: A.shape[0]].copy_(A)
         U[:, : B.shape[1]].copy_(B)
         return
@@ -148,11 +155,11 @@ def _fill(lane: Lane, D: Tensor, U: Tensor) -> None:
         if dA is None:
             D[:r].copy_(lane.start("A"))
         else:
-            torch.add(lane.start("A"), dA.detach(), out=D[:r])
-        U[:, :r].copy_(dB.detach())
+            torch.add(lane.start("A"), dA, out=D[:r])
+        U[:, :r].copy_(dB)
         at = r
     if dA is not None:
-        D[at : at + r].copy_(dA.detach())
+        D[at : at + r].copy_(dA)
         U[:, at : at + r].copy_(lane.start("B"))
 
 

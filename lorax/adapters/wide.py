@@ -59,7 +59,8 @@ class Wide:
             return tensor
         key = (tensor.data_ptr(), tensor._version, dtype)
         if self._cast.get(name, (None,))[0] != key:
-            self._cast[name] = (key, tensor.to(dtype))
+            with torch.inference_mode(False):
+                self._cast[name] = (key, tensor.to(dtype))
         return self._cast[name][1]
 
     def cores(self, dtype: torch.dtype, each: list[float]) -> Tensor:

@@ -171,6 +171,18 @@ def test_autocast_casts_the_frozen_weight_once(net, make, shake):
     assert x.grad.dtype == torch.float32
 
 
+def test_inference_mode_leaves_nothing_behind(net, make, kind):
+    model, adapters = adapted(net, make, kind, torch.float32)
+    x = torch.randn(3, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), adapters.pack.steady():
+            want = model(x)
+        y = model(x)
+    assert torch.equal(y, want)
+    y.float().sum().backward()
+    assert all(p.grad is not None for p in adapters.parameters())
+
+
 def test_model_to_keeps_the_factors_precision(net, make, kind, shake):
     model, adapters = adapted(net, make, kind, torch.float32)
     shake(adapters)
