@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from lorax.training.encode import Encoded, collate, pad_id, shared_prefix
+from lorax.training.batch import Encoded, collate, pad_id, shared_prefix
 from lorax.training.forward import Readout, caches_plainly, run_batch
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorax.training.active import active, one_base, steady
+from lorax.training.batch import Encoded, collate
 from lorax.training.decode import Decoded, decode, row_means
-from lorax.training.encode import Encoded, collate, encode
+from lorax.training.encode import encode
 from lorax.training.forward import Readout, autocast, device_of, run_batch
 
 if TYPE_CHECKING:

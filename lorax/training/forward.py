@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded
-    from lorax.training.encode import Batch
+    from lorax.training.batch import Batch
 
 
 class Readout:

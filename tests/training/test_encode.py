@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lorax.errors import UserError
 from lorax.training import token_cache
-from lorax.training.encode import collate, encode, order
+from lorax.training.batch import collate, order
+from lorax.training.encode import encode
 
 
 def test_prompt_and_answer_are_the_chat_template_s_own_text(toy, sums):
@@ -112,7 +113,7 @@ def test_the_order_is_full_epochs_moved_by_the_seed_alone():
 def test_seq2seq_predicts_the_answer_from_the_start_token():
     from types import SimpleNamespace
 
-    from lorax.training.encode import Encoded
+    from lorax.training.batch import Encoded
 
     config = SimpleNamespace(decoder_start_token_id=0)
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from lorax.models.registry import Loaded
-from lorax.training.encode import Encoded, collate
+from lorax.training.batch import Encoded, collate
 from lorax.training.forward import Readout
 
 SMALL = {

@@ -106,6 +106,38 @@ def test_a_diverged_lane_is_retired_and_the_others_do_not_notice(toy, sums):
         assert_same(packed[index], single, outcomes[index], expected)
 
 
+def test_under_autocast_packed_lanes_stay_near_their_single_runs(toy, sums):
+    """Another blocking of the bf16 products rounds differently: a percent of the loss, not more."""
+    plan = replace(PLAN, steps=8, autocast="bfloat16")
+    arms = [(*arm[:6], plan) for arm in ARMS[:2]]
+    outcomes = train(loaded := toy(), lanes(loaded, sums, arms), plan)
+    for index, outcome in enumerate(outcomes):
+        _, _, expected = alone(toy, sums, arms, index)
+        assert [row["loss"] for row in outcome.curve] == pytest.approx([r["loss"] for r in expected.curve], rel=0.01)
+
+
+def test_a_lane_of_a_killed_pack_resumes_alone(toy, sums, tmp_path):
+    plan = replace(PLAN, steps=10, checkpoint_every=3)
+    arms = [(*arm[:6], plan) for arm in ARMS[:2]]
+    packed = lanes(loaded := toy(), sums, arms)
+    packed[1].checkpoint = path = tmp_path / "lane.pt"
+
+    def stop(row):
+        if row["step"] == 7:
+            raise KeyboardInterrupt
+
+    packed[0].on_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        train(loaded, packed, plan)
+    other = toy()
+    [single] = lanes(other, sums, arms[1:])
+    single.data, single.checkpoint = packed[1].data, path
+    [outcome] = train(other, [single], plan)
+    assert outcome.resumed == 6
+    _, whole, expected = alone(toy, sums, arms, 1)
+    assert_same(single, whole, outcome, expected)
+
+
 def test_lanes_of_one_pack_share_batch_shape_and_base(toy, sums):
     loaded = toy()
     packed = lanes(loaded, sums, [ARMS[0], (*ARMS[1][:6], replace(PLAN, batch_size=8))])

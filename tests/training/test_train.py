@@ -6,7 +6,8 @@ from torch import nn
 
 from lorax.api import attach
 from lorax.errors import UserError
-from lorax.training.encode import collate, encode, order
+from lorax.training.batch import collate, order
+from lorax.training.encode import encode
 from lorax.training.heads import install_heads
 from lorax.training.schedule import factor
 from lorax.training.train import Lane, TrainPlan, train
