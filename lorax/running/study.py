@@ -10,7 +10,7 @@ from lorax.errors import UserError
 from lorax.records import Store
 from lorax.running.identity import consumed_fields
 from lorax.running.preflight import layer_shapes, load_task
-from lorax.running.sweep import JobsFailed, checked, launch, raise_failures
+from lorax.running.sweep import JobsFailed, checked, launch, publish, raise_failures
 
 OUTSIDE = (
     "results_dir", "track", "device", "cache", "task.path", "model.path",
@@ -49,6 +49,7 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
     print("\n".join(planning.plan(spec).lines), flush=True)
     _rounds(sweeper, spec, store, outside)
     _report(store, spec.name)
+    publish(store, spec.name, str(sweeper.config.track))
 
 
 def _rounds(sweeper: Any, spec: Any, store: Store, outside: list[str]) -> None:

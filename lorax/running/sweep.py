@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lorax.config import RunConfig, resolve
@@ -33,6 +35,7 @@ def run_grid(sweeper: Any, arguments: list[str]) -> list[Any]:
     names = list(dict.fromkeys((config.results_dir, config.name) for config in configs))
     for results_dir, name in names:
         show_table(Store(results_dir), name)
+        publish(Store(results_dir), name, configs[0].track)
     raise_failures(results)
     return results
 
@@ -93,3 +96,18 @@ def show_table(store: Store, name: str) -> None:
 
     text, paths = write_plain(store, name)
     print("\n" + text + "\n" + "table: " + ", ".join(str(path) for path in paths))
+
+
+def publish(store: Store, name: str, track: str) -> None:
+    """Log table and figures of `name` as one more run of its W&B group."""
+    from lorax.training.track import Tracker, effective_mode
+
+    if effective_mode(track, os.environ) == "none":
+        return
+    from lorax.studies.report import wandb_payload
+
+    payload = wandb_payload(store, name)
+    folder = Path("outputs") / name / "comparison"
+    with Tracker(folder, {"name": name}, mode=track, name=f"{name}-table", group=name, tags=["table"]) as tracker:
+        tracker.table("comparison", payload["rows"])
+        tracker.images(payload["figures"])
