@@ -54,7 +54,7 @@ def install(
     infos = list(info) if isinstance(info, Sequence) else [info or {}] * len(sets)
     _check(model, sets, recenter, several, drops, infos)
     site = Site(model, Pack(len(sets)))
-    site.freeze()
+    layers = {}
     for name in sorted(set().union(*sets)):
         base = model.get_submodule(name)
         lanes: dict[int, Lane] = {}
@@ -62,7 +62,9 @@ def install(
         for number, given in enumerate(sets):
             if name in given:
                 lanes[number] = _lane(given[name], base, recenter, drops[number], pool)
-        site.put(name, AdaptedLinear(base, lanes, site.pack, name))
+        layers[name] = AdaptedLinear(base, lanes, site.pack, name)
+    site.freeze()
+    site.put(layers)
     handles = [Adapters(site, k, recenter, drops[k], dict(infos[k])) for k in range(len(sets))]
     if recenter == "fold":
         _fold(site, handles[0])

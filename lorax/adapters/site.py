@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorax.adapters.layer import AdaptedLinear
 from lorax.adapters.pack import Pack
@@ -34,11 +34,11 @@ class Site:
         for parameter, _ in self._flags:
             parameter.requires_grad_(False)
 
-    def put(self, name: str, layer: AdaptedLinear) -> None:
-        """Put an adapted layer wherever its original stands (a module may stand in several places)."""
-        self._originals[name] = self.model.get_submodule(name)
-        self.layers[name] = layer
-        _swap(self.model, self._originals[name], layer)
+    def put(self, layers: dict[str, AdaptedLinear]) -> None:
+        """Put adapted layers wherever their originals stand (a module may stand in several places)."""
+        self._originals = {name: self.model.get_submodule(name) for name in layers}
+        self.layers = dict(layers)
+        _swap(self.model, [(self._originals[name], layer) for name, layer in layers.items()])
 
     def on_restore(self, action: Any) -> None:
         """Call `action()` when the last lane goes."""
@@ -53,9 +53,9 @@ class Site:
             layer.forget()
         if self.pack.lanes or not self.layers:
             return
-        for name, layer in self.layers.items():
+        for layer in self.layers.values():
             layer.restore_weight()
-            _swap(self.model, layer, self._original(name))
+        _swap(self.model, [(layer, self._original(name)) for name, layer in self.layers.items()])
         self.layers = {}
         self._restore_flags()
         for action in self._undo:
@@ -64,13 +64,12 @@ class Site:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Have the replaced modules back for a while, computing with the weights as they are now."""
-        for name, layer in self.layers.items():
-            _swap(self.model, layer, self._original(name))
+        pairs = [(layer, self._original(name)) for name, layer in self.layers.items()]
+        _swap(self.model, pairs)
         try:
             yield
         finally:
-            for name, layer in self.layers.items():
-                _swap(self.model, self._originals[name], layer)
+            _swap(self.model, [(original, layer) for layer, original in pairs])
 
     def _original(self, name: str) -> nn.Module:
         original, layer = self._originals[name], self.layers[name]
@@ -91,23 +90,30 @@ class Site:
         Raises:
             UserError: names the layer and who shares its storage.
         """
-        users: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if not parameter.is_meta:
-                users.setdefault(parameter.untyped_storage().data_ptr(), []).append(name)
+        named = list(self.model.named_parameters(remove_duplicate=False))
         places: dict[int, list[str]] = {}
         for name, module in self.model.named_modules(remove_duplicate=False):
             places.setdefault(id(module), []).append(name)
         for name in names:
             layer = self.layers[name]
             own = {f"{place}.weight" for place in places[id(layer)]}
-            others = sorted(set(users.get(layer.weight.untyped_storage().data_ptr(), ())) - own)
-            if others:
-                raise UserError(f"cannot {verb} {name}: its weight is shared with {others[0]}; use recenter='carry'")
+            other = next((o for o, p in named if o not in own and _overlap(p, layer.weight)), None)
+            if other is not None:
+                raise UserError(f"cannot {verb} {name}: its weight is shared with {other}; use recenter='carry'")
 
 
-def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have memory in common (taken as one stretch each)."""
+    if a.is_meta or b.is_meta or a.device != b.device:
+        return False
+    starts, sizes = (a.data_ptr(), b.data_ptr()), (a.numel() * a.element_size(), b.numel() * b.element_size())
+    return starts[0] < starts[1] + sizes[1] and starts[1] < starts[0] + sizes[0]
+
+
+def _swap(model: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Put the second of every pair wherever the first stands."""
+    new = {id(old): to for old, to in pairs}
     for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[key] = new
+        for key, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[key] = new[id(child)]
