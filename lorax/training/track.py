@@ -87,10 +87,8 @@ class Tracker:
 
     def images(self, paths: Mapping[str, Path | str]) -> None:
         """Add pictures by name, to W&B only: they are files already."""
-        if self.run is not None and paths:
-            import wandb
-
-            self.run.log({name: wandb.Image(str(path)) for name, path in paths.items()})
+        if paths:
+            self._tell(lambda run: run.log({name: _wandb().Image(str(path)) for name, path in paths.items()}))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set final values: scores, costs."""
