@@ -46,7 +46,9 @@ class Wide:
         if x.dtype != lane.start("A").dtype or weight.dtype != x.dtype or whole >= (1 + learns) * T * k * (m + n):
             return None
         if learns or steady is None or self._kept is None or self._kept[0] is not steady:
-            matrix = weight + lane.eta * (core.after(lane.start("B"), lane.core(lane.current("M"))) @ lane.start("A"))
+            M, B = lane.core(lane.current("M")), lane.start("B")
+            left = B * core.diagonal(M) if self.diagonal else core.after(B, M)
+            matrix = weight + lane.eta * (left @ lane.start("A"))
             self._kept = None if learns or steady is None else (steady, matrix)
         else:
             matrix = self._kept[1]
