@@ -68,7 +68,7 @@ class Task:
     version: int = 1
     """Raised by a family when the same settings mean other examples or another score."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """Facts about the data: duplicates removed, distinct prompts estimated, ..."""
+    """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ..."""
 
     def score(self, example: Example, completion: str) -> dict[str, int]:
         """Score one completion.

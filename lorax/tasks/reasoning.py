@@ -65,7 +65,7 @@ class ReasoningGym:
         draw = sum(wanted.values())
         stream = _stream(generator, dict(self.settings or {}), data_seed)
         probe = list(islice(stream, max(PROBE, 4 * draw)))
-        distinct = effective_size([example.id for example in probe])
+        distinct, bound = effective_size([example.id for example in probe]), len(probe) * (len(probe) - 1) / 2
         if draw > distinct / 10:
             raise UserError(
                 f"task={self.name}: {draw} examples asked for, but {generator} with these settings has only about "
@@ -84,7 +84,7 @@ class ReasoningGym:
             lr=self.lr,
             steps=self.steps,
             batch_size=self.batch_size,
-            notes={"distinct_prompts": distinct, "drawn": drawn, "duplicates": repeats},
+            notes={"distinct_prompts": None if distinct >= bound else distinct, "drawn": drawn, "duplicates": repeats},
         )
 
 
