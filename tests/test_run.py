@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from lorax import load
 from lorax.records import Store
 from lorax.run import main
 
@@ -97,6 +99,44 @@ def test_a_packed_grid_writes_the_records_of_single_runs(lorax):
         assert len(other.provenance["pack"]["lanes"]) > 1 and other.costs["step_ms"] is None
         assert [row["loss"] for row in other.curve] == pytest.approx([row["loss"] for row in record.curve], rel=1e-5)
         assert other.scores["test"]["score"] == record.scores["test"]["score"]
+
+
+def test_a_pack_starts_every_gradient_and_every_head_from_its_own_seed(lorax):
+    grid = ["-m", "task=toy_classification", "init=lora_ga", "rank=2", "seed=0,1", "base=false"]
+    assert lorax(*grid, results="single") == 0
+    assert lorax(*grid, "hydra/launcher=packed", "save=saved", results="packed") == 0
+    single, packed = records("single"), records("packed")
+    assert single.keys() == packed.keys() and len(single) == 2
+    for key, record in single.items():
+        losses = [row["loss"] for row in record.curve]
+        assert [row["loss"] for row in packed[key].curve] == pytest.approx(losses, rel=1e-5)
+        model = load_model(record)
+        adapters = load(model, Path("saved") / key)
+        assert model.score.weight.abs().sum() > 0 and len(adapters.names()) == len(shapes())
+
+
+def load_model(record):
+    from lorax.models.registry import load as load_by_spec
+
+    return load_by_spec(record.config["model"], labels=list("abcd"), seed=7).model
+
+
+def test_full_fine_tuning_counts_and_saves_its_head_once(lorax):
+    assert lorax("task=toy_classification", "init=full", "save=saved") == 0
+    base, run = sorted(records().values(), key=lambda record: record.costs["trainable"])
+    assert run.costs["trainable"] == run.costs["total"] and run.costs["share"] == 1
+    assert run.costs["bytes"] == 4 * run.costs["total"]
+    model = load_model(run)
+    load(model, Path("saved") / run.run_id)
+    fresh = load_model(run).score.weight
+    assert not torch.equal(model.score.weight, fresh)
+
+
+def test_the_frozen_base_is_one_run_whatever_the_seed(lorax):
+    for seed in (0, 1):
+        assert lorax("task=toy_classification", "init=none", f"seed={seed}", results=f"seed{seed}") == 0
+    first, second = (list(records(f"seed{seed}").values())[0] for seed in (0, 1))
+    assert first.run_id == second.run_id and first.scores == second.scores
 
 
 def test_seed_moves_the_run_and_not_the_data(lorax):

@@ -154,8 +154,15 @@ class FullModel:
             value.copy_(state[name])
 
     def save(self, path: str | Path, quiet: bool = False) -> int:
-        """Write the trained parameters to a folder that `lorax.load` reads; prints and returns the size."""
-        layers = {name: storage.fingerprint(self.frozen_weight(name)) for name in self._layers}
+        """Write the trained parameters to a folder that `lorax.load` reads; prints and returns the size.
+
+        What else requires a gradient in the model now (a new head) travels along.
+        """
+        now = dict(self.model.named_parameters())
+        state = {name: p.detach().clone() for name, p in now.items() if name in self._named or p.requires_grad}
+        exchanged = {name.rpartition(".")[0] for name, p in self._named.items() if now.get(name) is not p}
+        base = [name for name in self._layers if name not in exchanged]  # a new head is no part of it
+        layers = {name: storage.fingerprint(self.frozen_weight(name)) for name in base}
         header = {
             "format": storage.FORMAT,
             "kind": self.kind,
@@ -163,9 +170,8 @@ class FullModel:
             "heads": [],
             "tensors": storage.TENSORS,
             "layers": layers,
-            "parameters": list(self._named),
+            "parameters": list(state),
         }
-        state = {name: parameter.detach().clone() for name, parameter in self._named.items()}
         return storage.write(path, header, state, storage.TENSORS, quiet)
 
     def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def find_targets(
         targets: "all-linear" (every linear layer but the output head and `head`); a list of name
             suffixes ("q_proj", "self_attn.q_proj"); or a regular expression that must match the
             name, or its tail from a dot on.
-        head: names of modules trained whole, left out of "all-linear" with all inside them.
+        head: names of modules trained whole, left out with all inside them however targets are named.
 
     Returns:
         {name: module}. Layers whose weight is read by their parent without calling the layer
@@ -43,12 +43,12 @@ def find_targets(
         raise UserError("this model has adapters already; detach() them first")
     linear = {name: module for name, module in modules.items() if is_linear(module) and name}
     if targets == "all-linear":
-        aside = _heads(model, modules, head or ())
-        chosen = {name for name in linear if not any(name == a or name.startswith(f"{a}.") for a in aside)}
+        chosen = _without(set(linear), _heads(model, modules))
     elif isinstance(targets, str):
         chosen = _by_expression(targets, linear)
     else:
         chosen = _by_suffix([str(target) for target in targets], linear, modules)
+    chosen = _without(chosen, set(head or ()))
     unread = {name for name in chosen if _read_uncalled(name, modules)}
     if unread:
         warnings.warn(
@@ -60,8 +60,13 @@ def find_targets(
     return {name: linear[name] for name in sorted(chosen - unread)}
 
 
-def _heads(model: nn.Module, modules: dict[str, nn.Module], head: Iterable[str]) -> set[str]:
-    names = set(head) | {name for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)}
+def _without(names: set[str], aside: set[str]) -> set[str]:
+    """Leave out modules that are named in `aside` or lie inside one that is."""
+    return {name for name in names if not any(name == a or name.startswith(f"{a}.") for a in aside)}
+
+
+def _heads(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
+    names = {name for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)}
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return names | {name for name, module in modules.items() if module is output}
 

@@ -13,7 +13,8 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any) -> tuple[
 
     With `calibration=train` these are the batches that the first steps of the run will see, so the
     gradient that initialises is the one the first steps follow; `heldout` takes examples of no other use.
-    The loss is the mean over answer tokens, with their number as weight, in full precision.
+    The loss is the mean over answer tokens, with their number as weight, in full precision. A fresh
+    head is the one that this run starts with, not that of another lane of its pack.
 
     Args:
         task: gives the examples.
@@ -24,6 +25,7 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any) -> tuple[
     Raises:
         UserError: the split is empty.
     """
+    from lorax.models.hf import init_head
     from lorax.training.encode import Batch, collate, encode, order
     from lorax.training.forward import Readout, run_batch
 
@@ -31,6 +33,7 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any) -> tuple[
     rows = encode(task, loaded, split)
     if not rows:
         raise UserError(f"calibration={config.calibration}: task {task.name} has no {split} examples")
+    init_head(loaded.model, loaded.head, config.seed)
     count = config.train["calibration_batches"]
     chosen = order(config.seed, len(rows), config.batch_size, count)
 

@@ -39,7 +39,8 @@ class Session:
         self.trains = lanes[0].initializer.kind != "none"
         self.cache = Cache.default() if self.config.cache == "on" else None
         self.adapters = self._install(factors)
-        self.heads = install_heads(loaded, [lane.config.seed for lane in lanes])
+        # The frozen base consumes no seed, so its untrained head must not depend on whose base it is.
+        self.heads = install_heads(loaded, [lane.config.seed if self.trains else 0 for lane in lanes])
         self.trackers = [self._tracker(lane) for lane in lanes]
 
     def _install(self, factors: list[dict[str, Any]]) -> list[Any]:
@@ -51,7 +52,7 @@ class Session:
             return [Frozen(self.loaded.model)]
         if kind == "full":
             named = self.config.targets != "all-linear"
-            targets = find_targets(self.loaded.model, self.config.targets) if named else None
+            targets = find_targets(self.loaded.model, self.config.targets, self.loaded.head) if named else None
             return [FullModel(self.loaded.model, targets=targets)]
         drops, infos = [config.dropout for config in configs], [lane.identity for lane in self.lanes]
         if len(factors) == 1:
@@ -153,18 +154,28 @@ class Session:
 
         adapters = self.adapters[number]
         head = self.heads[number].count_trainable() if self.heads and self.trains else 0
-        trainable = adapters.count_trainable() + head
+        # Full fine-tuning counts the model's own head, in whose place the lane's head trains.
+        aside = {id(value) for name in self.loaded.head for value in self._original(name).parameters()}
+        own = sum(value.numel() for value in adapters.parameters() if id(value) not in aside)
+        kept = {key: value for key, value in adapters.state_dict().items() if not key.startswith("start.")}
         return {
-            "trainable": trainable, "head": head, "total": self.total, "share": trainable / self.total,
-            "bytes": sum(value.numel() * value.element_size() for value in adapters.state_dict().values()),
+            "trainable": own + head, "head": head, "total": self.total, "share": (own + head) / self.total,
+            "bytes": sum(value.numel() * value.element_size() for value in kept.values()),
             "peak_mb": peak_mb(self.place.device),
         }  # fmt: skip
 
+    def _original(self, head: str) -> Any:
+        """The model's own module where lanes have their heads."""
+        return self.heads[0].wrappers[head].original[0]
+
     def save(self) -> None:
-        """Save trained adapters where a run asked for it."""
-        for ready, adapters in zip(self.lanes, self.adapters, strict=True):
+        """Save trained adapters, with their heads, where a run asked for it."""
+        from lorax.training.heads import plain_head
+
+        for number, (ready, adapters) in enumerate(zip(self.lanes, self.adapters, strict=True)):
             if ready.config.save is not None and self.trains:
-                adapters.save(Path(ready.config.save) / ready.run_id, quiet=True)
+                with plain_head(self.heads[number] if self.heads else None, self.loaded):
+                    adapters.save(Path(ready.config.save) / ready.run_id, quiet=True)
 
     def _tracker(self, ready: Ready) -> Any:
         from lorax.training.track import Tracker

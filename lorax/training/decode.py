@@ -198,17 +198,24 @@ def _compact(current: list[_Row], going: list[int], block: int) -> tuple[list[in
 def _generated(
     loaded: Loaded, readout: Readout, rows: Sequence[Encoded], lanes: int, active: Active, most: int
 ) -> list[list[Decoded]]:
-    """Decode with transformers' own `generate`, prompts padded on the left; losses in a pass of their own."""
+    """Decode with transformers' own `generate`; losses in a pass of their own.
+
+    A causal model's prompts are padded on the left, where they are gone on from. An encoder's stay padded
+    on the right: on the left, absolute positions (BART) would count the padding.
+    """
     device, ends, pad = loaded.model.device, end_tokens(loaded), pad_id(loaded.tokenizer)
     batch = collate(list(rows) * lanes, loaded).to(device)
     width = max(len(row.ids) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows])
-    mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
+    if loaded.kind == "seq2seq":
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    else:
+        ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows] * lanes, device=device)
+        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows] * lanes, device=device)
     with active(range(lanes)):
         _, token = run_batch(readout, batch)
         output = loaded.model.generate(
-            input_ids=ids.repeat(lanes, 1).to(device),
-            attention_mask=mask.repeat(lanes, 1).to(device),
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=most,
             do_sample=False,
             num_beams=1,

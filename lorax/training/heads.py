@@ -109,6 +109,19 @@ def remove_heads(loaded: Loaded, head: Head | None = None) -> None:
 
 
 @contextmanager
+def plain_head(head: Head | None, loaded: Loaded) -> Iterator[None]:
+    """Have one lane's head in the model as a plain module for a while, under its own name: for saving."""
+    wrappers = {} if head is None else head.wrappers
+    for name, wrapper in wrappers.items():
+        _put(loaded.model, name, wrapper.replicas[head.lane])
+    try:
+        yield
+    finally:
+        for name, wrapper in wrappers.items():
+            _put(loaded.model, name, wrapper)
+
+
+@contextmanager
 def heads_active(heads: Sequence[Head]) -> Iterator[None]:
     """Let the next forward passes have one block of rows for each of these heads, in this order."""
     wrappers = list(heads[0].wrappers.values()) if heads else []

@@ -58,7 +58,9 @@ def test_the_ways_to_name_targets():
     assert list(find_targets(model, r"model\.layers\.1\..*")) == sorted(n for n in every if ".1." in n)
     assert find_targets(model, "q_proj|v_proj") == find_targets(model, ["q_proj", "v_proj"])
     assert "lm_head" in find_targets(model, ["lm_head"])
-    assert not any("mlp" in name for name in find_targets(model, head=["model.layers.0.mlp", "model.layers.1.mlp"]))
+    mlps = ["model.layers.0.mlp", "model.layers.1.mlp"]
+    for targets in ("all-linear", ".*", ["up_proj", "q_proj"]):
+        assert not any("mlp" in name for name in find_targets(model, targets, head=mlps))
 
 
 @pytest.mark.parametrize(

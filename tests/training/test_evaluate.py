@@ -1,6 +1,15 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MptConfig, MptForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MptConfig,
+    MptForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from lorax.adapters.install import install
 from lorax.api import attach, make_factors
@@ -109,6 +118,14 @@ MODELS = {
         lambda: T5ForConditionalGeneration(
             T5Config(vocab_size=261, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, eos_token_id=257,
                      pad_token_id=256, decoder_start_token_id=256)
+        ),
+    ),
+    "bart": (
+        "seq2seq", False,
+        lambda: BartForConditionalGeneration(
+            BartConfig(vocab_size=261, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                       decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, init_std=0.6,
+                       eos_token_id=257, pad_token_id=256, decoder_start_token_id=256, forced_eos_token_id=None)
         ),
     ),
 }  # fmt: skip
