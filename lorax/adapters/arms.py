@@ -189,7 +189,7 @@ class FullModel:
 
 
 class Frozen(FullModel):
-    """The base model as it is: zero-shot. Nothing trains."""
+    """The base model as it is. Nothing trains."""
 
     kind = "none"
 

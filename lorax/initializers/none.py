@@ -1,4 +1,4 @@
-"""The frozen base: no training, the zero-shot arm."""
+"""The frozen base: no training; scored with the task's worked examples in the prompt, if it has any."""
 
 from __future__ import annotations
 

@@ -18,6 +18,9 @@ from lorax.records import digest_file
 DTYPES = {"bf16-autocast": "float32"}
 """Names of precisions whose weights are kept in another one; all others name a torch dtype."""
 _SIDE_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_WORDS = ("config.json", "generation_config.json", "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model",
+          "chat_template*")  # fmt: skip
+"""What decides, beside the weights, which tokens go in and where an answer ends."""
 
 
 @register("hf")
@@ -96,7 +99,7 @@ def _fetched(path: str, revision: str | None, weights: bool) -> Path:
 
 
 def digest_folder(folder: Path) -> str:
-    """Return a digest of the weights and the configuration in a checkpoint folder.
+    """Return a digest of the weights, the configuration and the tokenizer in a checkpoint folder.
 
     Raises:
         UserError: the folder holds no weights.
@@ -104,7 +107,8 @@ def digest_folder(folder: Path) -> str:
     weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise UserError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
-    digests = [digest_file(path) for path in [folder / "config.json", *weights]]
+    words = sorted({path for pattern in _WORDS for path in folder.glob(pattern) if path.is_file()})
+    digests = [[path.name, digest_file(path)] for path in [*words, *weights]]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]
 
 

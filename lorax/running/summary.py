@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorax.records import RunRecord, Store
+from lorax.studies.rows import shots
 
 
 def show_summary(store: Store, record: RunRecord, tables: list[Path]) -> None:
@@ -31,7 +32,8 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
     shown = [("run", f"{_title(record)}  on {record.task['name']} ({config['model']['name']}), seed {config['seed']}")]
     base = base_record(store, record)
     if base is not None and base.run_id != record.run_id:
-        shown.append(("base", _score(base, split, metric)))
+        few = f"  {shots(base)}-shot" if shots(base) else ""
+        shown.append(("base", _score(base, split, metric) + few))
     shown.append(("adapted" if costs.get("trainable") else "score", _score(record, split, metric)))
     if record.error:
         shown.append((record.status, record.error))

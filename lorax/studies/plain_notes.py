@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lorax.records import RunRecord
-from lorax.studies.rows import is_frozen, task
+from lorax.studies.rows import is_frozen, shots, task
 
 
 def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
@@ -21,6 +21,8 @@ def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str]
         f"Scores in per cent, {split} split: mean ± SD over seeds (number of seeds).",
         _metrics(records, split),
     ]
+    few = {task(record): shots(record) for record in records if shots(record)}
+    lines += [f"{name}: the base has {n} worked examples in its prompt, trained runs none." for name, n in few.items()]
     if any(_explicit(record) for record in records if not is_frozen(record)):
         lines.append("The learning rate was given by hand for all methods: this is not a tuned comparison.")
     else:

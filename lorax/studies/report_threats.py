@@ -9,6 +9,7 @@ from lorax.records import RunRecord
 from lorax.studies import render
 from lorax.studies.linter import Asymmetry
 from lorax.studies.protocol_study import Study
+from lorax.studies.rows import shots
 
 _FEW_TEST, _FEW_VALIDATION, _FEW_SEEDS = 1000, 300, 5
 
@@ -94,9 +95,12 @@ def _ends(study: Study) -> list[str]:
 
 
 def _format(study: Study) -> list[str]:
-    """Say so where the strict and the tolerant score part: part of what is learnt is the format."""
+    """Say so where arms are asked otherwise, and where the strict and the tolerant score part (format is learnt)."""
     lines = []
     for (task, arm), runs in study.finals.items():
+        few = max(map(shots, runs.values()), default=0)
+        if few:
+            lines.append(f"{task}: {arm} has {few} worked examples in its prompt, trained arms none.")
         gaps = [
             tolerant - strict
             for record in runs.values()

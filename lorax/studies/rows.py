@@ -76,6 +76,12 @@ def is_frozen(record: RunRecord) -> bool:
     return record.costs.get("trainable") == 0
 
 
+def shots(record: RunRecord) -> int:
+    """Return how many worked examples stood in the prompts of a frozen base; trained runs get none."""
+    spec = record.config.get("task")
+    return int(spec.get("shots") or 0) if isinstance(spec, dict) and is_frozen(record) else 0
+
+
 def eta_of(record: RunRecord) -> list[float]:
     """Return the etas of a run's layers: one number, both ends of a range, or nothing."""
     eta = record.init_report.get("eta")

@@ -106,6 +106,14 @@ def test_folder_of_a_causal_model_and_its_use_for_classes(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # silent
 
 
+def test_another_chat_template_is_another_model(tmp_path):
+    spec = save_toy(tmp_path)
+    before = digest(spec)
+    with (tmp_path / "chat_template.jinja").open("a") as template:
+        template.write("!")
+    assert digest(spec) != before
+
+
 def test_a_trained_classifier_keeps_its_head_unless_the_classes_differ(tmp_path):
     spec = save_toy(tmp_path, LABELS)
     assert load(spec, labels=LABELS).head == []

@@ -109,3 +109,12 @@ def test_nothing_to_tabulate_is_one_line(tmp_path):
         write_plain(Store(tmp_path), "sweep")
     with pytest.raises(UserError, match="no records"):
         comparison([])
+
+
+def test_a_base_with_worked_examples_says_so():
+    base, run = record("none", rank=None), record()
+    for one in (base, run):
+        one.config["task"]["shots"] = 5
+    notes = comparison([base, run]).attrs["notes"]
+    assert "toy: the base has 5 worked examples in its prompt, trained runs none." in notes
+    assert not any("worked" in note for note in comparison([run]).attrs["notes"])
