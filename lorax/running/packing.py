@@ -17,10 +17,13 @@ def pack_key(config: RunConfig) -> str:
 
     Model, task, data, precision and batch shape decide what one forward pass computes. Method, rank,
     alpha, zeta, lr, seed, dropout and targets may differ. Arms without adapters (full fine-tuning,
-    frozen base) and folded weights change or need no shared base: each is alone.
+    frozen base) and folded weights change or need no shared base: each is alone. Diagnostics take one
+    gradient of the untouched model for the whole pack, so its lanes agree in what that is made of.
     """
     alone = config.initializer().kind != "adapter" or config.recenter == "fold"
+    measured = [config.seed, config.targets, config.calibration, config.train["calibration_batches"]]
     shared = [
+        measured if config.diagnostics else None,
         config.model, config.task, config.data_seed, config.dtype, config.device, config.steps,
         config.batch_size, config.evaluate, config.name, config.results_dir, config.base, config.diagnostics,
         {key: config.train[key] for key in ("accumulation", "eval_batch_size", "head_lr")},

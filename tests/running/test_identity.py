@@ -6,6 +6,7 @@ import pytest
 
 from lorax.config import RunConfig, Train
 from lorax.running.lanes import ready
+from lorax.running.packing import pack_key
 
 TOY = {"name": "toy", "kind": "generation"}
 VALUES = {
@@ -66,3 +67,10 @@ def test_a_head_s_rate_counts_where_there_is_a_head():
     task = {"name": "toy", "kind": "classification"}
     one, two = (config("lora", task=task, train=config("lora").train | {"head_lr": rate}) for rate in (0.1, 0.2))
     assert ready(one).run_id != ready(two).run_id
+
+
+def test_lanes_that_are_diagnosed_together_have_one_gradient():
+    one, two = config("lora"), config("lora_ga", seed=1, targets=["q_proj"])
+    assert pack_key(one) == pack_key(two)
+    one, two, three = (replace(item, diagnostics=True) for item in (one, two, config("pissa")))
+    assert pack_key(one) == pack_key(three) != pack_key(two)
