@@ -73,16 +73,16 @@ class AdaptedLinear(nn.Module):
         """Return y for x of shape (..., n); rows of dim 0 belong to the active lanes in equal blocks."""
         if self._needs_readable():
             return self.forward_readable(x)
-        if not self.plan().positions:
+        plan = self.plan()
+        if not plan.positions:
             return self.base(x)
-        return lean.forward(self, x)
+        return lean.forward(self, plan, x) if plan.applies else self.forward_readable(x)
 
     def _needs_readable(self) -> bool:
         """The fast form is for a frozen base in eager mode; torch.compile does better with plain operations."""
-        trained_base = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        if _readable or trained_base or torch.compiler.is_compiling():
-            return True
-        return not all(lean.applies(lane) for lane in self.lanes.values())
+        own = self._parameters
+        trained_base = own["weight"].requires_grad or (own["bias"] is not None and own["bias"].requires_grad)
+        return _readable or trained_base or torch.compiler.is_compiling()
 
     def plan(self) -> lean.Plan:
         """Return how the active lanes are grouped; kept until they change."""
@@ -140,12 +140,18 @@ class AdaptedLinear(nn.Module):
         Raises:
             UserError: the rows do not divide.
         """
+        self.check_rows(x)
+        return x.chunk(len(self.pack.lanes))
+
+    def check_rows(self, x: Tensor) -> None:
+        """Refuse a batch that is no equal blocks of rows.
+
+        Raises:
+            UserError: the rows do not divide.
+        """
         count = len(self.pack.lanes)
-        if count == 1:
-            return (x,)
         if x.shape[0] % count:
             raise UserError(f"{self.name}: {x.shape[0]} rows do not divide into {count} lanes")
-        return x.chunk(count)
 
     def start(self) -> Tensor:
         """Return W0, (m, n), as a view of what is stored."""

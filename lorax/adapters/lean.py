@@ -49,6 +49,11 @@ class Plan:
         self.wide = [Wide(group, self.count) for group in groups.values()]
         self.leaves = [*(self.thin.leaves if self.thin else ()), *(leaf for w in self.wide for leaf in w.leaves)]
         self.positions = dict(present)
+        self.applies = all(applies(lane) for _, lane in present)
+        """Whether the fast form covers every active lane."""
+        self.scales = [0.0 if lane is None else lane.eta for lane in lanes]
+        """s_k of every position where nothing is dropped."""
+        self.drops = any(lane.q for _, lane in present)
         self.alone = self.wide[0] if self.count == 1 and self.wide else None
 
     def mask(self, rows: Rows, x: Tensor, seeds: Seeds) -> Tensor | None:
@@ -128,10 +133,11 @@ class Call:
 
     def __init__(self, plan: Plan, transposed: bool, seeds: Seeds, steady: object | None):
         self.plan = plan
-        self.scales = [
-            0.0 if lane is None else lane.eta * (scale(lane.q) if position in seeds else 1.0)
-            for position, lane in ((position, plan.positions.get(position)) for position in range(plan.count))
-        ]
+        self.scales = plan.scales
+        if seeds:
+            self.scales = list(plan.scales)
+            for position in seeds:
+                self.scales[position] *= scale(plan.positions[position].q)
         self.transposed = transposed
         self.seeds = seeds
         self.steady = steady
@@ -152,13 +158,14 @@ def product_dtype(layer: AdaptedLinear, x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def forward(layer: AdaptedLinear, x: Tensor) -> Tensor:
+def forward(layer: AdaptedLinear, plan: Plan, x: Tensor) -> Tensor:
     """Return the output of an adapted layer in its fast form."""
-    plan, dtype = layer.plan(), product_dtype(layer, x)
-    layer.split(x)
+    dtype = product_dtype(layer, x)
+    if plan.count > 1:
+        layer.check_rows(x)
     x = layer.pack.cast(x, dtype)
     seeds = {}
-    for position, lane in plan.positions.items():
+    for position, lane in plan.positions.items() if plan.drops else ():
         if lane.q and lane.training:
             number = layer.pack.lanes[position]
             shape = (x.shape[0] // plan.count, *x.shape[1:])

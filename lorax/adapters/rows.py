@@ -32,7 +32,7 @@ class Rows:
     def add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
         """Add a @ b to the blocks of `out3`, in place."""
         if self.slice is not None:
-            add_product(self.take(out3), a, b)
+            self.take(out3).baddbmm_(a, b)
         else:
             self.accumulate(out3, product(a, b))
 
@@ -54,13 +54,5 @@ def keep(drawn: Tensor, lanes: list[Lane], dtype: torch.dtype) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return the batch of products a[k] @ b[k]."""
-    return torch.mm(a[0], b[0])[None] if a.shape[0] == 1 else torch.bmm(a, b)
-
-
-def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a[k] @ b[k] to out[k], in place."""
-    if a.shape[0] == 1:
-        out[0].addmm_(a[0], b[0])
-    else:
-        out.baddbmm_(a, b)
+    """Return a @ b, or the batch of products a[k] @ b[k]."""
+    return torch.mm(a, b) if a.ndim == 2 else torch.bmm(a, b)
