@@ -141,7 +141,9 @@ class Session:
         adapters = self.adapters[number]
         eta, layers = adapters.eta(), adapters.report()
         values = sorted(set(eta.values()))
+        kinds = sorted({str(value.dtype).removeprefix("torch.") for value in adapters.parameters()})
         return {
+            "trained_dtype": " and ".join(kinds) or None,
             "eta": values[0] if len(values) == 1 else [values[0], values[-1]] if values else None,
             "n_layers": len(eta),
             "summary": _medians(layers),

@@ -131,6 +131,7 @@ def _of(record: RunRecord) -> dict[str, Any]:
         facts["alpha / rank"] = used["alpha"] / used["rank"]
     if scaling is not None:
         facts["scaling"] = f"{scaling} (eta = {_SCALE[scaling]})" if scaling in _SCALE else str(scaling)
+    facts["precision of what trains"] = record.init_report.get("trained_dtype")
     steps, batch, n = record.config.get("steps"), record.config.get("batch_size"), record.task.get("n_train")
     if steps and batch and n and _consumed(record, "steps"):
         facts["epochs"] = f"{steps * batch / n:.3g}"

@@ -55,3 +55,11 @@ def test_marks_point_at_the_rows_unlike_the_reference():
     lines, marks = footnotes(found, "a")
     assert lines == ["dropout: 0 (a), 0.1 (b, c)"] and marks == {"b": [1], "c": [1]}
     assert footnotes(found)[1] == {"a": [1]}, "without a reference the smaller side is marked"
+
+
+def test_full_fine_tuning_of_a_sixteen_bit_base_is_an_asymmetry():
+    """Its steps are rounded to the base's precision, an adapter's are not."""
+    one, two = run("lora", dtype="bfloat16"), run("full", dtype="bfloat16")
+    one.init_report["trained_dtype"], two.init_report["trained_dtype"] = "float32", "bfloat16"
+    found = fields([one], [two])["precision of what trains"]
+    assert found.line() == "precision of what trains: float32 (r0), bfloat16 (r1)"
