@@ -179,8 +179,11 @@ def resolve(cfg: Any) -> RunConfig:
 
     data = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     known = {item.name for item in fields(RunConfig)}
-    config = RunConfig(**{key: data[key] for key in known})
-    check(config)
+    try:
+        config = RunConfig(**{key: data[key] for key in known})
+        check(config)
+    except KeyError as error:
+        raise UserError(f"{error.args[0]}: every run needs it; it cannot be taken out with ~") from None
     return config
 
 
@@ -196,7 +199,7 @@ def check(config: RunConfig) -> None:
         ("forgetting_tokens", 1, False),
     ):  # fmt: skip
         _at_least(key, _value(config, key), low, strict)
-    for key, high in (("dropout", 1), ("train.warmup", 1)):
+    for key, high in (("dropout", 1), ("train.warmup", 1), ("seed", 2**63), ("data_seed", 2**63)):
         if _value(config, key) >= high:
             raise UserError(f"{key}={_value(config, key)}: must be below {high}")
     for key, options in CHOICES.items():

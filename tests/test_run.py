@@ -26,10 +26,7 @@ def lorax(monkeypatch, tmp_path):
     def run(*words, results="results"):
         from hydra.core.global_hydra import GlobalHydra
 
-        import lorax.run
-
         GlobalHydra.instance().clear()
-        lorax.run._LAST.clear()
         monkeypatch.setattr(sys, "argv", ["lorax", *SMALL, *words, f"results_dir={results}"])
         try:
             main()

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,52 @@ from lorax.errors import UserError
 from lorax.records.record import RunRecord
 
 
+class Unwritable(UserError):
+    """A place cannot be written: it is full, read-only, no folder. What was written before stays whole."""
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Word the system's refusals to write `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_writable(key: str, folder: str | Path) -> None:
+    """Refuse a folder in which nothing could be written; leaves nothing behind.
+
+    Args:
+        key: how the error line calls it.
+        folder: need not exist; then its nearest parent that does is tried.
+
+    Raises:
+        Unwritable: names the folder and the reason.
+    """
+    if not str(folder):
+        raise Unwritable(f"{key}='': must name a folder")
+    place = Path(folder).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with _writing(f"{key}={folder}"), tempfile.TemporaryDirectory(dir=place, prefix=_PREFIX):
+        pass
+
+
+_PREFIX = ".lorax-"
+_ROOM = 2**20
+"""Bytes that must be free before a run starts: a record with its items is well below."""
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, sees the old or the new content whole.
 
     Raises:
-        UserError: the place cannot be written (full, read-only); names the path and the reason.
+        Unwritable: the place is full or read-only; names the path and the reason.
     """
     raw = data.encode() if isinstance(data, str) else data
     path = Path(path)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -45,8 +82,6 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class Store:
@@ -117,18 +152,40 @@ class Store:
     def claim(self, name: str, run_id: str, timeout: float = -1) -> Iterator[RunRecord | None]:
         """Hold a run for this process; a twin waits here and then finds the record.
 
-        The lock goes with its process, however that ends, so a killed run can be claimed again.
+        The lock goes with its process, however that ends, so a killed run can be claimed again, and what
+        the kill left half-written is removed. A claim of a run that is over leaves nothing behind.
 
         Yields:
             The finished record, if another process was first; else None: do the work.
+
+        Raises:
+            Unwritable: the folder is read-only, or has no room for a record; found before any work is done.
         """
-        state = self.state(name, run_id)
-        try:
-            state.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {state.parent}: {error.strerror or error}") from error
-        with FileLock(f"{state}.lock", timeout=timeout):
-            yield self.finished(name, run_id)
+        path = Path(f"{self.state(name, run_id)}.lock")
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = FileLock(path, timeout=timeout).acquire()
+        with held:
+            found = self.finished(name, run_id)
+            if found is None:
+                self._clear(name, run_id)
+            yield found
+            over = self.finished(name, run_id) is not None
+        if over:  # whoever still waits for the removed file finds the record: no two work on one run
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _clear(self, name: str, run_id: str) -> None:
+        """Remove what a killed attempt left half-written; make sure that a record can be written."""
+        for folder in (self.folder(name), self.state(name, run_id)):
+            for left in folder.glob(f".{run_id}.*" if folder == self.folder(name) else ".*"):
+                left.unlink(missing_ok=True)
+        with _writing(self.folder(name)):
+            self.folder(name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder(name)) as file:
+                file.write(bytes(_ROOM))
+                file.flush()
+                os.fsync(file.fileno())
 
     def forget_state(self, name: str, run_id: str) -> None:
         """Remove the checkpoints of a run that is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -14,7 +15,12 @@ KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or f
 
 def explain(error: BaseException) -> str:
     """Return one line for an error of composition: the value, the place, the near misses."""
+    meant = _for_users(error)
+    if meant is not None:
+        return one_line(meant)
     text = str(error).strip()
+    if (word := getattr(error, "override", None)) is not None:
+        return _unreadable(word)
     cause = str(error.__cause__ or "")
     for pattern, line in _RULES:
         match = re.search(pattern, text, re.DOTALL)
@@ -33,6 +39,19 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
+def _for_users(error: BaseException | None) -> UserError | None:
+    """Return the error of ours that Hydra has wrapped, if there is one (a launcher refusing its fields)."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def _unreadable(word: str) -> str:
+    if re.fullmatch(r"[\w./]+", word):
+        return f"{word}: a value is missing; {word}=<value>"
+    return f"{word}: cannot be read as key=value; quote a value that holds spaces, commas or brackets: \"key='a, b'\""
+
+
 def _missing(match: re.Match[str], cause: str) -> str:
     group, _, name = match["path"].rpartition("/")
     if not group:
@@ -44,9 +63,38 @@ def _missing(match: re.Match[str], cause: str) -> str:
 def _unknown(match: re.Match[str], cause: str) -> str:
     key = match["key"]
     group = key.partition(".")[0]
-    if "." in key and group in ("init", "task", "model"):
-        return f"{key}: the chosen {group} has no such field; see conf/{group}"
+    if "." in key and group in ("init", "task", "model", "study"):
+        known = _fields_of(group)
+        hint = near(key, known) if near(key, known).startswith("did") else f"see conf/{group}"
+        return f"{key}: the chosen {group} has no such field; {hint}"
+    if key.startswith("hydra."):
+        return f"{key}: no such field of Hydra's, or of the chosen {key.split('.')[1]}"
     return f"{key}: no such key; {near(key, keys())}"
+
+
+def _fields_of(group: str) -> list[str]:
+    """Return the fields that the options of a group set in their YAML files, nested ones with their dots."""
+    import yaml
+
+    found: set[str] = set()
+    for path in (conf_dir() / group).glob("*.yaml"):
+        for key, value in (yaml.safe_load(path.read_text()) or {}).items():
+            inner = value if isinstance(value, dict) else {}
+            found |= {f"{group}.{key}", *(f"{group}.{key}.{name}" for name in inner)}
+    return sorted(found)
+
+
+def _no_option(match: re.Match[str], cause: str) -> str:
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    for word in sys.argv[1:]:
+        group, _, value = word.lstrip("+").partition("=")
+        if group in groups and not re.match(r"[A-Za-z\[]", value.replace("null", "")):
+            return f"{word}: {group} needs the name of an option; {near('', options(group))}"
+    return "a word of the command line has no key; key=value is needed"
+
+
+def _ambiguous(match: re.Match[str], cause: str) -> str:
+    return f"{match['word']}: several values are a sweep, which needs -m (or, as one list, [..])"
 
 
 def _merge(match: re.Match[str], cause: str) -> str:
@@ -54,6 +102,8 @@ def _merge(match: re.Match[str], cause: str) -> str:
     found = re.search(r"could not be converted to (\w+)", match.string + cause)
     if found:
         return f"{key}={value}: must be {KINDS.get(found[1], found[1])}"
+    if "is not Optional" in match.string + cause:
+        return f"{key}={value}: a value is needed"
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", match.string + cause)
     if unknown:
         return _unknown(re.match(r"(?P<key>.*)", key), cause)
@@ -71,6 +121,8 @@ _RULES: list[tuple[str, Callable[[re.Match[str], str], str]]] = [
     (r"Could not override '(?P<key>[^'@]+)[^']*'", _unknown),
     (r"Could not append to config\. An item is already at '(?P<key>[^']+)'",
      lambda match, cause: f"+{match['key']}: exists already; leave out the +"),
+    (r"(?:Ambiguous value for argument|Sweep parameters) '(?P<word>[^']+)'", _ambiguous),
+    (r"Config group override must be a string or a list", _no_option),
 ]  # fmt: skip
 
 
@@ -85,5 +137,6 @@ def is_composition_error(error: BaseException) -> bool:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return isinstance(error, HydraException | OmegaConfBaseException)
+    plain = isinstance(error, ValueError) and "Config group override" in str(error)
+    return plain or isinstance(error, HydraException | OmegaConfBaseException)
 

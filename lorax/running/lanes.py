@@ -15,7 +15,7 @@ from typing import Any
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
-from lorax.records import RunRecord, Store, run_id
+from lorax.records import RunRecord, Store, Unwritable, run_id
 from lorax.running.explain import one_line
 from lorax.running.identity import identity, source, versions
 from lorax.running.preflight import load_task
@@ -116,8 +116,8 @@ def _attempt(lanes: list[Ready], provenance: dict[str, Any], show: bool) -> None
         from lorax.running.execute import execute
 
         execute(lanes, provenance | {"started": started}, show)
-    except KeyboardInterrupt:
-        raise
+    except Unwritable:
+        raise  # nor could this be recorded; the rest of a sweep would end the same way
     except Exception as error:
         if show and isinstance(error, UserError):
             raise

@@ -12,17 +12,25 @@ from typing import Any
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
-from lorax.records import canonical
+from lorax.records import canonical, check_writable
+from lorax.running.place import resolve_device
 
 
 def preflight(configs: Sequence[RunConfig]) -> None:
     """Check tasks, models, targets and ranks, once for each distinct combination.
 
     Raises:
-        UserError: a data file cannot be read, a target matches nothing, a rank does not fit a layer.
+        UserError: a folder cannot be written, a device is not there, a data file cannot be read, a
+            target matches nothing, a rank does not fit a layer.
     """
     tasks: dict[str, Any] = {}
     shapes: dict[str, dict[str, tuple[int, int]]] = {}
+    for key in ("results_dir", "save"):
+        for folder in dict.fromkeys(getattr(config, key) for config in configs):
+            if folder is not None:
+                check_writable(key, folder)
+    for device in dict.fromkeys(config.device for config in configs):
+        resolve_device(device)
     for config in configs:
         task_key = canonical([config.task, config.data_seed])
         if task_key not in tasks:

@@ -45,6 +45,7 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
     if data.get("plan"):
         print("\n".join(planning.plan(spec, _seconds(store, spec)).lines))
         return
+    checked(sweeper, [[*job.overrides, *outside] for job in one_of_each(spec)])
     planning.freeze(spec, store.root)
     print("\n".join(planning.plan(spec).lines), flush=True)
     _rounds(sweeper, spec, store, outside)
@@ -82,6 +83,17 @@ def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any
     return [
         {"overrides": job, **run_lanes([config], {"launcher": "solo"}, overrides=[job])[0]}
         for config, job in zip(configs, jobs, strict=True)
+    ]
+
+
+def one_of_each(spec: Any) -> list[Any]:
+    """Return a job for every arm on every task: whatever is wrong with one shows before the design is fixed."""
+    from lorax.studies.protocol_jobs import make_job
+
+    return [
+        make_job(spec, arm.label, task, "final", spec.centre(arm.label, task) if arm.trained else None, spec.seeds[0])
+        for task in spec.tasks
+        for arm in spec.arms
     ]
 
 
@@ -124,7 +136,7 @@ def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str
     """Part the command line into changes of the design and words about where it runs."""
     design, outside = {}, []
     for override in sweeper.parse(arguments):
-        key = override.get_key_element().lstrip("+")
+        key = override.get_key_element().lstrip("+~")
         if override.is_sweep_override():
             raise UserError(f"{key}: a study sets its own grid; sweep with -m and without study instead")
         if key == "study" or key.startswith("study."):

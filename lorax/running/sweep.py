@@ -10,6 +10,7 @@ from typing import Any
 from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import Store, canonical
+from lorax.running.explain import one_line
 from lorax.running.identity import consumed_fields
 
 LISTED = 5
@@ -75,14 +76,17 @@ def launch(sweeper: Any, jobs: Sequence[list[str]], start: int) -> list[dict[str
     for job, done in zip(jobs, returns, strict=True):
         value = done._return_value  # the property would print and raise at the first failure
         if isinstance(value, BaseException):
-            value = {"status": "failed", "message": f"{type(value).__name__}: {value}", "run_id": None}
+            value = {"status": "failed", "message": one_line(value), "run_id": None}
         results.append({"overrides": list(job), **(value or {})})
     return results
 
 
 def raise_failures(results: Sequence[dict[str, Any]]) -> None:
-    """Raise if any job failed, naming each in a line."""
+    """Raise if any job failed, naming each in a line; what all died of is said once."""
     failed = [result for result in results if result.get("status") == "failed"]
+    reasons = {result.get("message") for result in failed}
+    if len(failed) > 1 and len(reasons) == 1:
+        raise JobsFailed(f"{len(failed)} of {len(results)} jobs failed, all with: {reasons.pop()}")
     if failed:
         lines = [f"  {' '.join(result['overrides'])}: {result.get('message')}" for result in failed[:LISTED]]
         if failed[LISTED:]:

@@ -13,6 +13,7 @@ from lorax.errors import UserError, near
 from lorax.studies.spec_types import Arm, Costs, Halving, Match, StudySpec, Tuning
 
 __all__ = ["Arm", "Costs", "Halving", "Match", "StudySpec", "Tuning", "from_mapping", "from_yaml"]
+METRICS = ("score", "tolerant")
 LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
 
 
@@ -28,6 +29,8 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     """
     data = {key: value for key, value in dict(data).items() if key != "plan"}
     _known(data, StudySpec, where, without={"centres", "matched", "consumes"})
+    for key, kinds in _SHAPES.items():
+        _shaped(data.get(key), kinds, f"{where}.{key}")
     for key in ("name", "model", "tasks", "arms", "reference", "margin"):
         if data.get(key) is None:
             raise UserError(f"{where}: {key} is required")
@@ -59,7 +62,22 @@ def from_yaml(path: str | Path) -> StudySpec:
     return from_mapping(data or {}, path.stem)
 
 
+_LIST, _MAPPING, _TEXT = (list, tuple), (dict,), (str,)
+_SHAPES = {
+    "name": _TEXT, "model": _TEXT, "reference": _TEXT, "arms": _LIST, "tasks": (*_LIST, *_TEXT), "blocks": _MAPPING,
+    "fixed": _MAPPING, "per_task": _MAPPING, "tuning": (*_MAPPING, bool, str), "costs": (*_MAPPING, bool),
+}  # fmt: skip
+
+
+def _shaped(value: Any, kinds: tuple[type, ...], where: str) -> None:
+    if value is not None and not isinstance(value, kinds):
+        said = {"list": "a list", "dict": "a mapping", "str": "a text"}
+        wanted = " or ".join(said[kind.__name__] for kind in kinds if kind.__name__ in said)
+        raise UserError(f"{where}={value}: {wanted} is needed")
+
+
 def _arm(data: Any, where: str) -> Arm:
+    _shaped(data, (*_MAPPING, *_TEXT), where)
     if isinstance(data, str):
         data = {"init": data}
     known = {item.name for item in fields(Arm)}
@@ -72,6 +90,8 @@ def _arm(data: Any, where: str) -> Arm:
         own["match"] = _build(Match, own["match"], f"{where}.match")
     if own.get("lr") is not None:
         own["lr"] = _number(own["lr"], f"{where}.lr")
+        if not own["lr"] > 0:
+            raise UserError(f"{where}.lr={own['lr']:g}: must be above 0")
     own.setdefault("label", " ".join([own["init"], *(f"{k.split('.')[-1]}={v}" for k, v in overrides.items())]))
     return Arm(**own, overrides=overrides)
 
@@ -79,6 +99,7 @@ def _arm(data: Any, where: str) -> Arm:
 def _tuning(data: Any, where: str) -> Tuning | None:
     if data in (None, False, "off"):
         return None
+    _shaped(data, _MAPPING, where)
     read = dict(data)
     if "seeds" in read:
         read["seeds"] = _seeds(read["seeds"], f"{where}.seeds")
@@ -88,11 +109,18 @@ def _tuning(data: Any, where: str) -> Tuning | None:
 
 
 def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
+    _shaped(data, _MAPPING, where)
     _known(data, kind, where)
+    for key in _WHOLE & data.keys():
+        if isinstance(data[key], bool) or not isinstance(data[key], int):
+            raise UserError(f"{where}.{key}={data[key]}: a whole number is needed")
     try:
         return kind(**data)
     except TypeError as error:
         raise UserError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
+
+
+_WHOLE = {"points", "per_decade", "extend", "rounds", "runners_up", "steps", "seed", "low", "high"}
 
 
 def _known(data: Mapping[str, Any], kind: type, where: str, without: frozenset[str] | set[str] = frozenset()) -> None:
@@ -136,6 +164,8 @@ def _check(spec: StudySpec, where: str) -> None:
         raise UserError(f"{where}.margin={spec.margin:g}: a fraction between 0 and 1 (0.01 is one point)")
     if not 0 < spec.alpha < 0.5:
         raise UserError(f"{where}.alpha={spec.alpha:g}: must be between 0 and 0.5")
+    if spec.metric not in METRICS:
+        raise UserError(f"{where}.metric={spec.metric}: {near(spec.metric, METRICS)}")
     if spec.procedure not in ("paired_t", "crossed"):
         raise UserError(f"{where}.procedure={spec.procedure}: {near(spec.procedure, ('paired_t', 'crossed'))}")
     if spec.tuning is not None:
