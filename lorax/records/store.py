@@ -3,6 +3,8 @@
     <results_dir>/records/<name>/<run_id>.json           the record
     <results_dir>/records/<name>/<run_id>.items.jsonl.gz one line an evaluated item
     <results_dir>/state/<name>/<run_id>/                 locks and checkpoints of unfinished runs
+
+Nothing here imports torch.
 """
 
 from __future__ import annotations
