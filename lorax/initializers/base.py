@@ -76,6 +76,15 @@ class Ranked:
         """The factor of B A in the forward."""
         return self.alpha / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
 
+    @property
+    def lr_factor(self) -> float:
+        """Default learning rate over that at the method's default alpha: eta_default / eta.
+
+        Under Adam a step of lr moves W' by about eta lr ||A||, so alpha acts like a learning rate where
+        the factors' norms do not depend on eta.
+        """
+        return float(self.default_alpha or self.rank) / self.rank / self.eta
+
     def check(self, name: str, m: int, n: int) -> None:
         """Raise UserError where the rank exceeds min(m, n)."""
         if self.rank > min(m, n):

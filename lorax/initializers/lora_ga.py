@@ -83,6 +83,14 @@ class LoRAGA(Ranked):
         """Fields without effect: zeta under weight_svd."""
         return frozenset({"zeta"} if self.zeta_rule == "weight_svd" else ())
 
+    @property
+    def lr_factor(self) -> float:
+        """sqrt(16 / zeta): a step moves W' by lr eta c = lr sqrt(zeta_layer), whatever alpha is."""
+        if self.zeta_rule not in ("forward", "backward"):
+            return 1.0
+        zeta = self.zeta if self.gamma is None else self.eta**2 * self.rank / self.gamma
+        return math.sqrt(16.0 / zeta)
+
     def check(self, name: str, m: int, n: int) -> None:
         """Raise UserError where 2r exceeds min(m, n): the two factors need disjoint directions."""
         if 2 * self.rank > min(m, n):

@@ -27,6 +27,11 @@ class MiLoRA(Ranked):
     default_alpha: ClassVar[float | None] = None
     needs: ClassVar[frozenset[str]] = frozenset({"svd"})
 
+    @property
+    def lr_factor(self) -> float:
+        """1 / sqrt(eta): the factors' norms fall with sqrt(eta), a step moves W' by lr sqrt(eta S)."""
+        return self.eta**-0.5
+
     def __call__(self, probe: Probe) -> Factors:
         """Return the bottom r triplets, the singular values shared evenly between the factors.
 

@@ -34,6 +34,11 @@ class PiSSA(Ranked):
         super().__post_init__()
         one_of("svd", self.svd, ("exact", "randomised"))
 
+    @property
+    def lr_factor(self) -> float:
+        """1 / sqrt(eta): the factors' norms fall with sqrt(eta), a step moves W' by lr sqrt(eta S)."""
+        return self.eta**-0.5
+
     def __call__(self, probe: Probe) -> Factors:
         """Return the top r triplets, the singular values shared evenly between the factors."""
         from lorax.adapters.core import Identity

@@ -43,13 +43,13 @@ def ready(config: RunConfig) -> Ready:
 
     task = load_task(config)
     initializer = config.initializer()
-    prior = float(config.init.get("lr_prior") or 1.0)
+    prior, factor = default_rate(config, initializer)
     given = config.lr is not None
     config = replace(
         config,
         steps=config.steps or task.steps,
         batch_size=config.batch_size or task.batch_size,
-        lr=config.lr or task.lr * prior,
+        lr=config.lr or task.lr * prior * factor,
         train=config.train | {"head_lr": config.train["head_lr"] or task.head_lr},
     )
     if config.batch_size % config.train["accumulation"]:
@@ -57,8 +57,13 @@ def ready(config: RunConfig) -> Ready:
             f"batch_size={config.batch_size}: not a multiple of train.accumulation={config.train['accumulation']}"
         )
     named = identity(config, initializer, task, digest(config.model), resolve_dtype(config.dtype, config.device))
-    rate = {"lr": config.lr, "base_lr": task.lr, "lr_prior": prior, "lr_given": given}
+    rate = {"lr": config.lr, "base_lr": task.lr, "lr_prior": prior, "lr_factor": factor, "lr_given": given}
     return Ready(config, task, initializer, named, run_id(named), Store(config.results_dir), rate)
+
+
+def default_rate(config: RunConfig, initializer: Any) -> tuple[float, float]:
+    """Return the method's prior, and the factor by which its scale moves the default rate."""
+    return float(config.init.get("lr_prior") or 1.0), float(getattr(initializer, "lr_factor", 1.0))
 
 
 def run_lanes(

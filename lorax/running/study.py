@@ -9,6 +9,7 @@ from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import Store
 from lorax.running.identity import consumed_fields
+from lorax.running.lanes import default_rate
 from lorax.running.preflight import layer_shapes, load_task
 from lorax.running.sweep import JobsFailed, checked, launch, publish, raise_failures
 
@@ -111,7 +112,8 @@ class _Composer:
     def rate(self, overrides: list[str]) -> float:
         """Return what `lr=null` resolves to: the task's base rate times the method's prior."""
         config = self.config([word for word in overrides if not word.startswith("lr=")])
-        return load_task(config).lr * float(config.init.get("lr_prior") or 1.0)
+        prior, factor = default_rate(config, config.initializer())
+        return load_task(config).lr * prior * factor
 
     def count(self, overrides: list[str]) -> int:
         """Return the trainable parameters of the adapters, by the method's closed formula."""
