@@ -79,6 +79,8 @@ class Row:
     machine: dict[str, Any] = field(default_factory=dict)
     """Load, steal and others' share while it was measured."""
     note: str = ""
+    cpu: float | None = None
+    """The same ratio in CPU seconds of this process: with one thread it does not feel the neighbours."""
 
 
 @dataclass
@@ -105,9 +107,15 @@ class Timings:
         pairs = zip(self.trials[over], self.trials[under], strict=True)
         return Spread.of([factor * a.seconds / b.seconds for a, b in pairs])
 
+    def cpu_ratio(self, over: str, under: str) -> float:
+        """Return the median over / under in CPU seconds, formed within rounds."""
+        pairs = zip(self.trials[over], self.trials[under], strict=True)
+        return statistics.median(a.cpu / max(b.cpu, 1e-9) for a, b in pairs)
+
     def row(self, case: str, measure: str, over: str, under: str, factor: float = 1.0, note: str = "") -> Row:
         """Return a ratio as a row."""
-        return Row(case, measure, "x", self.ratio(over, under, factor), self.machine, note)
+        cpu = factor * self.cpu_ratio(over, under)
+        return Row(case, measure, "x", self.ratio(over, under, factor), self.machine, note, cpu)
 
     def times(self, case: str) -> list[Row]:
         """Return every arm's own time as rows."""

@@ -25,6 +25,7 @@ def facts() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gb": round(_memory() / 1e9, 1),
         "threads": torch.get_num_threads(),
+        "openmp": {key: value for key, value in sorted(os.environ.items()) if key.startswith(("OMP_", "GOMP_"))},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(terse=True),
         "python": platform.python_version(),

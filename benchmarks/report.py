@@ -47,17 +47,18 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         found["question"],
         "",
-        "| case | figure | median | quartiles | rounds | run |",
-        "|---|---|---:|---:|---:|---|",
+        "| case | figure | median | quartiles | by CPU time | rounds | run |",
+        "|---|---|---:|---:|---:|---:|---|",
     ]
     for row in sorted(found["rows"], key=lambda row: row["case"]):
         value, unit = Spread(**row["value"]), row["unit"]
         spread = "" if value.n == 1 else f"{number(value.low)} - {number(value.high)}"
         mark = " *" if row["machine"].get("contended") else ""
+        cpu = "" if row.get("cpu") is None else number(row["cpu"])
         note = f" ({row['note']})" if row["note"] else ""
         lines.append(
             f"| {row['case']} | {row['measure']}{note} | {number(value.median)} {unit}{mark} | {spread} "
-            f"| {value.n} | {row['run'] + 1} |"
+            f"| {cpu} | {value.n} | {row['run'] + 1} |"
         )
     lines += ["", "`*` others used more than 10 % of the cores meanwhile (or the hypervisor 2 %). Runs:", ""]
     lines += [f"{index + 1}. {_run(run)}" for index, run in enumerate(found["runs"])]
@@ -123,5 +124,6 @@ def _drop_unused_runs(found: dict[str, Any]) -> None:
 def _run(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in run["versions"].items() if value)
     units = ", ".join(run["units"]) or "no vector units known"
+    openmp = " ".join(f"{key}={value}" for key, value in run.get("openmp", {}).items())
     place = run["gpu"] or f"{run['processor']}, {run['cores']} cores ({units}), {run['threads']} threads"
-    return f"`{run['command']}`, {run['when'][:10]}, {place}, {versions}, commit {run['commit']}"
+    return f"`{openmp + ' ' if openmp else ''}{run['command']}`, {run['when'][:10]}, {place}, {versions}, commit {run['commit']}"
