@@ -91,6 +91,22 @@ class Trial:
     cpu: float
 
 
+class Stopwatch:
+    """Times the units of work between marks, for arms whose first unit is not like the others (a fresh optimiser)."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, float]] = []
+
+    def mark(self, *_: Any) -> None:
+        """Note the time after a unit of work."""
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    def trial(self, lanes: int = 1) -> Trial:
+        """Return the mean of all units but the first, for one of `lanes` runs side by side."""
+        (start, cpu), (end, cpu_end), units = self.marks[0], self.marks[-1], (len(self.marks) - 1) * lanes
+        return Trial((end - start) / units, (cpu_end - cpu) / units)
+
+
 @dataclass
 class Timings:
     """The trials of a comparison, by arm and round."""
@@ -134,7 +150,8 @@ def interleave(arms: dict[str, Callable[[], Any] | Prepared], rounds: int, warmu
     """Call every arm once a round, in alternating order.
 
     Args:
-        arms: {name: call}; a call may return how many units of work it did (steps), else it did one.
+        arms: {name: call}; a call may return how many units of work it did (steps), or the `Trial` it timed
+            itself, else it did one unit.
         rounds: timed rounds.
         warmup: rounds before that are not timed.
     """
@@ -162,6 +179,8 @@ def _timed(arm: Callable[[], Any] | Prepared) -> Trial:
     cpu, start = time.process_time(), time.perf_counter()
     done = arm.call(ready) if isinstance(arm, Prepared) else arm()
     seconds = time.perf_counter() - start
+    if isinstance(done, Trial):
+        return done
     units = done if isinstance(done, int) and done else 1
     return Trial(seconds / units, (time.process_time() - cpu) / units)
 

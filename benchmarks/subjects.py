@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import interleave, say
+from benchmarks.harness import Stopwatch, Trial, interleave, say
 from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
 from lorax.initializers.base import build
@@ -32,7 +32,7 @@ SPECS = {
     "minilm": {"name": "minilm"},
     "smollm2": {"name": "smollm2"},
 }
-Arm = Callable[[], int]
+Arm = Callable[[], Trial]
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ def lorax_arm(
     steps: int = 4,
     dropout: float = 0.0,
 ) -> Arm:
-    """Return a call that trains K lanes for some steps by lorax's own loop; it returns steps x K.
+    """Return a call that trains K lanes by lorax's own loop, and times a lane's step; the first does not count.
 
     Args:
         loaded: a model of its own (`twin`).
         shape: batch of one lane.
         inits: name and fields of each lane's initialiser.
-        steps: steps of one call.
+        steps: timed steps of one call.
         dropout: of every lane.
     """
     targets = find_targets(loaded.model, head=loaded.head)
@@ -142,13 +142,15 @@ def lorax_arm(
         for k, one in enumerate(adapters)
     ]  # fmt: skip
     plan = TrainPlan(
-        steps=steps, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast, progress=False
+        steps=steps + 1, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast, progress=False
     )
 
-    def call() -> int:
+    def call() -> Trial:
+        watch = Stopwatch()
+        lanes[-1].on_step = watch.mark
         outcomes = train(loaded, lanes, plan)
         assert all(outcome.status == "finished" for outcome in outcomes)
-        return steps * len(lanes)
+        return watch.trial(len(lanes))
 
     return call
 
@@ -171,7 +173,7 @@ def peft_model(loaded: Loaded, **config: Any) -> nn.Module:
 
 
 def peft_arm(loaded: Loaded, shape: Shape, steps: int = 4, **config: Any) -> Arm:
-    """Return a call that trains PEFT's LoRA for some steps: forward, loss, backward, clipping, AdamW.
+    """Return a call that trains PEFT's LoRA and times a step: forward, loss, backward, clipping, AdamW.
 
     The base is in eval mode, as in lorax's loop; only the adapters' dropout is on.
     """
@@ -181,9 +183,10 @@ def peft_arm(loaded: Loaded, shape: Shape, steps: int = 4, **config: Any) -> Arm
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = batches_of(loaded, shape, 4)
 
-    def call() -> int:
+    def call() -> Trial:
+        watch = Stopwatch()
         optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
-        for step in range(steps):
+        for step in range(steps + 1):
             with autocast(torch.device("cpu"), shape.autocast):
                 loss = model(**batches[step % len(batches)]).loss
             loss.backward()
@@ -191,7 +194,8 @@ def peft_arm(loaded: Loaded, shape: Shape, steps: int = 4, **config: Any) -> Arm
             optimizer.step()
             optimizer.zero_grad()
             loss.item()
-        return steps
+            watch.mark()
+        return watch.trial()
 
     return call
 
@@ -211,13 +215,15 @@ def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4, embedded: bool = T
         loaded.model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     batches = batches_of(loaded, shape, 4)
 
-    def call() -> int:
-        for step in range(steps):
+    def call() -> Trial:
+        watch = Stopwatch()
+        for step in range(steps + 1):
             with autocast(torch.device("cpu"), shape.autocast), torch.set_grad_enabled(embedded):
                 loss = loaded.model(**batches[step % len(batches)]).loss
             if embedded:
                 loss.backward()
-        return steps
+            watch.mark()
+        return watch.trial()
 
     return call
 

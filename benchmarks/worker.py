@@ -8,6 +8,8 @@ import os
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.harness import Trial
+
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -55,11 +57,17 @@ class Worker:
             self._process.terminate()
 
 
-def together(workers: list[Worker]) -> int:
-    """Run all workers' arms side by side; return the units of work of all."""
+def together(workers: list[Worker]) -> Trial:
+    """Run all workers' arms side by side; return the time of a step of one lane, all processes counted.
+
+    Args:
+        workers: their arms return the `Trial` of one lane's step.
+    """
     for worker in workers:
         worker.start()
-    return sum(worker.wait() or 1 for worker in workers)
+    trials = [worker.wait() for worker in workers]
+    rates = [1 / trial.seconds for trial in trials]  # steps a second, of all its lanes
+    return Trial(1 / sum(rates), sum(trial.cpu for trial in trials) / len(trials))
 
 
 def _serve(pipe: Any, factory: str, threads: int, arguments: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def test_arms_do_the_same_work_on_shared_weights():
         peft_arm(twin(loaded, "sdpa"), shape),
         lower_bound(twin(loaded), shape),
     ):
-        assert arm() == 4
+        assert arm().seconds > 0
     assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
     batch, rows = batches_of(loaded, shape, 1)[0], rows_of(loaded, shape, 4)
     assert batch["input_ids"].shape == (4, 8)
