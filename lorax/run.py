@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 from lorax.config import RunConfig, conf_dir, register_schema, resolve
@@ -45,32 +47,36 @@ def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: b
 
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2, failed jobs exit code 1."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and this function words the error
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    try:
+        code, line = _outcome()
+    except KeyboardInterrupt:
+        code, line = 130, "stopped; the same command goes on where this one was"
+    if code:
+        print(f"lorax: {line}", file=sys.stderr)
+        sys.exit(code)
 
+
+def _outcome() -> tuple[int, str]:
+    """Run the command line; return its exit code and what to say if it is not 0."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and this function words the error
+    sys.argv[1:] = _words(sys.argv[1:])
+    warnings.formatwarning = _warning
     from lorax.running.sweep import JobsFailed
 
-    sys.argv[1:] = _words(sys.argv[1:])
     try:
         said = _hydra_main()
+        return _CODES.get(said.get("status"), 0), str(said.get("message"))
     except JobsFailed as error:
-        sys.exit(_say(str(error), 1))
+        return 1, str(error)
     except UserError as error:
-        sys.exit(_say(one_line(error), 2))
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(_say(explain(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped; the same command goes on where this one was", 130))
-    except OSError as error:
-        sys.exit(_say(one_line(error), 2))
+        return 2, one_line(error)
     except Exception as error:
         for one in (error, error.__cause__):
             if is_composition_error(one):
-                sys.exit(_say(explain(one), 2))
+                return 2, explain(one)
+        if isinstance(error, OSError):
+            return 2, one_line(error)
         raise
-    if said.get("status") in _CODES:
-        sys.exit(_say(str(said.get("message")), _CODES[said["status"]]))
 
 
 _CODES = {"refused": 2, "failed": 1}
@@ -103,16 +109,23 @@ def _words(words: list[str]) -> list[str]:
     return options + overrides
 
 
-_MODES = {"-m", "--multirun", "-c", "--cfg", "--help", "-h", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
+_MODES = {
+    "-m", "--multirun", "-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info", "-sc", "--shell-completion",
+}  # fmt: skip
 _TAKE_A_VALUE = (
     "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
     "-i", "--info", "--experimental-rerun",
 )  # fmt: skip
 
 
-def _say(line: str, code: int) -> int:
-    print(f"lorax: {line}", file=sys.stderr)
-    return code
+def _warning(message: Any, category: type[Warning], filename: str, number: int, line: str | None = None) -> str:
+    """Word a warning of this package as one line; others keep Python's form."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"lorax: {message}\n"
+    return _python_form(message, category, filename, number, line)
+
+
+_python_form = warnings.formatwarning
 
 
 def _provenance(hydra: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -107,7 +107,10 @@ class Cache:
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
         try:
-            save_file(whole, name)
+            try:
+                save_file(whole, name)
+            except SafetensorError as error:  # how it reports a full disk
+                raise OSError(str(error).split(": ", 1)[-1]) from error
             os.replace(name, path)
         finally:
             with suppress(FileNotFoundError):

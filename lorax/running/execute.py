@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorax.errors import UserError
-from lorax.records import RunRecord
+from lorax.records import RunRecord, Unwritable
 from lorax.running.explain import one_line
 from lorax.running.lanes import Ready, base_of, blank
 from lorax.running.preflight import check_kind
@@ -67,8 +66,8 @@ def _prepare(lanes: list[Ready], loaded: Any, place: Any, provenance: dict[str, 
         start = time.perf_counter()
         try:
             work.factors = _factors(lane, loaded, place)
-        except UserError as error:
-            if show:
+        except Exception as error:
+            if show or isinstance(error, Unwritable):
                 raise
             lane.store.write(blank(lane, "failed", one_line(error), provenance))
             continue

@@ -139,4 +139,3 @@ def is_composition_error(error: BaseException) -> bool:
 
     plain = isinstance(error, ValueError) and "Config group override" in str(error)
     return plain or isinstance(error, HydraException | OmegaConfBaseException)
-

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
-from lorax.records import Store, canonical
+from lorax.records import Store, Unwritable, canonical
 from lorax.running.explain import one_line
 from lorax.running.identity import consumed_fields
 
@@ -33,12 +33,21 @@ def run_grid(sweeper: Any, arguments: list[str]) -> list[Any]:
     if twins:
         print(f"{twins} job(s) differ only in what their method ignores: run once")
     results = launch(sweeper, jobs, 0)
+    try:
+        _tables(configs)
+    except UserError:
+        raise_failures(results)  # what went wrong first
+        raise
+    raise_failures(results)
+    return results
+
+
+def _tables(configs: Sequence[RunConfig]) -> None:
+    """Draw the table of every name in a grid, and log it."""
     names = list(dict.fromkeys((config.results_dir, config.name) for config in configs))
     for results_dir, name in names:
         show_table(Store(results_dir), name)
         publish(Store(results_dir), name, configs[0].track)
-    raise_failures(results)
-    return results
 
 
 def checked(sweeper: Any, jobs: Sequence[list[str]]) -> list[RunConfig]:
@@ -75,6 +84,8 @@ def launch(sweeper: Any, jobs: Sequence[list[str]], start: int) -> list[dict[str
     results = []
     for job, done in zip(jobs, returns, strict=True):
         value = done._return_value  # the property would print and raise at the first failure
+        if isinstance(value, Unwritable):
+            raise value  # the table could not be written either; the same command goes on from here
         if isinstance(value, BaseException):
             value = {"status": "failed", "message": one_line(value), "run_id": None}
         results.append({"overrides": list(job), **(value or {})})
