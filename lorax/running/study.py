@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +46,8 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
     spec = planning.bind(spec, lr=compose.rate, count=compose.count, consumes=compose.consumes)
     store = Store(str(sweeper.config.results_dir))
     if data.get("plan"):
-        print("\n".join(planning.plan(spec, _seconds(store, spec)).lines))
+        seconds = _seconds(store, spec) or _probe(sweeper, spec, outside)
+        print("\n".join(planning.plan(spec, seconds).lines))
         return
     checked(sweeper, [[*job.overrides, *outside] for job in one_of_each(spec)])
     planning.freeze(spec, store.root)
@@ -170,6 +173,31 @@ def _seconds(store: Store, spec: Any) -> dict[str, float] | None:
                 costs["step_ms"] * steps / 1e3 + costs["init_seconds"] + costs["eval_seconds"]
             )
     return found or None
+
+
+def _probe(sweeper: Any, spec: Any, outside: list[str]) -> float | None:
+    """Return seconds of a full run, from a short one of the reference arm whose record is thrown away.
+
+    Counts start-up, initialisation, the median step times the steps, and the evaluation. Other arms'
+    initialisation and steps differ; their own cost probes replace this once the study has begun.
+    """
+    from lorax.running.lanes import run_lanes
+    from lorax.studies.protocol_jobs import make_job
+
+    if spec.costs is None:
+        return None
+    job = make_job(spec, spec.reference, spec.tasks[0], "cost", None, spec.costs.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        words = [word for word in outside if not word.startswith(("results_dir=", "track="))]
+        overrides = [*job.overrides, *words, f"results_dir={folder}", "track=none"]
+        start = time.perf_counter()
+        run_lanes(checked(sweeper, [overrides]))
+        elapsed = time.perf_counter() - start
+        record = Store(folder).read(spec.name)[0]
+    steps = spec.fixed.get("steps") or load_steps(record)
+    if not record.costs.get("step_ms"):
+        return None
+    return elapsed - record.costs["train_seconds"] + record.costs["step_ms"] * steps / 1e3
 
 
 def load_steps(record: Any) -> int:
