@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import Store
-from lorax.running.identity import consumed_fields
-from lorax.running.lanes import default_rate
+from lorax.running.lanes import default_rate, ready
 from lorax.running.preflight import layer_shapes, load_task
-from lorax.running.sweep import JobsFailed, checked, launch, publish, raise_failures
+from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
 
 OUTSIDE = (
     "results_dir", "track", "device", "cache", "task.path", "model.path",
@@ -60,12 +60,11 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
 def _rounds(sweeper: Any, spec: Any, store: Store, outside: list[str]) -> None:
     from lorax.studies.protocol import next_round
 
-    started, asked = 0, set()
+    started, asked, told = 0, set(), set()
     while True:
         records = store.read(spec.name) if store.folder(spec.name).is_dir() else []
         this = next_round(spec, records)
-        for note in this.notes:
-            print(f"  {note}")
+        _tell(this.notes, told)
         if this.kind == "done":
             return
         jobs = [[*job.overrides, *outside] for job in this.jobs]
@@ -78,6 +77,18 @@ def _rounds(sweeper: Any, spec: Any, store: Store, outside: list[str]) -> None:
         results = _solo(configs, jobs) if this.solo else launch(sweeper, jobs, started)
         started += len(jobs)
         raise_failures(results)
+
+
+def _tell(notes: Sequence[str], told: set[str]) -> None:
+    """Print what is new; of many stale records their number and the reasons."""
+    new = [note for note in notes if note not in told]
+    told |= set(new)
+    stale = [note for note in new if note.startswith("stale: ")]
+    if len(stale) > LISTED:
+        reasons = sorted({note.partition("(")[2].rstrip(")") for note in stale})
+        new = [f"stale: {len(stale)} records ({'; '.join(reasons)}) are left out", *(n for n in new if n not in stale)]
+    for note in new:
+        print(f"  {note}")
 
 
 def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any]]:
@@ -132,9 +143,8 @@ class _Composer:
         return total
 
     def consumes(self, overrides: list[str]) -> dict[str, Any]:
-        """Return the fields that the run consumes."""
-        config = self.config(overrides)
-        return consumed_fields(config, config.initializer())
+        """Return what the run consumes, with the digests and versions of now: older records are stale."""
+        return ready(self.config(overrides)).identity
 
 
 def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:

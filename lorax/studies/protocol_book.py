@@ -17,7 +17,7 @@ class Book:
 
     def __init__(self, spec: StudySpec, records: Iterable[RunRecord]):
         over = [record for record in records if record.status in ("finished", "diverged")]
-        kept, self.stale = fresh(over)
+        kept, self.stale = fresh(over, spec.consumes.values())
         """run id -> why it is left out."""
         self.spec = spec
         self.used: set[str] = set()

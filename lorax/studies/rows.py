@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,17 +135,26 @@ def stamps(record: RunRecord) -> dict[str, Any]:
     return found
 
 
-def fresh(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, str]]:
+def fresh(
+    records: Iterable[RunRecord], wanted: Iterable[Mapping[str, Any]] = ()
+) -> tuple[list[RunRecord], dict[str, str]]:
     """Part records into those of the newest digests and versions, and the stale ones.
 
     Two records of one method on one task and model must agree in every digest and version; where
     they do not, those that agree with the run that finished last stay, and the others are named.
+
+    Args:
+        records: of any age.
+        wanted: identities of runs as they would be run now; where these hold digests and versions,
+            they decide instead of the run that finished last.
 
     Returns:
         The fresh records in the given order, and run id -> reason for each stale one.
     """
     records = list(records)
     newest: dict[tuple, tuple[str, Any]] = {}
+    for identity in wanted:
+        newest |= {place: (_NOW, value) for place, value in _stamped_identity(identity)}
     for record in records:
         when = str(record.provenance.get("finished") or "")
         for place, value in _stamped(record):
@@ -159,14 +168,26 @@ def fresh(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, str]
     return [record for record in records if record.run_id not in stale], stale
 
 
+_NOW = "~"
+"""Sorts after every date."""
+
+
 def _stamped(record: RunRecord) -> list[tuple[tuple, Any]]:
     """Return ((scope..., key), value): data and model stamps hold for all methods, others for one."""
     place = (task(record), str(record.model.get("name")), record.config.get("data_seed"))
+    return _scoped(place, method(record), stamps(record))
+
+
+def _stamped_identity(identity: Mapping[str, Any]) -> list[tuple[tuple, Any]]:
+    """The same of a run that has not been made yet."""
+    name, model, init = (str(identity.get(key, {}).get("name")) for key in ("task", "model", "init"))
+    found = {key: value for key, value in flatten(dict(identity)).items() if is_stamp(key)}
+    return _scoped((name, model, identity.get("data_seed")), init, found)
+
+
+def _scoped(place: tuple, init: str, found: Mapping[str, Any]) -> list[tuple[tuple, Any]]:
     shared = ("task", "model", "data", "versions")
-    return [
-        ((*place, "" if key.startswith(shared) else method(record), key), value)
-        for key, value in stamps(record).items()
-    ]
+    return [((*place, "" if key.startswith(shared) else init, key), value) for key, value in found.items()]
 
 
 def rows_of(records: list[RunRecord]) -> dict[str, Row]:
