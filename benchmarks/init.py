@@ -16,6 +16,7 @@ from benchmarks.subjects import Shape, batches_of, initializer, load, peft_model
 from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
 from lorax.models.registry import Loaded
+from lorax.probing.cache import Cache
 from lorax.training.costs import Meter
 
 METHODS = {
@@ -72,14 +73,14 @@ def _exactness(shape: Shape, plan: Plan) -> list[Row]:
     loaded.model.to(torch.bfloat16)
     batches = batches_of(loaded, Shape(shape.model, 4, 32), 1)
     inputs = {key: value for key, value in batches[0].items() if key != "labels"}
-    rows = []
+    rows, cache = [], Cache(None)
     with torch.no_grad():
         base = loaded.model(**inputs).logits
         top = base.abs().max()
         ulp = float(torch.nextafter(top, top * 2) - top)
         for name, init in METHODS.items():
             fresh = twin(loaded)
-            _attach(fresh, init, batches)
+            _attach(fresh, init, batches, cache)
             rows += _changes(shape, f"{name}, ours", fresh.model(**inputs).logits, base, ulp)
         for name in PEFT:
             fresh = _copy(loaded)
@@ -105,9 +106,9 @@ def _worst(shape: Shape, rows: list[Row]) -> Row:
     return single(ours[0].case, "step-0 change, worst of our methods", "ulp", max(row.value.median for row in ours))
 
 
-def _attach(loaded: Loaded, init: dict[str, Any], batches: list[dict[str, Any]]) -> None:
+def _attach(loaded: Loaded, init: dict[str, Any], batches: list[dict[str, Any]], cache: Cache | None = None) -> None:
     targets = find_targets(loaded.model, head=loaded.head)
-    install(loaded.model, make_factors(loaded.model, initializer(init), targets, batches=batches))
+    install(loaded.model, make_factors(loaded.model, initializer(init), targets, batches=batches, cache=cache))
 
 
 def _copy(loaded: Loaded) -> Loaded:
