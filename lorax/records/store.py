@@ -69,21 +69,46 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     Raises:
         Unwritable: the place is full or read-only; names the path and the reason.
     """
-    raw = data.encode() if isinstance(data, str) else data
-    path = Path(path)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
+    write_together([(path, data)])
+
+
+def write_together(files: Iterable[tuple[str | Path, str | bytes]]) -> None:
+    """Write files as `write_atomic` does, none before all have found their room, then all at once.
+
+    Between the first and the last there are only renames, in the given order.
+
+    Raises:
+        Unwritable: a place is full or read-only; none has been written.
+    """
+    staged: list[tuple[str, Path]] = []
+    try:
+        for path, data in files:
+            with _writing(path):
+                staged.append((_stage(Path(path), data.encode() if isinstance(data, str) else data), Path(path)))
+        while staged:
+            temporary, path = staged[0]
+            with _writing(path):
+                os.replace(temporary, path)
+            del staged[0]
+    finally:
+        for temporary, _ in staged:
             Path(temporary).unlink(missing_ok=True)
-            raise
+
+
+def _stage(path: Path, raw: bytes) -> str:
+    """Write beside `path`; return the temporary name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 class Store:
@@ -111,12 +136,20 @@ class Store:
 
     def write(self, record: RunRecord, items: Iterable[dict[str, Any]] | None = None) -> Path:
         """Write items first, then the record: a record that exists has its items."""
-        path = self.path(record.name, record.run_id)
-        if items is not None:
-            lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-            write_atomic(path.with_suffix(".items.jsonl.gz"), gzip.compress(lines.encode(), mtime=0))
-        write_atomic(path, record.to_json())
-        return path
+        self.write_all([(record, items)])
+        return self.path(record.name, record.run_id)
+
+    def write_all(self, runs: Iterable[tuple[RunRecord, Iterable[dict[str, Any]] | None]]) -> None:
+        """Write records that belong together (the lanes of a pack): a kill leaves none of them or all."""
+        items_first: list[tuple[Path, bytes]] = []
+        records: list[tuple[Path, str]] = []
+        for record, items in runs:
+            path = self.path(record.name, record.run_id)
+            if items is not None:
+                lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+                items_first.append((path.with_suffix(".items.jsonl.gz"), gzip.compress(lines.encode(), mtime=0)))
+            records.append((path, record.to_json()))
+        write_together([*items_first, *records])
 
     def get(self, name: str, run_id: str) -> RunRecord | None:
         """Return the record of one run, or None."""

@@ -121,8 +121,8 @@ def _run(works: list[Work], loaded: Any, place: Any, show: bool) -> None:
             if gradients is not None and work.record.status == "finished":
                 work.record.diagnostics = diagnose(session, number, work.factors, gradients)
         session.save()
+        works[0].ready.store.write_all([(work.record, work.items) for work in works])
         for work in works:
-            work.ready.store.write(work.record, work.items)
             work.ready.store.forget_state(work.ready.config.name, work.ready.run_id)
         session.report([work.record for work in works])
     finally:

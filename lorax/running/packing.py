@@ -34,6 +34,9 @@ def pack_key(config: RunConfig) -> str:
 def group(configs: Sequence[RunConfig], lanes: int | None) -> list[list[int]]:
     """Return packs as lists of positions, in order of first appearance.
 
+    Packs are filled one after another: what a kill leaves over is whole packs, and the same command
+    then forms the same ones, so that every lane has the neighbours it would have had.
+
     Args:
         configs: the jobs.
         lanes: lanes in a pack at most; None: `fitting_lanes` of each pack.
@@ -44,9 +47,7 @@ def group(configs: Sequence[RunConfig], lanes: int | None) -> list[list[int]]:
     packs = []
     for members in groups.values():
         most = lanes or (fitting_lanes(configs[members[0]]) if len(members) > 1 else 1)
-        count = -(-len(members) // most)
-        size = -(-len(members) // count)  # even packs: 9 jobs at most 8 a pack are 5 + 4, not 8 + 1
-        packs += [members[start : start + size] for start in range(0, len(members), size)]
+        packs += [members[start : start + most] for start in range(0, len(members), most)]
     return packs
 
 

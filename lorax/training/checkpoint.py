@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorax.records.store import write_atomic
+from lorax.records.store import write_together
 
 VERSION = 1
 
@@ -23,9 +24,18 @@ def save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any]) -> None
         fingerprint: what the state belongs to; another run's state is not resumed from.
         state: tensors, numbers, texts and mappings or lists of them.
     """
+    save_checkpoints([(path, fingerprint, state)])
+
+
+def save_checkpoints(lanes: Sequence[tuple[Path, str, dict[str, Any]]]) -> None:
+    """Write the states of a pack's lanes together: a kill leaves all of one step or all of the next."""
+    write_together((path, _bytes(fingerprint, state)) for path, fingerprint, state in lanes)
+
+
+def _bytes(fingerprint: str, state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save({"version": VERSION, "fingerprint": fingerprint, **state}, buffer)
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:

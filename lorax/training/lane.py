@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorax.training.batch import Encoded, order
-from lorax.training.checkpoint import load_checkpoint, save_checkpoint
+from lorax.training.checkpoint import load_checkpoint
 from lorax.training.schedule import factor
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class LaneRun:
         self.curve: list[dict[str, float]] = []
         self.times: list[float] = []
         self.error: str | None = None
+        self._kept_error = False
         self._resume()
 
     @property
@@ -154,13 +155,22 @@ class LaneRun:
             self.lane.on_step(row)
 
     def after(self, elapsed: float) -> None:
-        """Book the step's time and write a checkpoint if one is due."""
+        """Book the step's time."""
         self.seconds += elapsed
         self.times.append(elapsed)
-        every, path = self.plan.checkpoint_every, self.lane.checkpoint
-        due = every > 0 and (self.step % every == 0 or self.step == self.plan.steps)
-        if due and path is not None and self.error is None:
-            save_checkpoint(path, self._fingerprint(), self._state())
+
+    @property
+    def due(self) -> bool:
+        """Whether the lane's state is to be kept now."""
+        every = self.plan.checkpoint_every
+        return every > 0 and self.error is None and (self.step % every == 0 or self.step == self.plan.steps)
+
+    def checkpoint(self) -> tuple[Path, str, dict[str, Any]] | None:
+        """Return what is to be written of a lane that goes on, or has been retired since the last time."""
+        if self.lane.checkpoint is None or not (self.due or (self.error and not self._kept_error)):
+            return None
+        self._kept_error = self.error is not None
+        return self.lane.checkpoint, self._fingerprint(), self._state()
 
     def outcome(self) -> Outcome:
         """Say how the lane ended."""
@@ -194,6 +204,7 @@ class LaneRun:
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "error": self.error,
             "seconds": self.seconds,
             "curve": self.curve,
             "generator": self.generator.get_state(),
@@ -218,6 +229,8 @@ class LaneRun:
         self.generator.set_state(state["generator"])
         self.curve, self.seconds = state["curve"], state["seconds"]
         self.step = self.resumed = state["step"]
+        self.error = state.get("error")
+        self._kept_error = self.error is not None
 
 
 def _loss_scale(model: nn.Module) -> float:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lorax.errors import UserError
 from lorax.training.active import active, one_base, set_widths
 from lorax.training.batch import collate, shared_prefix, widths
+from lorax.training.checkpoint import save_checkpoints
 from lorax.training.forward import Readout, autocast, caches_plainly, device_of, run_batch
 from lorax.training.lane import Lane, LaneRun, Outcome, TrainPlan
 
@@ -70,6 +71,8 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
                 elapsed = time.perf_counter() - start
                 for run in going:
                     run.after(elapsed)
+                if any(run.due for run in going):  # retired lanes with the others, for the pack to resume as it was
+                    save_checkpoints([state for run in runs if (state := run.checkpoint()) is not None])
                 bar.set_postfix(loss=f"{sum(numbers[0]) / len(going):.3f}", refresh=False)
                 bar.update(max(run.step for run in runs) - bar.n)
     finally:
