@@ -12,29 +12,8 @@ import torch
 
 from lorax import load
 from lorax.records import Store
-from lorax.run import main
 
 SMALL = ["model=toy", "task=toy", "steps=4", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
-
-
-@pytest.fixture
-def lorax(monkeypatch, tmp_path):
-    """Run the command line in this process; return its exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LORAX_CACHE", str(tmp_path / "cache"))
-
-    def run(*words, results="results"):
-        from hydra.core.global_hydra import GlobalHydra
-
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["lorax", *SMALL, *words, f"results_dir={results}"])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
-
-    return run
 
 
 def records(results="results", name="small"):

@@ -1,0 +1,30 @@
+"""The command line in this process, on the toy model."""
+
+import sys
+
+import pytest
+
+from lorax.run import main
+
+SMALL = ["model=toy", "task=toy", "steps=4", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
+
+
+@pytest.fixture
+def lorax(monkeypatch, tmp_path_factory, tmp_path):
+    """Run the command line in this process; return its exit code. `small=False`: nothing but `words`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+    def run(*words, results="results", small=True):
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+        base = SMALL if small else []
+        monkeypatch.setattr(sys, "argv", ["lorax", *base, *words, f"results_dir={results}"])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
