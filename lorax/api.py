@@ -139,10 +139,10 @@ def make_factors(
 
 def _arm(model: nn.Module, init: Initializer, targets: str | Sequence[str], info: dict[str, Any]) -> Any:
     """Return the handle of full fine-tuning or of the frozen base."""
-    from lorax.adapters.arms import Frozen, FullModel
+    from lorax.adapters.arms import Frozen, FullModel, HeadOnly
 
-    if init.kind == "none":
-        return Frozen(model, info=info)
+    if init.kind != "full":
+        return {"none": Frozen, "head": HeadOnly}[init.kind](model, info=info)
     return FullModel(model, targets=None if targets == "all-linear" else find_targets(model, targets), info=info)
 
 

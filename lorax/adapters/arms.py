@@ -197,6 +197,12 @@ class Frozen(FullModel):
         super().__init__(model, targets={}, info=info)
 
 
+class HeadOnly(Frozen):
+    """The base model as it is; what trains is the head that the caller put on it."""
+
+    kind = "head"
+
+
 def restore(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) -> FullModel:
     """Rebuild a saved arm on its base.
 

@@ -45,7 +45,7 @@ def gradients_at_start(ready: Ready, loaded: Any, place: Any) -> Any:
     from lorax.probing.gradient import layer_gradients
     from lorax.running.calibration import calibration
 
-    if not ready.config.diagnostics or ready.initializer.kind == "none":
+    if not ready.config.diagnostics or ready.initializer.kind in ("none", "head"):
         return None
     loss, batches = calibration(ready.task, loaded, ready.config, place)
     targets = find_targets(loaded.model, ready.config.targets, head=loaded.head)

@@ -30,7 +30,7 @@ def identity(config: RunConfig, initializer: Any, task: Any, model_digest: str, 
         dtype: the resolved precision.
     """
     kept = consumed_fields(config, initializer)
-    if "train" in kept and task.kind != "classification":
+    if "train" in kept and (task.kind != "classification" or initializer.kind == "head"):
         kept["train"].pop("head_lr", None)
     return kept | {
         "task": {"name": task.name, "digest": task.digest, "version": task.version},

@@ -40,6 +40,9 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         initializer = config.initializer()
         if initializer.kind == "none":
             continue
+        if initializer.kind == "head":
+            check_head(config, task)
+            continue
         if shape_key not in shapes:
             shapes[shape_key] = layer_shapes(config, task)
         if initializer.kind == "adapter":
@@ -73,6 +76,17 @@ def layer_shapes(config: RunConfig, task: Any) -> dict[str, tuple[int, int]]:
     check_kind(config, task, loaded.kind)
     found = find_targets(loaded.model, config.targets, head=loaded.head)
     return {name: shape_of(module) for name, module in found.items()}
+
+
+def check_head(config: RunConfig, task: Any) -> None:
+    """Refuse to train the head alone where there is no fresh one."""
+    from lorax.models.registry import skeleton
+
+    loaded = skeleton(config.model, labels=task.labels if task.kind == "classification" else None)
+    check_kind(config, task, loaded.kind)
+    if not loaded.head:
+        name = config.model["name"]
+        raise UserError(f"init=head: model={name} has no fresh head on task={config.task['name']}; nothing would train")
 
 
 def check_kind(config: RunConfig, task: Any, kind: str) -> None:

@@ -44,12 +44,14 @@ class Session:
         self.trackers = [self._tracker(lane) for lane in lanes]
 
     def _install(self, factors: list[dict[str, Any]]) -> list[Any]:
-        from lorax.adapters.arms import Frozen, FullModel
+        from lorax.adapters.arms import Frozen, FullModel, HeadOnly
         from lorax.adapters.install import find_targets, install
 
         kind, configs = self.lanes[0].initializer.kind, [lane.config for lane in self.lanes]
         if kind == "none":
             return [Frozen(self.loaded.model)]
+        if kind == "head":
+            return [HeadOnly(self.loaded.model)]
         if kind == "full":
             named = self.config.targets != "all-linear"
             targets = find_targets(self.loaded.model, self.config.targets, self.loaded.head) if named else None
@@ -89,16 +91,21 @@ class Session:
             return [Outcome("finished")]
         data = encode(self.task, self.loaded, "train")
         lanes = []
-        for number, (ready, adapters, tracker) in enumerate(
-            zip(self.lanes, self.adapters, self.trackers, strict=True)
-        ):
+        for number, (ready, adapters, tracker) in enumerate(zip(self.lanes, self.adapters, self.trackers, strict=True)):
             config = ready.config
+            head_lr = None if ready.initializer.kind == "head" else config.train["head_lr"]
             state = ready.store.state(config.name, ready.run_id)
             lanes.append(
                 Lane(
-                    adapters=adapters, data=data, lr=config.lr, seed=config.seed,
-                    weight_decay=config.weight_decay, head=self.heads[number] if self.heads else None,
-                    head_lr=config.train["head_lr"], plan=self._plan(ready), on_step=tracker.log,
+                    adapters=adapters,
+                    data=data,
+                    lr=config.lr,
+                    seed=config.seed,
+                    weight_decay=config.weight_decay,
+                    head=self.heads[number] if self.heads else None,
+                    head_lr=head_lr,
+                    plan=self._plan(ready),
+                    on_step=tracker.log,
                     checkpoint=state / "checkpoint.pt" if config.train["checkpoint_every"] else None,
                     name=ready.run_id,
                 )  # fmt: skip
