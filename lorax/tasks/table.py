@@ -98,7 +98,7 @@ class TextClassification:
     n_test: int | None = None
     n_heldout: int | None = 256
     lr: float = 2e-3
-    head_lr: float | None = 2e-3
+    head_lr: float | None = 1e-2
     steps: int = 200
     batch_size: int = 32
 

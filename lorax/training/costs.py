@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 import time
 from pathlib import Path
@@ -43,6 +45,7 @@ def reset_peak(device: torch.device | str = "cpu") -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
     except OSError:
@@ -61,6 +64,14 @@ def peak_mb(device: torch.device | str = "cpu") -> float:
 
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, so that a run's peak does not hold what the run before it left."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc only
+    if trim is not None:
+        trim(0)
 
 
 def _now(device: torch.device) -> float:

@@ -1,0 +1,97 @@
+"""Studies that are really killed, run twice at once, or run out of space: whole processes, kill -9, a full disk."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lorax.records import Store
+
+pytestmark = pytest.mark.slow
+ROUNDS = ("cost", "tune", "extend", "final")
+STUDY = [
+    sys.executable, "-m", "lorax.run", "study=toy", "study.fixed.steps=4", "study.fixed.batch_size=4",
+    "study.seeds=[0,1,2]", "~study.blocks", "study.arms=[{init: lora, lr: 1e-9},pissa,{init: none, trained: false}]",
+    "task.n_train=64", "task.n_validation=10", "task.n_test=10", "dtype=float32", "track=none",
+]  # fmt: skip
+LAUNCHERS = {"single": [], "packed": ["hydra/launcher=packed", "hydra.launcher.lanes=4"]}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the study in a process of its own; its records go to `tmp_path/<results>`."""
+    environment = os.environ | {"LORAX_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def begin(launcher, results, **more):
+        words = [*STUDY, *LAUNCHERS[launcher], f"results_dir={tmp_path / results}"]
+        more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
+        return subprocess.Popen(words, cwd=tmp_path, env=environment, **more)
+
+    return begin
+
+
+def finish(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    return out
+
+
+def records(folder):
+    store = Store(folder)
+    return {record.run_id: record for record in store.read("toy")} if store.folder("toy").is_dir() else {}
+
+
+def outcome(found):
+    return {key: (record.label, record.status, record.curve, record.scores) for key, record in found.items()}
+
+
+def finished(found):
+    return {key: record.provenance["finished"] + str(record.costs) for key, record in found.items()}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_study_killed_in_every_round_ends_as_if_it_had_not_been(start, tmp_path, launcher):
+    finish(start(launcher, "whole"))
+    whole, kept, killed = records(tmp_path / "whole"), {}, tmp_path / "killed"
+    assert {record.provenance["tag"].partition(".")[2] for record in whole.values()} == set(ROUNDS)
+    for name in ROUNDS:
+        process = start(launcher, "killed", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if any(record.provenance["tag"] == f"toy.{name}" for record in records(killed).values()):
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = finished(records(killed))
+        assert kept.items() <= now.items(), "a finished run was run again"
+        kept = now
+    finish(start(launcher, "killed"))
+    assert kept.items() <= finished(records(killed)).items()
+    assert outcome(records(killed)) == outcome(whole)
+    assert (killed / "tables/toy.csv").is_file() and not list(killed.rglob("*.lock"))
+
+
+def test_two_processes_on_one_study_share_it(start, tmp_path):
+    finish(start("single", "alone"))
+    said = [finish(process) for process in [start("single", "shared"), start("single", "shared")]]
+    assert outcome(records(tmp_path / "shared")) == outcome(records(tmp_path / "alone"))
+    assert all("# toy" in out for out in said)
+    assert sum(out.count("finished before, skipped") for out in said) >= len(records(tmp_path / "shared"))
+
+
+def test_a_disk_that_fills_is_one_line_and_the_same_command_goes_on(start, tmp_path):
+    # The kernel itself refuses to let any file grow beyond 8 kB: the first large one cannot be written.
+    limit = (8192, resource.RLIM_INFINITY)
+    process = start("single", "full", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    _, err = process.communicate()
+    lines = [line for line in err.strip().splitlines() if line.startswith("lorax: ")]
+    assert process.returncode == 2 and len(lines) == 1 and "File too large" in lines[0], err
+    assert "Traceback" not in err and not [path for path in Path(tmp_path / "full").rglob(".*") if path.is_file()]
+    finish(start("single", "full"))
+    finish(start("single", "alone"))
+    assert outcome(records(tmp_path / "full")) == outcome(records(tmp_path / "alone"))
