@@ -56,13 +56,14 @@ def _base(lane: Ready, loaded: Any, place: Any, provenance: dict[str, Any], show
 
 def _prepare(lanes: list[Ready], loaded: Any, place: Any, provenance: dict[str, Any], show: bool) -> list[Work]:
     """Build every lane's factors; a lane that cannot be built is recorded as failed, the others go on."""
-    from lorax.training.costs import peak_mb
+    from lorax.training.costs import peak_mb, reset_peak
 
     works = []
     for lane in lanes:
         record = blank(lane, "finished", None, provenance)
         record.model |= {"dtype": place.name, "attention": loaded.attention, "kind": loaded.kind}
         work = Work(lane, record)
+        reset_peak(place.device)
         start = time.perf_counter()
         try:
             work.factors = _factors(lane, loaded, place)
