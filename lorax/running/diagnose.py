@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorax.records import canonical, run_id
+from lorax.config import RunConfig
+from lorax.records import Unwritable, canonical, run_id, write_atomic
 from lorax.running.lanes import Ready
 
 
@@ -14,7 +17,8 @@ def diagnose(session: Any, number: int, factors: dict[str, Any], gradients: Any)
     """Measure one lane after training; see `lorax.diagnostics.measure`.
 
     The cosine to full fine-tuning's own update needs that arm's run on the same task, model, data seed
-    and steps first (any learning rate and seed; the record says which): it is null otherwise.
+    and steps first, at any learning rate (of a study: its final runs). The update of the same seed is
+    taken if there is one, else of the lowest; the record says which (`full_update_of`). Null otherwise.
 
     Args:
         session: holds model, adapters and place.
@@ -27,15 +31,15 @@ def diagnose(session: Any, number: int, factors: dict[str, Any], gradients: Any)
     ready: Ready = session.lanes[number]
     config, adapters = ready.config, session.adapters[number]
     full = ready.initializer.kind == "full"
-    delta, source = (None, None) if full else _read(ready)
+    delta, source = (None, None) if full else read_update(ready)
     found = measure(
         session.loaded, session.task, adapters,
         targets=list(gradients), seed=config.seed, place=session.place,
         factors=factors or None, gradients=gradients, full_delta=delta, rank=config.rank,
         layers=config.diagnostics_every, forgetting_tokens=config.forgetting_tokens, cache=session.cache,
     )  # fmt: skip
-    if full:
-        _write(ready, adapters.delta())
+    if full and keeps(config):
+        write_update(ready, adapters.delta())
     return found | {"full_update_of": source}
 
 
@@ -52,29 +56,49 @@ def gradients_at_start(ready: Ready, loaded: Any, place: Any) -> Any:
     return layer_gradients(loaded.model, targets, loss, batches)
 
 
-def _path(ready: Ready) -> Path:
+def keeps(config: RunConfig) -> bool:
+    """Return whether a run's update may stand for full fine-tuning: any run's, but in a study only a final one's.
+
+    The rates of tuning and cost runs were tried, not chosen.
+    """
+    study, _, stage = (config.tag or "").rpartition(".")
+    return study != config.name or stage == "final"
+
+
+def write_update(ready: Ready, delta: Mapping[str, Any]) -> None:
+    """Keep full fine-tuning's update {layer: (m, n)}, one file a seed; a cache that is full is done without."""
+    from safetensors.torch import save
+
+    facts = {"run_id": ready.run_id, "seed": str(ready.config.seed), "lr": f"{ready.config.lr:g}"}
+    data = save({name: part.contiguous() for name, part in delta.items()}, facts)
+    try:
+        write_atomic(_folder(ready, ready.config.targets) / f"{ready.config.seed}.safetensors", data)
+    except Unwritable as error:
+        warnings.warn(f"full fine-tuning's update is not kept: {error}", stacklevel=2)
+
+
+def read_update(ready: Ready) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+    """Return full fine-tuning's update for a run to be compared with, and whose it is: run_id, seed, lr.
+
+    Of training the same targets if there is one, else of training everything; of the same seed if
+    there is one, else of the lowest. Nothing where there is none.
+    """
+    from safetensors import safe_open
+
+    for targets in (ready.config.targets, "all-linear"):
+        found = {int(path.stem): path for path in _folder(ready, targets).glob("*.safetensors") if path.stem.isdigit()}
+        if found:
+            seed = ready.config.seed
+            with safe_open(found[seed if seed in found else min(found)], framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    return None, None
+
+
+def _folder(ready: Ready, targets: Any) -> Path:
+    """Where the updates of one task, model, length of training and set of targets lie."""
     from platformdirs import user_cache_dir
 
     root = Path(os.environ.get("LORAX_CACHE") or user_cache_dir("lorax"))
     keys = ("task", "model", "data_seed", "steps", "batch_size", "dtype")
-    key = run_id({"full update": canonical({name: ready.identity.get(name) for name in keys})})
-    return root / "updates" / f"{key}.safetensors"
-
-
-def _write(ready: Ready, delta: dict[str, Any]) -> None:
-    from safetensors.torch import save
-
-    from lorax.records import write_atomic
-
-    facts = {"run_id": ready.run_id, "seed": str(ready.config.seed), "lr": f"{ready.config.lr:g}"}
-    write_atomic(_path(ready), save({name: part.contiguous() for name, part in delta.items()}, facts))
-
-
-def _read(ready: Ready) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-    from safetensors import safe_open
-
-    path = _path(ready)
-    if not path.is_file():
-        return None, None
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    facts = {name: ready.identity.get(name) for name in keys} | {"targets": targets}
+    return root / "updates" / run_id({"full update": canonical(facts)})
