@@ -10,8 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lorax.records import RunRecord
+from lorax.studies.factors import Line, factor_lines
 from lorax.studies.figures import save
 from lorax.studies.figures_diagnostics import diagnostics, diagnostics_frame
+from lorax.studies.figures_factors import factor_map
 from lorax.studies.figures_lr import response, selection, winner_flip
 from lorax.studies.figures_runs import agreement, agreement_map, price, training
 from lorax.studies.protocol_study import Study
@@ -25,6 +27,8 @@ CAPTIONS = {
     "training": "Training loss of the final runs, smoothed; steps to the loss that every run reaches.",
     "price": "Test score, 95 % interval over seeds, against trained parameters and wall-clock of one solo run.",
     "agreement": "Items on which two runs of different seeds agree; the diagonal is what retraining alone does.",
+    "factors_score": "Test score over alpha, zeta and gamma: a curve a rank through the means, a dot a run.",
+    "factors_cosine": "Alignment of the first SGD step with the full gradient over alpha, zeta and gamma.",
     "diagnostics": "What training did to the weights: a dot a run, a bar at the mean.",
 }
 
@@ -52,6 +56,8 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> dict[str, Fig
             for task, arms in scores.items()
         }),
     }  # fmt: skip
+    lines = factors(study)
+    found |= {f"factors_{quantity}": factor_map(lines, quantity) for quantity in ("score", "cosine")}
     measured = diagnostics_frame(finals)
     for task in study.spec.tasks:
         name = "diagnostics" if len(study.spec.tasks) == 1 else f"diagnostics_{task}"
@@ -77,6 +83,17 @@ def by_arm(study: Study) -> dict[str, list[RunRecord]]:
     for (_, arm), runs in study.finals.items():
         found.setdefault(arm, []).extend(runs.values())
     return {arm: records for arm, records in found.items() if records}
+
+
+def factors(study: Study) -> dict[str, list[Line]]:
+    """Return task -> the lines that its arms form over alpha, zeta and gamma."""
+    return {
+        task: factor_lines(
+            [run for (where, _), runs in study.finals.items() if where == task for run in runs.values()],
+            study.spec.metric,
+        )
+        for task in study.spec.tasks
+    }
 
 
 def tuning_frame(study: Study) -> pd.DataFrame:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from lorax.records import Store, write_atomic
 from lorax.studies import html, render, report_words
-from lorax.studies.figures_study import caption, draw_all, save_all, tuning_frame
+from lorax.studies.factors import pivots
+from lorax.studies.figures_study import caption, draw_all, factors, save_all, tuning_frame
 from lorax.studies.linter import footnotes
 from lorax.studies.main_table import (
     SCORE_HEAD,
@@ -70,6 +71,10 @@ def sections(study: Study, table: pd.DataFrame, described: pd.DataFrame) -> list
             results.append(html.Table(SCORE_HEAD, score_cells(table, arms, task), name))
             settings.append(html.Table(SETTING_HEAD, setting_cells(table, arms, task), name))
     parts = [html.Part("Results", protocol(study), results)]
+    maps = pivots(factors(study))
+    if maps:
+        words = ["Mean test score ± SD over seeds, per cent (number of seeds)."]
+        parts.append(html.Part("Rank down, alpha, zeta or gamma across", words, maps))
     if numbered:
         parts.append(html.Part("Asymmetries between rows", numbered))
     if study.result is not None:

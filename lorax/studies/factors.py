@@ -1,0 +1,92 @@
+"""Maps over rank, alpha, zeta and gamma: which arms of a study form a line, and their pivot tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lorax.records import RunRecord, canonical
+from lorax.studies import html, render
+
+FACTORS = ("alpha", "zeta", "gamma")
+_NOT_FIXED = {"name", "version", "eta", "rank"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Arms of one method and rank that differ in one factor alone."""
+
+    method: str
+    factor: str
+    rank: int
+    fixed: str
+    """Other fields that set it apart from its neighbours, such as `zeta=16`; empty if nothing does."""
+    runs: pd.DataFrame
+    """Columns value (of the factor), seed, score, cosine; one row a run."""
+
+
+def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
+    """Return the lines that one task's final runs form, by method, factor and rank.
+
+    The fields are those that a run consumed, as its identity has them: defaults are filled in.
+
+    Args:
+        finals: final records of one task.
+        metric: `score` or `tolerant`.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[dict[str, object]]]] = {}
+    for record in finals:
+        init = record.identity.get("init") or {}
+        for factor in FACTORS:
+            if init.get(factor) is None or init.get("rank") is None:
+                continue
+            others = {key: value for key, value in init.items() if key not in {*_NOT_FIXED, factor}}
+            key = (str(init["name"]), factor, canonical([init["rank"], others]))
+            found = groups.setdefault(key, {"runs": [], "about": [{"rank": init["rank"], **others}]})
+            found["runs"].append({
+                "value": float(init[factor]), "seed": record.config.get("seed"), "score": record.score("test", metric),
+                "cosine": record.diagnostics.get("cosine_first"),
+            })  # fmt: skip
+    kept = [(*key[:2], entry) for key, entry in groups.items() if len({run["value"] for run in entry["runs"]}) > 1]
+    lines = [
+        Line(method, factor, int(entry["about"][0]["rank"]), _apart(method, factor, entry["about"][0], kept),
+             pd.DataFrame(entry["runs"]).astype({"score": float, "cosine": float}))
+        for method, factor, entry in kept
+    ]  # fmt: skip
+    return sorted(lines, key=lambda line: (line.method, -FACTORS.index(line.factor), line.rank, line.fixed))
+
+
+def _apart(method: str, factor: str, about: Mapping[str, object], kept: Sequence[tuple[str, str, dict]]) -> str:
+    """Name the fields in which the lines of one panel differ, rank aside."""
+    panel = [entry["about"][0] for other, x, entry in kept if (other, x) == (method, factor)]
+    keys = [key for key in FACTORS if len({canonical(one.get(key)) for one in panel}) > 1]
+    return ", ".join(f"{key}={about[key]:g}" for key in keys if about.get(key) is not None)
+
+
+def pivots(lines: Mapping[str, Sequence[Line]]) -> list[html.Table]:
+    """Return a table a task, method and factor: rank down, the factor's values across, mean ± SD over seeds.
+
+    Args:
+        lines: task -> its lines.
+    """
+    tables = []
+    for task, found in lines.items():
+        for method, factor in dict.fromkeys((line.method, line.factor) for line in found):
+            panel = [line for line in found if (line.method, line.factor) == (method, factor)]
+            values = sorted({value for line in panel for value in line.runs["value"]})
+            body = [
+                [f"r={line.rank}" + (f", {line.fixed}" if line.fixed else ""), *_cells(line, values)] for line in panel
+            ]
+            tables.append(html.Table((factor, *(f"{value:g}" for value in values)), body, f"{task}: {method}"))
+    return tables
+
+
+def _cells(line: Line, values: Sequence[float]) -> list[str]:
+    cells = []
+    for value in values:
+        scores = line.runs.loc[line.runs["value"] == value, "score"].dropna()
+        spread = f" ± {100 * scores.std():.1f}" if len(scores) > 1 else ""
+        cells.append(f"{100 * scores.mean():.1f}{spread} ({len(scores)})" if len(scores) else render.NOTHING)
+    return cells

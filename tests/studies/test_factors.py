@@ -1,0 +1,47 @@
+"""Maps over rank, alpha and zeta: which arms form a line, the pivots, the figures."""
+
+from lorax.records import RunRecord
+from lorax.studies.factors import factor_lines, pivots
+from lorax.studies.figures_factors import factor_map
+
+
+def run(name, rank, seed=0, score=0.5, **knobs):
+    init = {"name": name, "version": 1, "rank": rank, "scaling": "standard", "eta": 16 / rank, **knobs}
+    return RunRecord(
+        run_id=f"{init}{seed}", name="map", status="finished", identity={"init": init}, config={"seed": seed},
+        scores={"test": {"score": score, "n": 10}}, diagnostics={"cosine_first": rank / 100},
+    )  # fmt: skip
+
+
+RUNS = [
+    *(run("lora", rank, seed, alpha / 100, alpha=alpha) for rank in (2, 8) for alpha in (8, 16) for seed in (0, 1)),
+    *(run("lora_ga", 8, alpha=16, zeta=zeta) for zeta in (4, 16)),
+    *(run("lora_ga", 8, alpha=alpha, zeta=16) for alpha in (8, 32)),
+    *(run("lora_ga", 8, alpha=alpha, gamma=16) for alpha in (8, 32)),
+    run("pissa", 8, alpha=16),
+    RunRecord(run_id="f", name="map", status="finished", config={}, identity={"init": {"name": "full"}}),
+]
+
+
+def test_a_line_is_what_differs_in_one_factor_alone():
+    lines = factor_lines(RUNS, "score")
+    found = {(line.method, line.factor, line.rank, line.fixed): list(line.runs["value"]) for line in lines}
+    assert found == {
+        ("lora", "alpha", 2, ""): [8, 8, 16, 16],
+        ("lora", "alpha", 8, ""): [8, 8, 16, 16],
+        ("lora_ga", "alpha", 8, "zeta=16"): [16, 8, 32],
+        ("lora_ga", "alpha", 8, "gamma=16"): [8, 32],
+        ("lora_ga", "zeta", 8, ""): [4, 16],
+    }
+
+
+def test_pivots_hold_means_and_spread_and_figures_every_curve():
+    lines = {"one": factor_lines(RUNS, "score")}
+    tables = {table.title: table for table in pivots(lines)}
+    assert list(tables["one: lora"].head) == ["alpha", "8", "16"]
+    assert tables["one: lora"].body[0] == ["r=2", "8.0 ± 0.0 (2)", "16.0 ± 0.0 (2)"]
+    for quantity in ("score", "cosine"):
+        figure = factor_map(lines, quantity)
+        names = [text.get_text() for panel in figure.axes for text in panel.get_legend().get_texts()]
+        assert sorted(names) == ["r=2", "r=8", "r=8", "r=8, gamma=16", "r=8, zeta=16"]
+    assert factor_map({"one": []}, "score") is None
