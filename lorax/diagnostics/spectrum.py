@@ -87,7 +87,7 @@ def update_shape(
         W0: (m, n) pretrained weight, float32 or float64.
         delta: (m, n) W' - W0.
         base: all min(m, n) triplets of W0.
-        subspace: dimension r of W0's top and bottom subspaces; a random update has the shares r/m and r/n.
+        subspace: dimension r of W0's top and bottom subspaces.
         top_k: singular vectors of W' looked at for intruders.
         epsilon: threshold on the cosine.
 
@@ -95,8 +95,8 @@ def update_shape(
         relative_norm ||dW||_F / ||W0||_F; effective_rank, stable_rank; intruders (a count) and
         intruder_cosine (the smallest of the top_k best cosines); overlap_top, overlap_bottom: the share
         of ||dW||^2 in W0's top-r and bottom-r singular subspaces, the mean of that of the columns (left)
-        and of the rows (right), which follow apart. The bottom is that of the min(m, n) triplets, not
-        the null space. Where the update is not finite, only relative_norm, which is None.
+        and of the rows (right), which follow apart; overlap_chance is what a random update has of either,
+        the mean of r/m and r/n. The bottom is that of the min(m, n) triplets, not the null space. Where the update is not finite, only relative_norm, which is None.
 
     Raises:
         UserError: `subspace` or `top_k` below 1.
@@ -123,4 +123,5 @@ def update_shape(
         "intruders": float((best < epsilon).sum()),
         "intruder_cosine": float(best.min()),
         **overlaps,
+        "overlap_chance": (r / W0.shape[0] + r / W0.shape[1]) / 2,
     }

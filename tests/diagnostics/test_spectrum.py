@@ -39,6 +39,7 @@ def test_overlap_is_one_inside_and_chance_outside():
     assert bottom["overlap_bottom_left"] == pytest.approx(1) and bottom["overlap_top_right"] == pytest.approx(1)
     noise = torch.randn(M, N, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     assert shape_of(noise)["overlap_top_left"] == pytest.approx(R / M, abs=0.08)
+    assert shape_of(noise)["overlap_top"] == pytest.approx(shape_of(noise)["overlap_chance"], abs=0.08)
 
 
 def test_a_new_direction_is_an_intruder_and_a_rescaling_is_not():
