@@ -96,7 +96,8 @@ def update_shape(
         intruder_cosine (the smallest of the top_k best cosines); overlap_top, overlap_bottom: the share
         of ||dW||^2 in W0's top-r and bottom-r singular subspaces, the mean of that of the columns (left)
         and of the rows (right), which follow apart; overlap_chance is what a random update has of either,
-        the mean of r/m and r/n. The bottom is that of the min(m, n) triplets, not the null space. Where the update is not finite, only relative_norm, which is None.
+        the mean of r/m and r/n. The bottom is that of the min(m, n) triplets, not the null space. Where
+        the update is not finite, only relative_norm, which is None.
 
     Raises:
         UserError: `subspace` or `top_k` below 1.
