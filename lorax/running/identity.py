@@ -70,7 +70,7 @@ _NOT_CONSUMED = ("checkpoint_every", "eval_batch_size", "calibration_batches")
 @cache
 def source() -> dict[str, Any]:
     """Return commit and cleanliness of the checkout this package runs from; None outside one."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
         try:

@@ -1,10 +1,13 @@
 """What enters a run's id: everything that can change its result, and nothing else."""
 
+import subprocess
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from lorax.config import RunConfig, Train
+from lorax.running.identity import source
 from lorax.running.lanes import ready
 from lorax.running.packing import pack_key
 
@@ -74,3 +77,10 @@ def test_lanes_that_are_diagnosed_together_have_one_gradient():
     assert pack_key(one) == pack_key(two)
     one, two, three = (replace(item, diagnostics=True) for item in (one, two, config("pissa")))
     assert pack_key(one) == pack_key(three) != pack_key(two)
+
+
+def test_a_record_names_the_commit_of_its_checkout():
+    root = Path(__file__).parents[2]
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    expected = head.stdout.strip() if (root / ".git").exists() else None
+    assert source()["commit"] == expected and (source()["dirty"] is None) == (expected is None)
