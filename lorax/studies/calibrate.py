@@ -65,6 +65,7 @@ def calibrate(quick: bool = False, results_dir: str | Path = "results", seed: in
         "compared": compared,
         "bootstraps": boots,
         "rules": rules(40 * fewer, seed),
+        "power": POWER,
         "promises": _promises(quick, tables if quick else tables // 2, seed),
         "stress": [_plain(measure(one, 2 * fewer, seed)[0]) for one in scenarios.stressed()],
         "swaps": _swaps(Path(results_dir)),

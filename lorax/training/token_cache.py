@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def cached(tokenizer: Any, content: list[Any], build: Callable[[], Pairs]) -> Pa
         return build()
     path = folder() / f"{_key(tokenizer, backend, content)}.json"
     try:
-        pairs = [(ids, labels) for ids, labels in json.loads(path.read_text())]
+        pairs = _read(path, path.stat().st_mtime_ns)
         if len(pairs) == len(content[-1]):
             return pairs
     except (OSError, ValueError):
@@ -50,6 +51,12 @@ def cached(tokenizer: Any, content: list[Any], build: Callable[[], Pairs]) -> Pa
     except UserError:
         pass  # a full or read-only cache costs time, not the run
     return pairs
+
+
+@lru_cache(maxsize=6)
+def _read(path: Path, changed: int) -> Pairs:
+    """Read a file once a process, unless it changed: every lane of a pack asks for the same splits."""
+    return [(ids, labels) for ids, labels in json.loads(path.read_text())]
 
 
 def _key(tokenizer: Any, backend: Any, content: list[Any]) -> str:
