@@ -7,6 +7,7 @@ It is held equal to `AdaptedLinear.forward_readable` by tests. It cannot be diff
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,7 +94,7 @@ class Lean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, *leaves: Tensor) -> Tensor:
         """Compute the base product, then let every group add to it in place."""
-        out = _base(x, weight, bias, call.transposed)
+        out = _base(x, weight, bias, call.transposed, call.live)
         plan = call.plan
         x3 = x.reshape(plan.count, -1, x.shape[-1])
         out3 = out.view(plan.count, -1, out.shape[-1])
@@ -116,7 +117,9 @@ class Lean(torch.autograd.Function):
         g3 = g.reshape(plan.count, -1, g.shape[-1])
         dx = dx3 = None
         if ctx.needs_input_grad[0]:
-            dx = g3.flatten(0, 1) @ (weight.mT if ctx.call.transposed else weight)
+            dx = _chosen(
+                g3.flatten(0, 1), ctx.call.live, lambda own: own @ (weight.mT if ctx.call.transposed else weight)
+            )
             dx3 = dx.view(plan.count, -1, dx.shape[-1])
         grads: list[Tensor | None] = []
         if plan.thin is not None:
@@ -131,8 +134,9 @@ class Lean(torch.autograd.Function):
 class Call:
     """What one forward of a layer needs besides tensors."""
 
-    def __init__(self, plan: Plan, transposed: bool, seeds: Seeds, steady: object | None):
+    def __init__(self, plan: Plan, transposed: bool, seeds: Seeds, steady: object | None, live: Tensor | None):
         self.plan = plan
+        self.live = live
         self.scales = plan.scales
         if seeds:
             self.scales = list(plan.scales)
@@ -143,11 +147,22 @@ class Call:
         self.steady = steady
 
 
-def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    """The very call of the replaced module."""
+def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, live: Tensor | None = None) -> Tensor:
+    """The very call of the replaced module, on the tokens that are no padding where these are known."""
+    if live is not None:
+        out = _chosen(x.flatten(0, 1), live, lambda own: _base(own, weight, bias, transposed))
+        return out.view(*x.shape[:-1], -1)
     if not transposed:
         return F.linear(x, weight, bias)
     return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+
+
+def _chosen(x: Tensor, live: Tensor | None, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return product(x), (T, .), computed for the rows `live` alone; the others are 0."""
+    if live is None:
+        return product(x)
+    own = product(x.index_select(0, live))
+    return own.new_zeros(x.shape[0], own.shape[1]).index_copy_(0, live, own)
 
 
 def product_dtype(layer: AdaptedLinear, x: Tensor) -> torch.dtype:
@@ -175,5 +190,5 @@ def forward(layer: AdaptedLinear, plan: Plan, x: Tensor) -> Tensor:
         y = plan.alone.whole(x, weight.mT if layer.transposed else weight, bias, layer.pack.steady_key)
         if y is not None:
             return y
-    call = Call(plan, layer.transposed, seeds, layer.pack.steady_key)
+    call = Call(plan, layer.transposed, seeds, layer.pack.steady_key, layer.pack.alive(x))
     return Lean.apply(x, weight, bias, call, *plan.leaves)

@@ -36,6 +36,9 @@ class Pack:
         self.widths: dict[int, dict[int, int]] = {}
         """{lane: {padded tokens: tokens}} of the batch at hand, for lanes whose rows are shorter than the
         batch they share: their dropout masks are drawn at the width they have when alone."""
+        self.live: tuple[tuple[int, int], Tensor] | None = None
+        """((rows, tokens), flat indices of the tokens that are no padding) of the batch at hand: the base products
+        leave out the others. Only for batches in which no token reads what stands at a padded one."""
         self.steady_key: object | None = None
         """Names the current `steady` block; None outside."""
         self._last: tuple[Any, ...] = ()
@@ -91,6 +94,11 @@ class Pack:
     def width(self, lane: int, shape: tuple[int, ...]) -> int | None:
         """Return a lane's own number of tokens for an input of shape (rows, tokens, n), if it differs."""
         return self.widths.get(lane, {}).get(shape[1]) if len(shape) > 2 else None
+
+    def alive(self, x: Tensor) -> Tensor | None:
+        """Return the flat indices of the tokens of x, (rows, tokens, n), that are no padding, if they are known."""
+        fits = self.live is not None and x.ndim == 3 and x.shape[:2] == self.live[0]
+        return self.live[1] if fits else None
 
     def remove(self, lane: int) -> None:
         """Take a lane out for good; the batch has one block of rows fewer from now on."""

@@ -11,6 +11,7 @@ from lorax.training.heads import heads_active
 
 if TYPE_CHECKING:
     from lorax.adapters.install import Adapters
+    from lorax.training.batch import Batch
     from lorax.training.heads import Head
 
 
@@ -42,6 +43,14 @@ def set_widths(adapters: Sequence[Adapters], widths: Sequence[dict[int, int]]) -
     pack = getattr(adapters[0], "pack", None) if adapters else None
     if pack is not None:
         pack.widths = {lane.number: width for lane, width in zip(adapters, widths, strict=True)}
+
+
+def set_live(adapters: Sequence[Adapters], batch: Batch | None) -> None:
+    """Tell the layers which tokens of the next batch are no padding; None: all count."""
+    pack = getattr(adapters[0], "pack", None) if adapters else None
+    if pack is not None:
+        known = batch is not None and batch.live is not None
+        pack.live = (tuple(batch.inputs["input_ids"].shape), batch.live) if known else None
 
 
 @contextmanager

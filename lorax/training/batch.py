@@ -52,6 +52,10 @@ class Batch:
     prefix: Tensor | None = None
     """(lanes, p) tokens before those in `inputs`, the same for all rows of a lane; see `shared_prefix`."""
 
+    live: Tensor | None = None
+    """Flat indices, into the (rows * tokens) grid of inputs, of the tokens that are no padding; None where padding
+    is too little to be worth leaving out, or where there are two grids (seq2seq)."""
+
     @property
     def width(self) -> int:
         """Tokens in a padded row, the prefix included."""
@@ -61,7 +65,8 @@ class Batch:
         """Return the batch on another device."""
         move = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         prefix = None if self.prefix is None else self.prefix.to(device)
-        return Batch(move, self.positions.to(device), self.targets.to(device), self.counts, prefix)
+        live = None if self.live is None else self.live.to(device)
+        return Batch(move, self.positions.to(device), self.targets.to(device), self.counts, prefix, live)
 
 
 def order(seed: int, n: int, batch_size: int, steps: int) -> list[list[int]]:
@@ -116,12 +121,14 @@ def collate(rows: Sequence[Encoded], loaded: Loaded, prefix: int = 0, lanes: int
         grid = _grid([row.ids[prefix:] + row.labels[:-1] for row in rows], pad)
         first = [len(row.ids) - prefix - 1 for row in rows]
         shared = torch.tensor([rows[0].ids[:prefix]] * lanes) if prefix else None
-        return Batch({"input_ids": grid}, _positions(first, counts, grid.shape[1]), targets, counts, shared)
+        live = _live(torch.tensor([len(row.ids) - prefix + len(row.labels) - 1 for row in rows]), grid.shape[1])
+        return Batch({"input_ids": grid}, _positions(first, counts, grid.shape[1]), targets, counts, shared, live)
     grid = _grid([row.ids for row in rows], pad)
     lengths = torch.tensor([len(row.ids) for row in rows])
     inputs = {"input_ids": grid, "attention_mask": (torch.arange(grid.shape[1]) < lengths[:, None]).long()}
     if loaded.kind == "classification":
-        return Batch(inputs, torch.arange(len(rows)), targets, counts)
+        live = _live(lengths, grid.shape[1])
+        return Batch(inputs, torch.arange(len(rows)), targets, counts, live=live)
     start = loaded.model.config.decoder_start_token_id
     inputs["decoder_input_ids"] = _grid([[start, *row.labels[:-1]] for row in rows], pad)
     width = inputs["decoder_input_ids"].shape[1]
@@ -173,6 +180,13 @@ def pad_id(tokenizer: Any) -> int:
 def _grid(rows: list[list[int]], pad: int) -> Tensor:
     width = max(map(len, rows))
     return torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=torch.long)
+
+
+def _live(lengths: Tensor, width: int) -> Tensor | None:
+    """Return where the tokens of right-padded rows are, flat, or None if less than an eighth is padding."""
+    if int(lengths.sum()) > 0.875 * width * len(lengths):
+        return None
+    return (torch.arange(width) < lengths[:, None]).flatten().nonzero().squeeze(1)
 
 
 def _positions(first: list[int], counts: list[int], width: int) -> Tensor:

@@ -44,6 +44,8 @@ class TrainPlan:
     """Steps between checkpoints; 0: none."""
     share_prefix: bool = True
     """Compute what a batch's prompts begin with once a lane, where that pays (exact; off under dropout)."""
+    skip_padding: bool = True
+    """Leave padded tokens out of the frozen products where there are many (exact: nothing reads them)."""
     progress: bool | None = None
     """Show a progress bar; None: if standard error is a terminal."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorax.errors import UserError
-from lorax.training.active import active, one_base, set_widths
+from lorax.training.active import active, one_base, set_live, set_widths
 from lorax.training.batch import collate, shared_prefix, widths
 from lorax.training.checkpoint import save_checkpoints
 from lorax.training.forward import Readout, autocast, caches_plainly, device_of, run_batch
@@ -77,6 +77,7 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
                 bar.update(max(run.step for run in runs) - bar.n)
     finally:
         set_widths([lane.adapters for lane in lanes], [{} for _ in lanes])
+        set_live([lane.adapters for lane in lanes], None)
         for module, mode in modes.items():
             module.training = mode
     return [run.outcome() for run in runs]
@@ -95,6 +96,7 @@ def _gradients(loaded: Loaded, readout: Readout, going: list[LaneRun], share: bo
         prefix = shared_prefix(joint, len(going), device) if share else 0
         batch = collate(joint, loaded, prefix, len(going)).to(device)
         set_widths([run.lane.adapters for run in going], widths(rows, loaded.kind))
+        set_live([run.lane.adapters for run in going], batch if plan.skip_padding else None)
         with autocast(device, plan.autocast):
             _, token = run_batch(readout, batch)
         blocks = token.split([sum(len(row.labels) for row in part) for part in rows])
@@ -108,7 +110,7 @@ def _check(runs: list[LaneRun]) -> None:
     first = runs[0].plan
     if first.batch_size % first.accumulation:
         raise UserError(f"batch_size={first.batch_size}: not a multiple of accumulation={first.accumulation}")
-    for key in ("batch_size", "accumulation", "autocast", "share_prefix"):
+    for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding"):
         if len({getattr(run.plan, key) for run in runs}) > 1:
             raise UserError(f"lanes of one pack differ in {key}")
     one_base([run.lane.adapters for run in runs])

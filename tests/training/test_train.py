@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lorax.adapters import lean
 from lorax.api import attach
 from lorax.errors import UserError
 from lorax.training.batch import collate, order
@@ -90,6 +91,27 @@ def test_a_shared_beginning_is_computed_once_and_changes_nothing(toy, sums, accu
         assert torch.allclose(shared, whole, rtol=1e-6, atol=1e-8)
     cut = widths.index(None)
     assert sum(widths[:cut]) < 0.6 * sum(widths[cut + 1 : -1])
+
+
+@pytest.mark.parametrize("labels", [None, ("even", "odd")], ids=["causal", "classification"])
+@pytest.mark.parametrize("init", ["lora", "pissa", "lora_xs"])
+def test_padding_is_left_out_of_the_frozen_products_and_changes_nothing(toy, sums, parity, monkeypatch, labels, init):
+    task, results, counted = parity if labels else sums, [], []
+    for place, example in enumerate(task.train):
+        example.prompt = "long " * (5 * (place % 4 == 0)) + example.prompt  # uneven lengths
+    product = lean._chosen
+    monkeypatch.setattr(lean, "_chosen", lambda x, live, own: counted.append(live is None) or product(x, live, own))
+    for skip in (True, False):
+        loaded = toy(labels=labels, dtype="float64")
+        one = lane(loaded, task, init, dropout=0.1)
+        one.head = (install_heads(loaded, [0]) or [None])[0]
+        [outcome] = train(loaded, [one], TrainPlan(steps=4, batch_size=8, skip_padding=skip))
+        results.append(([row["loss"] for row in outcome.curve], tensors(one.adapters)))
+        assert all(counted) is not skip
+        counted.clear()
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-10)
+    for left_out, whole in zip(results[0][1], results[1][1], strict=True):
+        assert torch.allclose(left_out, whole, rtol=1e-8, atol=1e-10)
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit(toy, sums):
