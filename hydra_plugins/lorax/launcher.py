@@ -58,9 +58,12 @@ class PackedLauncher(Launcher):
 def _in_processes(work: list[tuple[Any, Any]], processes: int) -> list[Any]:
     """Train packs in worker processes, each with its share of the cores."""
     import os
+    import warnings
 
     from joblib import Parallel, delayed, parallel_config
 
+    # A worker that has grown is replaced between packs; that is no concern of the user's.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
     with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // processes)):
         return Parallel(n_jobs=processes)(delayed(_pack)(*item) for item in work)
 
