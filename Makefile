@@ -39,5 +39,9 @@ lint: $(STAMP)  ## ruff, without changing anything
 format: $(STAMP)  ## ruff, changing
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+notebooks: $(STAMP)  ## run the notebooks; with their outputs they go to outputs/notebooks
+	@mkdir -p outputs/notebooks
+	$(BIN)/jupyter execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
+
 clean:  ## remove the environment and ad hoc results
 	rm -rf $(VENV) outputs multirun results/records/adhoc* results/tables/adhoc* results/figures/adhoc*
