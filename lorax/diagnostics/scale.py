@@ -3,30 +3,49 @@
 LoRA-GA (arXiv:2407.05000, definition and theorem on scale stability) asks that, for inputs and output
 gradients with entries of order one, the adapter's output eta B A x (forward) and the gradient that it
 sends to its input, eta A^T B^T v (backward), have entries whose second moments do not depend on rank
-and width. It is measured here for any method, at the start and for the change by the first SGD step.
+and width. rsLoRA (arXiv:2312.03732) asks the same in the rank of what training makes of B = 0. It is
+measured here for any method, at the start and for the change by the first SGD step.
+
+`python -m lorax.diagnostics.scale [--quick]` does so for the methods of `SETTINGS` and writes
+`results/scale`.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from lorax.diagnostics.angles import energy
-from lorax.diagnostics.layers import short
-from lorax.diagnostics.step import sgd
 from lorax.errors import UserError
-from lorax.initializers.base import Initializer
-from lorax.probing.probe import Probe, layer_generator
+from lorax.initializers.base import Initializer, build
+
+if TYPE_CHECKING:
+    from lorax.probing.cache import Cache
 
 MOMENTS = ("forward_init", "backward_init", "forward_step", "backward_step")
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {}),
+    "rslora": ("lora", {"scaling": "rslora"}),
+    "lora_ga": ("lora_ga", {}),
+    "lora_ga backward": ("lora_ga", {"zeta_rule": "backward"}),
+    "pissa": ("pissa", {}),
+    "milora": ("milora", {}),
+    "lora_xs": ("lora_xs", {}),
+    "svft": ("svft", {}),
+}
+"""What the command measures: label -> initialiser and its fields; all others at the method's defaults."""
+RANKS, WIDTHS, CENTRE = (4, 8, 16, 32, 64), (128, 256, 512, 1024), 256
+QUICK_RANKS, QUICK_WIDTHS = (4, 16), (64, 256)
+TOKENS = (1, 256)
 
 
-@torch.no_grad()
 def scale_grid(
     make: Callable[[int], Initializer],
     ranks: Sequence[int],
@@ -34,6 +53,7 @@ def scale_grid(
     seed: int = 0,
     tokens: int = 256,
     draws: int = 1,
+    cache: Cache | None = None,
 ) -> dict[str, Any]:
     """Measure the root mean squares of an adapter's output and input gradient over ranks and shapes.
 
@@ -53,11 +73,13 @@ def scale_grid(
         tokens: T. One token is the case of rsLoRA's theorem (arXiv:2312.03732: the step's size goes like
             eta^2 r); with T far above r the cross terms between tokens dominate, and go like eta^2 sqrt(r).
         draws: independent draws of weight, data and random factors, whose second moments are averaged.
+        cache: keeps decompositions between methods, which all meet the same weights and gradients.
 
     Returns:
         rows: a {r, m, n, and the four moments} each; exponents: {moment: {"r", "m", "n"}} of the
         least-squares fit log moment = const + a log r + b log m + c log n (stable: all near 0; null for
-        what does not vary, or where the moment is 0); tokens; draws; seed.
+        what does not vary, or where the moment is 0); misfit: {moment: the largest factor between a
+        measured moment and that power law}; tokens; draws; seed.
 
     Raises:
         UserError: an empty grid, or a rank that the method cannot have on a shape.
@@ -67,44 +89,126 @@ def scale_grid(
         raise UserError(f"scale_grid: ranks={list(ranks)}, tokens={tokens}, draws={draws}: nothing to measure")
     rows = []
     for r, m, n in cells:
-        found = [moments(make(r), m, n, seed, tokens, draw) for draw in range(draws)]
+        found = [moments(make(r), m, n, seed, tokens, draw, cache) for draw in range(draws)]
         means = {key: math.sqrt(sum(one[key] for one in found) / draws) for key in MOMENTS}
         rows.append({"r": r, "m": m, "n": n, **means})
+    fits = {moment: power_law(rows, moment) for moment in MOMENTS}
     return {
-        "rows": [{key: short(value) if key in MOMENTS else value for key, value in row.items()} for row in rows],
-        "exponents": {moment: exponents(rows, moment) for moment in MOMENTS},
+        "rows": [
+            {key: float(f"{value:.6g}") if key in MOMENTS else value for key, value in row.items()} for row in rows
+        ],
+        "exponents": {moment: fit and fit[0] for moment, fit in fits.items()},
+        "misfit": {moment: fit and fit[1] for moment, fit in fits.items()},
         "tokens": tokens,
         "draws": draws,
         "seed": seed,
     }
 
 
-def moments(initializer: Initializer, m: int, n: int, seed: int, tokens: int, draw: int = 0) -> dict[str, float]:
+def moments(
+    initializer: Initializer, m: int, n: int, seed: int, tokens: int, draw: int = 0, cache: Cache | None = None
+) -> dict[str, float]:
     """Return the four second moments (mean squares) of one draw of a cell."""
+    import torch
+
+    from lorax.diagnostics.angles import energy
+    from lorax.diagnostics.step import sgd
+    from lorax.probing.probe import Probe, layer_generator
+
     name = f"scale {m}x{n} {draw}"
     initializer.check(name, m, n)
     generator = layer_generator(seed, name)
     W0 = torch.randn(m, n, generator=generator) / math.sqrt(n)
     X, V = torch.randn(tokens, n, generator=generator), torch.randn(tokens, m, generator=generator)
-    G = V.mT @ X / tokens
+    given = _Gradients({name: V.mT @ X / tokens})
+    given.digest = f"scale seed {seed}, {tokens} tokens"
     # another seed than the data's: a method's own draws must not repeat them
-    factors = initializer(Probe(name, SimpleNamespace(weight=W0), seed=seed + 1, gradients={name: G}))
-    start, step = energy(factors.update()), sgd(factors, G)
-    return {
-        "forward_init": start / m,
-        "backward_init": start / n,
-        "forward_step": energy(X @ step.mT) / (tokens * m),
-        "backward_step": energy(V @ step) / (tokens * n),
-    }
+    probe = Probe(name, SimpleNamespace(weight=W0), seed=seed + 1, gradients=given, cache=cache)
+    with torch.no_grad():
+        factors = initializer(probe)
+        start, step = energy(factors.update()), sgd(factors, given[name])
+        return {
+            "forward_init": start / m,
+            "backward_init": start / n,
+            "forward_step": energy(X @ step.mT) / (tokens * m),
+            "backward_step": energy(V @ step) / (tokens * n),
+        }
 
 
-def exponents(rows: Sequence[dict[str, Any]], moment: str) -> dict[str, float | None] | None:
-    """Return the exponents of r, m, n in a moment; None where it is not positive everywhere."""
+class _Gradients(dict):
+    """{layer: G}, with the digest by which a cache knows them."""
+
+    digest: str
+
+
+def power_law(rows: Sequence[dict[str, Any]], moment: str) -> tuple[dict[str, float | None], float] | None:
+    """Return the exponents of r, m, n in a moment, and the largest factor by which a cell departs from them.
+
+    None where the moment is not positive everywhere.
+    """
     if not all(row[moment] > 0 for row in rows):
         return None
     sizes = {key: np.log([row[key] for row in rows]) for key in ("r", "m", "n")}
     varied = [key for key, values in sizes.items() if np.ptp(values) > 0]
     design = np.column_stack([np.ones(len(rows)), *(sizes[key] for key in varied)])
-    fit, *_ = np.linalg.lstsq(design, np.log([row[moment] for row in rows]), rcond=None)
+    logs = np.log([row[moment] for row in rows])
+    fit, *_ = np.linalg.lstsq(design, logs, rcond=None)
     found = dict(zip(varied, fit[1:], strict=True))
-    return {key: round(float(found[key]), 4) if key in found else None for key in ("r", "m", "n")}
+    worst = float(np.exp(np.abs(logs - design @ fit).max()))
+    return {key: round(float(found[key]), 4) if key in found else None for key in ("r", "m", "n")}, round(worst, 4)
+
+
+def measure_all(quick: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Return the grids of all `SETTINGS`, as `results/scale/grid.json` holds them.
+
+    Shapes form a cross: m and n are varied apart, the other one at its centre.
+
+    Args:
+        quick: few ranks, widths and draws; seconds instead of a minute or two.
+        seed: of everything drawn.
+
+    Returns:
+        about: what was measured, and in how many seconds of processor time; grids: {tokens: {label: `scale_grid`'s}}.
+    """
+    from lorax.probing.cache import Cache
+
+    ranks, widths = (QUICK_RANKS, QUICK_WIDTHS) if quick else (RANKS, WIDTHS)
+    centre, draws = (64, 2) if quick else (CENTRE, 8)
+    shapes = sorted({(m, centre) for m in widths} | {(centre, n) for n in widths})
+    about: dict[str, Any] = {"quick": quick, "ranks": list(ranks), "widths": list(widths), "centre": centre}
+    about |= {"draws": draws, "seed": seed, "settings": {label: [name, own] for label, (name, own) in SETTINGS.items()}}
+    cache, start, grids = Cache(None), time.process_time(), {}
+    for tokens in TOKENS:
+        grids[str(tokens)] = {
+            label: scale_grid(_maker(name, own), ranks, shapes, seed, tokens, draws, cache)
+            for label, (name, own) in SETTINGS.items()
+        }
+    return {"about": about | {"cpu_seconds": round(time.process_time() - start, 1)}, "grids": grids}
+
+
+def _maker(name: str, own: dict[str, Any]) -> Callable[[int], Initializer]:
+    return lambda r: build(name, shared={"rank": r}, own=own)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, write `<results_dir>/scale`, print the table of exponents; return 0, or 2 after one clear line."""
+    parser = argparse.ArgumentParser(prog="python -m lorax.diagnostics.scale", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few cells, a few seconds; prints, writes nothing")
+    parser.add_argument("--results-dir", default="results", type=Path)
+    parser.add_argument("--seed", default=0, type=int)
+    options = parser.parse_args(arguments)
+    from lorax.studies.scale_words import readme, write_scale
+
+    try:
+        found = measure_all(options.quick, options.seed)
+        print(readme(found))
+        if not options.quick:
+            print("".join(f"wrote {path}\n" for path in write_scale(found, options.results_dir / "scale")), end="")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

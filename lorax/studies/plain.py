@@ -87,8 +87,10 @@ def markdown(table: pd.DataFrame) -> str:
 def write_plain(store: Store, name: str) -> tuple[str, list[Path]]:
     """Build the comparison table of the records called `name` and write it, atomically.
 
+    Where records hold diagnostics, their table and figures too.
+
     Returns:
-        The Markdown text, and the paths of the .md and .csv files.
+        The Markdown text, and the paths written: the .md and .csv files first.
 
     Raises:
         UserError: there are no such records, or the folder cannot be written.
@@ -99,6 +101,11 @@ def write_plain(store: Store, name: str) -> tuple[str, list[Path]]:
     table = comparison(records)
     text = f"# {name}\n\n{markdown(table)}"
     paths = [store.root / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
+    if any(record.diagnostics for record in records):
+        from lorax.studies.diagnostics_report import write_diagnostics
+
+        more, others = write_diagnostics(store, name, records)
+        text, paths = f"{text}\n{more}", paths + others
     write_atomic(paths[0], text)
     write_atomic(paths[1], table.to_csv(index=False, lineterminator="\n"))
     return text, paths

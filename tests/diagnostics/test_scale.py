@@ -2,9 +2,10 @@
 
 import pytest
 
-from lorax.diagnostics.scale import scale_grid
+from lorax.diagnostics.scale import SETTINGS, main, scale_grid
 from lorax.errors import UserError
 from lorax.initializers.base import build
+from lorax.probing.cache import Cache
 
 RANKS, SHAPES = [2, 16], [(64, 64), (256, 64), (64, 256), (256, 256)]
 
@@ -29,6 +30,21 @@ def test_rslora_keeps_the_step_alike_in_rank():
     assert standard["forward_init"] is None  # B = 0
     assert stable["forward_step"]["r"] - standard["forward_step"]["r"] == pytest.approx(1, abs=1e-3)
     assert abs(stable["forward_step"]["r"]) < 0.25 < abs(standard["forward_step"]["r"])
+
+
+def test_a_cache_changes_no_number():
+    def once(cache):
+        return scale_grid(lambda r: build("lora_ga", shared={"rank": r}), [2, 4], [(16, 24)], draws=2, cache=cache)
+
+    cache = Cache(None)
+    assert once(None) == once(cache) == once(cache)
+
+
+def test_the_command_measures_every_setting(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--quick"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"| {label} " in out for label in SETTINGS) and not list(tmp_path.iterdir())
 
 
 def test_what_does_not_vary_has_no_exponent():

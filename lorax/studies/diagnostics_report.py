@@ -1,0 +1,105 @@
+"""Diagnostics of a sweep as a table and figures, from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lorax.records import RunRecord, Store, write_atomic
+from lorax.studies.figures import save
+from lorax.studies.figures_diagnostics import diagnostics, diagnostics_frame, layer_frame, layers
+from lorax.studies.render import markdown, number
+from lorax.studies.rows import fresh, rows_of
+
+COLUMNS = {
+    "cosine_first": "first SGD step",
+    "cosine_first_adam": "first Adam step",
+    "reach": "best possible",
+    "optimum_2r": "optimum 2r",
+    "cosine_final": "final to full's",
+    "cosine_final_gradient": "final to -G",
+    "relative_norm": "size",
+    "effective_rank": "eff. rank",
+    "intruders": "intruders",
+    "overlap_top": "top",
+    "overlap_bottom": "bottom",
+    "overlap_chance": "chance",
+    "forgetting": "forgetting",
+}
+"""Headline numbers shown, with their heads; the .csv holds all."""
+NOTES = (
+    "Medians over layers (means for intruders), averaged over seeds. Cosines of the first step are to -G, the gradient "
+    "of the untouched model on calibration data; `best possible` is the largest cosine that any small step of what "
+    "trains could have, `optimum 2r` that of any update of rank 2r.",
+    "`final to full's`: cosine of the final update to that of full fine-tuning; size: ||dW|| / ||W0||; eff. rank: "
+    "exp of the entropy of dW's singular values; intruders: leading singular vectors of W' unlike any of W0's, a layer "
+    "(arXiv:2410.21228); top, bottom: share of ||dW||^2 in W0's leading or last singular subspaces, the mean of rows "
+    "and columns; chance: what a random update has there; forgetting: nats a token on text outside the task.",
+)
+
+
+def labelled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Return row label -> runs that were measured, in the order of the plain table."""
+    kept = [record for record in fresh(records)[0] if record.diagnostics]
+    rows = rows_of(kept)
+    several = {row.rank for row in rows.values() if row.rank is not None}
+    found: dict[str, list[RunRecord]] = {}
+    for record in sorted(kept, key=lambda record: (rows[record.run_id].key, record.config.get("seed") or 0)):
+        row = rows[record.run_id]
+        rank = f" r={row.rank}" if len(several) > 1 and row.rank is not None else ""
+        found.setdefault(row.label + rank, []).append(record)
+    return found
+
+
+def write_diagnostics(store: Store, name: str, records: Sequence[RunRecord]) -> tuple[str, list[Path]]:
+    """Write tables/<name>_diagnostics.csv and figures/<name>/diagnostics*; nothing where nothing was measured.
+
+    Returns:
+        The Markdown section, and the paths written.
+    """
+    arms = labelled(records)
+    frame = diagnostics_frame(arms)
+    if frame.empty:
+        return "", []
+    paths = [store.root / "tables" / f"{name}_diagnostics.csv"]
+    write_atomic(paths[0], wide(frame).to_csv(index=False, lineterminator="\n"))
+    per_layer, tasks = layer_frame(arms), list(dict.fromkeys(frame["task"]))
+    for one in tasks:
+        end = "" if len(tasks) == 1 else f"_{one}"
+        drawn = {
+            f"diagnostics{end}": diagnostics(frame[frame["task"] == one], list(arms)),
+            f"diagnostics_layers{end}": layers(per_layer[per_layer["task"] == one], list(arms)),
+        }
+        for stem, figure in drawn.items():
+            paths += [] if figure is None else save(figure, store.root / "figures" / name, stem)
+    return section(frame, arms), paths
+
+
+def wide(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a run: arm, task, seed, then every quantity."""
+    order = list(dict.fromkeys(frame["quantity"]))
+    keys = ["arm", "task", "seed"]
+    return frame.pivot_table(index=keys, columns="quantity", values="value", sort=False)[order].reset_index()
+
+
+def section(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Return the Markdown section: a table a task, and what its columns are."""
+    parts = ["## Diagnostics"]
+    for one in dict.fromkeys(frame["task"]):
+        here = frame[frame["task"] == one]
+        columns = [key for key in COLUMNS if (here["quantity"] == key).any()]
+        means = here.groupby(["arm", "quantity"], sort=False)["value"].mean()
+        body = [
+            [arm, *(number(means.get((arm, key))) for key in columns)] for arm in arms if (here["arm"] == arm).any()
+        ]
+        parts += [one, markdown(["method", *(COLUMNS[key] for key in columns)], body)]
+    sources = sorted({_source(record) for runs in arms.values() for record in runs} - {""})
+    notes = [*NOTES, *(f"Full fine-tuning's update is that of {source}." for source in sources)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
+
+
+def _source(record: RunRecord) -> str:
+    source = record.diagnostics.get("full_update_of")
+    return f"run {source['run_id']} (seed {source['seed']}, lr {source['lr']})" if source else ""
