@@ -1,6 +1,7 @@
 """How fast and how exact are the decompositions?
 
-Both ends of every adapted weight's spectrum in one pass against gesdd; the top 8 of larger matrices by block Krylov;
+Both ends of every adapted weight's spectrum in one pass against gesdd, as many vectors as an initialisation keeps, and
+whole spectra; the top 8 of larger matrices by block Krylov;
 and the randomised principal subspace against PEFT's `pissa_niter_16`. Angles are sines of the largest principal
 angle to the exact subspaces, of U and V, the worse one.
 """
@@ -14,6 +15,7 @@ from benchmarks.harness import Plan, Row, Spread, interleave, say, single
 from benchmarks.subjects import load
 from lorax.adapters.install import find_targets
 from lorax.probing import svd
+from lorax.probing.probe import BLOCKS
 
 R = 8
 LARGE = ((2048, 8192), (4096, 4096))
@@ -38,6 +40,10 @@ def _model(name: str, plan: Plan) -> list[Row]:
 
     def ours() -> None:
         for W in weights:
+            svd.ends(W, BLOCKS[0]) if BLOCKS[0] <= svd.few(min(W.shape)) else svd.full(W)
+
+    def whole() -> None:
+        for W in weights:
             svd.full(W)
 
     def gesdd() -> None:
@@ -45,10 +51,12 @@ def _model(name: str, plan: Plan) -> list[Row]:
             torch.linalg.svd(W, full_matrices=False)
 
     say(f"{case} ", end="")
-    found = interleave({"gesdd": gesdd, "ours": ours}, plan.times(2), warmup=0)
+    found = interleave({"gesdd": gesdd, "ours": ours, "whole": whole}, plan.times(2), warmup=0)
     rows = [
         found.row(case, "both ends: gesdd / ours", "gesdd", "ours"),
         Row(case, "both ends: ours", "s", found.seconds("ours"), found.machine),
+        found.row(case, "whole spectrum: gesdd / ours", "gesdd", "whole"),
+        Row(case, "whole spectrum: ours", "s", found.seconds("whole"), found.machine),
         Row(case, "both ends: gesdd fp32", "s", found.seconds("gesdd"), found.machine),
     ]
     return rows + _angles(case, weights[:: max(1, len(weights) // 24)])
@@ -61,12 +69,13 @@ def _angles(case: str, weights: list[Tensor]) -> list[Row]:
         exact = svd.Triplets(*torch.linalg.svd(W.double(), full_matrices=False))
         k = len(exact.S)
         plain = svd.Triplets(*torch.linalg.svd(W, full_matrices=False))
-        whole = svd.full(W)
+        found_ends = svd.ends(W, R)
+        mine = {"top 8": found_ends.rows(slice(0, R)), "bottom 8": found_ends.rows(slice(R, 2 * R))}
         randomised, bound = svd.randomised(W, R, torch.Generator().manual_seed(0))
         U, S, V = torch.svd_lowrank(W, q=R, niter=16)
         ends = {"top 8": slice(0, R), "bottom 8": slice(k - R, k)}
         for end, part in ends.items():
-            found.setdefault(f"sine, {end}: ours", []).append(sine(whole.rows(part), exact.rows(part)))
+            found.setdefault(f"sine, {end}: ours", []).append(sine(mine[end], exact.rows(part)))
             found.setdefault(f"sine, {end}: gesdd fp32", []).append(sine(plain.rows(part), exact.rows(part)))
         top = exact.rows(ends["top 8"])
         found.setdefault("sine, randomised top 8: ours", []).append(sine(randomised, top))

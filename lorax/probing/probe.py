@@ -81,18 +81,17 @@ class Probe:
         self._bound("triplets", r)
         if randomised or not self._exact:
             return self._randomised(r)
-        if self._dense:
-            return self._spectrum(slice(0, r))
         b = self._block(r, BLOCKS)
+        if self._dense:
+            return self._ends(b, slice(0, r)) if b <= svd.few(min(self.shape)) else self._spectrum(slice(0, r))
         return self._held(("top", b), lambda: svd.top(self._wide(), b), slice(0, r))
 
     def bottom_svd(self, r: int) -> Triplets:
         """Return the r smallest triplets of W0, singular values descending."""
         self._bound("triplets", r)
-        k = min(self.shape)
+        k, b = min(self.shape), self._block(r, BLOCKS)
         if self._dense:
-            return self._spectrum(slice(k - r, k))
-        b = self._block(r, BLOCKS)
+            return self._ends(b, slice(2 * b - r, 2 * b)) if b <= svd.few(k) else self._spectrum(slice(k - r, k))
         return self._held(("bottom", b), lambda: svd.bottom(self._wide(), b), slice(b - r, b))
 
     def full_svd(self) -> Triplets:
@@ -171,6 +170,9 @@ class Probe:
 
     def _spectrum(self, rows: slice) -> Triplets:
         return self._held(("full",), lambda: svd.full(self._wide()), rows)
+
+    def _ends(self, b: int, rows: slice) -> Triplets:
+        return self._held(("ends", b), lambda: svd.ends(self._wide(), b), rows)
 
     def _held(self, kind: tuple[Hashable, ...], compute: Callable[[], Triplets], rows: slice) -> Triplets:
         """Return rows of a decomposition of W0, through the cache; rounded to `dtype` before slicing."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lorax.errors import UserError
+from lorax.probing.symmetric import eigenvectors, gram
 
 DENSE = 1024  # up to this min(m, n) the whole spectrum is computed at once
 TOLERANCE = 1e-9  # relative residual of the float64 routes
@@ -28,7 +29,7 @@ class Triplets(NamedTuple):
     S: Tensor
     Vh: Tensor
 
-    def rows(self, part: slice) -> Triplets:
+    def rows(self, part: slice | list[int]) -> Triplets:
         """Return the triplets numbered by `part`."""
         return Triplets(self.U[:, part], self.S[part], self.Vh[part])
 
@@ -68,6 +69,24 @@ def bottom(W: Tensor, r: int) -> Triplets:
     if W.dtype == torch.float64 or k <= DENSE:
         return full(W).rows(slice(k - r, k))
     return _signed(_checked(W.double(), _gram(W.double(), first=r), slice(k - r, k)))
+
+
+def ends(W: Tensor, r: int) -> Triplets:
+    """Return the r largest and then the r smallest triplets of W in float64, from one decomposition.
+
+    About half the work of `full` where r is at most `few`.
+    """
+    k = min(W.shape)
+    part = [*range(r), *range(k - r, k)]
+    if W.dtype == torch.float64:
+        return full(W).rows(part)
+    X = W.double()
+    return _signed(_checked(X, _gram(X, first=r, last=r), part))
+
+
+def few(k: int) -> int:
+    """Return up to how many triplets an end of a k-sided matrix costs clearly less than its whole spectrum."""
+    return k // 12
 
 
 def leading(W: Tensor, r: int) -> Triplets:
@@ -127,7 +146,7 @@ def residual(W: Tensor, found: Triplets) -> float:
     return float(pairs.max() / (scale * torch.linalg.norm(z)).clamp_min(1e-300))
 
 
-def _checked(X: Tensor, found: Triplets, part: slice = slice(None)) -> Triplets:
+def _checked(X: Tensor, found: Triplets, part: slice | list[int] = slice(None)) -> Triplets:
     """Return `found` if it passes, else what gesdd says."""
     return found if residual(X, found) <= TOLERANCE else _gesdd(X).rows(part)
 
@@ -143,33 +162,20 @@ def _gesdd(X: Tensor) -> Triplets:
 
 
 def _gram(X: Tensor, first: int | None = None, last: int | None = None) -> Triplets:
-    """Return triplets from the smaller Gram matrix: all, the `first` smallest or the `last` largest."""
+    """Return triplets from the smaller Gram matrix, descending: all, or the `last` largest and `first` smallest."""
     if X.shape[0] > X.shape[1]:
         V, S, Uh = _gram(X.mT, first, last)
         return Triplets(Uh.mT, S, V.mT)
-    U = _eigenvectors(X @ X.mT, first, last).flip(1)
-    Y = X.mT @ U
-    S = torch.linalg.vector_norm(Y, dim=0)
+    U = eigenvectors(gram(X), first, last).flip(1)
+    Y = U.mT @ X
+    S = torch.linalg.vector_norm(Y, dim=1)
     if S[-1] > 1e-6 * torch.linalg.norm(X) / X.shape[0] ** 0.5:
-        return Triplets(U, S, (Y / S).mT)
-    V, R = torch.linalg.qr(Y)  # division would leave V non-orthogonal where S is near 0
+        return Triplets(U, S, Y.div_(S[:, None]))
+    V, R = torch.linalg.qr(Y.mT)  # division would leave V non-orthogonal where S is near 0
     diagonal = R.diagonal()
     V = V * torch.where(diagonal < 0, -1.0, 1.0).to(V)
     order = diagonal.abs().argsort(descending=True, stable=True)
     return Triplets(U[:, order], diagonal.abs()[order], V.mT[order])
-
-
-def _eigenvectors(gram: Tensor, first: int | None, last: int | None) -> Tensor:
-    """Return eigenvectors in ascending order of their values: all, the `first` or the `last` ones."""
-    k = gram.shape[0]
-    if first is None and last is None:
-        return torch.linalg.eigh(gram).eigenvectors
-    low, high = (0, first - 1) if first is not None else (k - last, k - 1)
-    if gram.is_cuda or k < 2048:  # a subset pays from here on, and only LAPACK has one
-        return torch.linalg.eigh(gram).eigenvectors[:, low : high + 1]
-    from scipy.linalg import eigh
-
-    return torch.from_numpy(eigh(gram.cpu().numpy(), subset_by_index=(low, high))[1]).to(gram)
 
 
 def _krylov_checked(W: Tensor, r: int, tolerance: float) -> tuple[Triplets, float]:
@@ -215,11 +221,13 @@ def _krylov(W: Tensor, width: int, generator: torch.Generator) -> Iterator[tuple
 
 
 def _signed(found: Triplets) -> Triplets:
-    """Make the largest |entry| of each u positive, so that equal weights give equal vectors."""
-    U, S, Vh = found
+    """Make the largest |entry| of each u positive, in place, so that equal weights give equal vectors."""
+    U, _, Vh = found
     peaks = U.abs().argmax(dim=0)
     signs = torch.where(U.gather(0, peaks[None])[0] < 0, -1.0, 1.0).to(U)
-    return Triplets(U * signs, S, Vh * signs[:, None])
+    U.mul_(signs)
+    Vh.mul_(signs[:, None])
+    return found
 
 
 def finite(W: Tensor, place: str) -> Tensor:

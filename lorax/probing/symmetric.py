@@ -1,0 +1,64 @@
+"""Eigenvectors of a Gram matrix: all of them, or those at its ends from one reduction to tridiagonal form.
+
+    G = Q T Q^T,   T z = t z for the wanted t only,   u = Q z
+
+A solver for the whole spectrum spends three fifths of its time on vectors; LAPACK's drivers for a part of
+it take one end at a time and would reduce G twice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SMALL = 256  # below this the whole spectrum costs no more than its ends
+
+
+def gram(X: Tensor) -> Tensor:
+    """Return X X^T, (k, k), of a float64 X; of the two equal triangles only the lower one is sure to be filled."""
+    if X.is_cuda:
+        return X @ X.mT
+    from scipy.linalg.blas import dsyrk
+
+    # BLAS counts by columns: a matrix stored by rows is its transpose
+    by_rows = X.is_contiguous()
+    return torch.from_numpy(dsyrk(1.0, (X if not by_rows else X.mT).numpy(), trans=by_rows, lower=1))
+
+
+def eigenvectors(G: Tensor, first: int | None = None, last: int | None = None) -> Tensor:
+    """Return eigenvectors in ascending order of their values: all, or the `first` and the `last` ones.
+
+    Args:
+        G: (k, k) float64, symmetric; its lower triangle is read.
+        first: how many at the lower end.
+        last: how many at the upper end; None for both: all.
+    """
+    if first is None and last is None:
+        return torch.linalg.eigh(G).eigenvectors
+    k = len(G)
+    wanted = [*range(first or 0), *range(k - (last or 0), k)]
+    found = None if G.is_cuda or k < SMALL else _ends(G, wanted)
+    return torch.linalg.eigh(G).eigenvectors[:, wanted] if found is None else found
+
+
+def _ends(G: Tensor, wanted: list[int]) -> Tensor | None:
+    """Return the wanted eigenvectors, or None where LAPACK gives up on one (they are not checked further)."""
+    import numpy as np
+    from scipy.linalg import LinAlgError, eigh_tridiagonal, lapack
+
+    k = len(G)
+    lwork = int(lapack.dsytrd_lwork(k, lower=1)[0])
+    packed, diagonal, off, tau, failed = lapack.dsytrd(G.numpy(), lower=1, lwork=lwork)
+    try:
+        values = eigh_tridiagonal(diagonal, off, eigvals_only=True, lapack_driver="sterf")
+    except LinAlgError:
+        return None
+    block, end = np.ones(k, "i"), np.full(k, k, "i")  # T is taken as one block, split or not
+    z, missed = lapack.dstein(diagonal, off, values[wanted], block, end)
+    if failed or missed:
+        return None
+    reflectors = np.asfortranarray(packed[1:, :-1])  # of rows 1 to k - 1; the first row of Q is e_1
+    below = np.asfortranarray(z[1:])
+    lwork = int(lapack.dormqr("L", "N", reflectors, tau, below, lwork=-1)[1][0])
+    z[1:] = lapack.dormqr("L", "N", reflectors, tau, below, lwork=lwork)[0]
+    return torch.from_numpy(z)
