@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
+from lorax.studies import html
 from lorax.studies.figures import save
 from lorax.studies.figures_diagnostics import diagnostics, diagnostics_frame, layer_frame, layers
 from lorax.studies.render import markdown, number
@@ -84,9 +85,14 @@ def wide(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.pivot_table(index=keys, columns="quantity", values="value", sort=False)[order].reset_index()
 
 
-def section(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> str:
-    """Return the Markdown section: a table a task, and what its columns are."""
-    parts = ["## Diagnostics"]
+def part(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> html.Part:
+    """Return a table a task, and the lines that say what its columns are.
+
+    Args:
+        frame: from `diagnostics_frame`.
+        arms: label -> runs.
+    """
+    tables = []
     for one in dict.fromkeys(frame["task"]):
         here = frame[frame["task"] == one]
         columns = [key for key in COLUMNS if (here["quantity"] == key).any()]
@@ -94,10 +100,17 @@ def section(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> str
         body = [
             [arm, *(number(means.get((arm, key))) for key in columns)] for arm in arms if (here["arm"] == arm).any()
         ]
-        parts += [one, markdown(["method", *(COLUMNS[key] for key in columns)], body)]
+        tables.append(html.Table(("method", *(COLUMNS[key] for key in columns)), body, one))
     sources = sorted({_source(record) for runs in arms.values() for record in runs} - {""})
-    notes = [*NOTES, *(f"Full fine-tuning's update is that of {source}." for source in sources)]
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
+    lines = [*NOTES, *(f"Full fine-tuning's update is that of {source}." for source in sources)]
+    return html.Part("Diagnostics", lines, tables)
+
+
+def section(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Return `part` as Markdown."""
+    found = part(frame, arms)
+    tables = [text for table in found.tables for text in (table.title, markdown(table.head, table.body))]
+    return "\n\n".join([f"## {found.title}", *tables, "\n".join(f"- {line}" for line in found.lines)]) + "\n"
 
 
 def _source(record: RunRecord) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import Store, write_atomic
-from lorax.studies import html, render, report_words
+from lorax.studies import diagnostics_report, html, render, report_words
 from lorax.studies.factors import pivots
-from lorax.studies.figures_study import caption, draw_all, factors, save_all, tuning_frame
+from lorax.studies.figures_diagnostics import diagnostics_frame
+from lorax.studies.figures_study import by_arm, caption, draw_all, factors, save_all, tuning_frame
 from lorax.studies.linter import footnotes
 from lorax.studies.main_table import (
     SCORE_HEAD,
@@ -87,6 +88,9 @@ def sections(study: Study, table: pd.DataFrame, described: pd.DataFrame) -> list
     parts.append(html.Part("Tuning", report_words.tuning(study)))
     if len(described):
         parts.append(_description(described, study.spec.reference))
+    measured = diagnostics_frame(by_arm(study))
+    if len(measured):
+        parts.append(diagnostics_report.part(measured, by_arm(study)))
     parts.append(html.Part("Threats to validity", threats(study, found)))
     return parts
 
