@@ -49,14 +49,14 @@ def moments(found: Mapping[str, Any], grid: Mapping[str, Any], stage: str, title
         panel.set_xlabel(f"{ {'r': 'rank r', 'm': 'outputs m', 'n': 'inputs n'}[key] }   ({others})")
         if place % 3 == 0:
             what = "output" if side == "forward" else "input gradient"
-            panel.set_ylabel(f"{side}: RMS of the {what}{' / lr' * (stage == 'step')}")
+            panel.set_ylabel(f"{side}: {what}{' / lr' * (stage == 'step')}")
             if zero:
                 panel.set_title(f"0 for {', '.join(zero)}", fontsize=7.5, color=GREY)
     for row in (axes[:3], axes[3:]):
         _share_y(row)
     handles = [Line2D([], [], color=c, marker=m, ls=s, mfc="none", label=label) for label, (c, m, s) in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
-    figure.suptitle(f"Size of what the adapter adds, {title}", fontsize=10, x=0.01, ha="left")
+    figure.suptitle(f"Root mean square of what the adapter adds, {title}", fontsize=10, x=0.01, ha="left")
     return figure
 
 
