@@ -19,7 +19,7 @@ CLAIMS: tuple[tuple[str, str, str, str, dict[str, float]], ...] = (
     (_LA, "zeta ~ sqrt(m) / r: the output keeps its size", "lora_ga", "forward_init", {"r": 0, "m": 0, "n": 0}),
     (_LA, "zeta ~ sqrt(n) / r: the input gradient keeps its size", "lora_ga backward", "backward_init",
      {"r": 0, "m": 0, "n": 0}),
-    (_LA, "hence no zeta does both unless m / n is fixed: under the first rule, the input gradient goes like sqrt(m / n)",
+    (_LA, "hence no zeta does both unless m / n is fixed: under the first, the input gradient goes like sqrt(m / n)",
      "lora_ga", "backward_init", {"r": 0, "m": 0.5, "n": -0.5}),
     (_RS, "alpha / sqrt r: the output keeps its size in r", "rslora", "forward_step", {"r": 0}),
     (_RS, "alpha / r: it falls like 1 / r", "lora", "forward_step", {"r": -1}),
