@@ -83,13 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m lorax.studies.calibrate", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="within a minute on one core")
+    parser.add_argument("--swaps", action="store_true", help="label swaps alone, into the last full calibration")
     parser.add_argument("--results", default="results", help="results folder (default: results)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     try:
-        figures = calibrate(options.quick, options.results, options.seed)
         folder = Path(options.results) / "calibration"
+        figures = (
+            _swapped(folder, options.results)
+            if options.swaps
+            else calibrate(options.quick, options.results, options.seed)
+        )
         stem, page = ("quick", "quick.md") if options.quick else ("full", "README.md")
         text = render(figures, passed(figures))
         write_atomic(folder / f"{stem}.json", json.dumps(figures, indent=1) + "\n")
@@ -99,6 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     print(f"{time.perf_counter() - start:.0f} s; {folder / page}, {folder / stem}.json")
     return 0 if passed(figures) else 1
+
+
+def _swapped(folder: Path, results_dir: str) -> dict[str, Any]:
+    """Return the last full calibration with the label swaps of the records that are there now."""
+    path = folder / "full.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no full calibration to add label swaps to; run without --swaps first")
+    return json.loads(path.read_text()) | {"swaps": _swaps(Path(results_dir)), "power": POWER}
 
 
 def _compared() -> list[Scenario]:

@@ -63,9 +63,18 @@ def test_the_command_writes_figures_and_says_whether_bounds_hold(tmp_path, monke
     assert (
         "Every bound is kept" in text and "| NO |" not in text and (tmp_path / "calibration" / "quick.json").is_file()
     )
+    (tmp_path / "calibration" / "quick.json").rename(tmp_path / "calibration" / "full.json")
+    assert main(["--swaps", "--results", str(tmp_path)]) == 0  # the rest stays as it was found
+    assert "No completed study has records here yet" in (tmp_path / "calibration" / "README.md").read_text()
     monkeypatch.setattr("lorax.studies.calibrate_measure.CANDIDATES", {"paired_t": CANDIDATES["pooled McNemar"]})
     wrong = measure(Scenario("loud", seed_sd=0.05, seeds=3, items=300), 100)[0]
     assert wrong.false_tables > 0.3
+
+
+def test_label_swaps_alone_need_a_calibration(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--swaps", "--results", str(tmp_path)])
+    assert "run without --swaps first" in capsys.readouterr().err
 
 
 @pytest.mark.slow
