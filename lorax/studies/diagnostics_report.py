@@ -33,12 +33,13 @@ COLUMNS = {
 NOTES = (
     "Medians over layers (means for intruders), averaged over seeds. Cosines of the first step are to -G, the gradient "
     "of the untouched model on calibration data; `best possible` is the largest cosine that any small step of what "
-    "trains could have, `optimum 2r` that of any update of rank 2r.",
+    "trains could have, `optimum 2r` that of any update of rank 2r (dashed in the figures, with that of rank r).",
     "`final to full's`: cosine of the final update to that of full fine-tuning; size: ||dW|| / ||W0||; eff. rank: "
     "exp of the entropy of dW's singular values; intruders: leading singular vectors of W' unlike any of W0's, a layer "
     "(arXiv:2410.21228); top, bottom: share of ||dW||^2 in W0's leading or last singular subspaces, the mean of rows "
-    "and columns; chance: what a random update has there; forgetting: nats a token on text outside the task.",
+    "and columns; chance: what a random update has there.",
 )
+FORGOT = "forgetting: nats a token by which text outside the task is predicted worse."
 
 
 def labelled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -102,7 +103,8 @@ def part(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> html.P
         ]
         tables.append(html.Table(("method", *(COLUMNS[key] for key in columns)), body, one))
     sources = sorted({_source(record) for runs in arms.values() for record in runs} - {""})
-    lines = [*NOTES, *(f"Full fine-tuning's update is that of {source}." for source in sources)]
+    forgot = [FORGOT] if (frame["quantity"] == "forgetting").any() else []
+    lines = [*NOTES, *forgot, *(f"Full fine-tuning's update is that of {source}." for source in sources)]
     return html.Part("Diagnostics", lines, tables)
 
 

@@ -34,12 +34,14 @@ TITLES = {
 }
 """Quantities drawn, in this order; the record's other numbers stay in the record."""
 MARKS = {
-    "cosine_first": {"optimum_r": "best of rank r", "optimum_2r": "best of rank 2r"},
+    "cosine_first": {"optimum_r": "rank r", "optimum_2r": "2r"},
     "overlap_top": {"overlap_chance": "chance"},
     "overlap_bottom": {"overlap_chance": "chance"},
 }
-"""Grey lines in a panel: other quantities, where they are one number for all arms."""
-FROM_ZERO = frozenset(TITLES) - {"relative_norm", "effective_rank", "intruder_cosine", "forgetting"}
+"""Dashed lines in a panel: other quantities, where they are one number for all arms."""
+TO_ONE = frozenset(name for name in TITLES if "cosine" in name) | {"reach"}
+"""Drawn up to 1 whatever the values, so that panels compare."""
+FROM_ZERO = frozenset(TITLES) - {"effective_rank", "intruder_cosine", "forgetting"}
 KEYS = ("arm", "task", "seed", "quantity", "value")
 
 
@@ -117,8 +119,7 @@ def _grid(
         _axis(panel, name, np.concatenate(list(values.values())))
         for at, arm in enumerate(reversed(present)):
             _strip(panel, values[arm], at, looks[arm][0], middle, spread)
-        for quantity, text in MARKS.get(name, {}).items():
-            _mark(panel, frame, quantity, text)
+        _mark(panel, frame, MARKS.get(name, {}))
         panel.set_yticks(range(len(present)), list(reversed(present)) if place % columns == 0 else [""] * len(present))
         panel.set_ylim(-0.6, len(present) - 0.4)
         panel.set_title(TITLES[name], fontsize=9)
@@ -133,7 +134,7 @@ def _strip(
 ) -> None:
     """One arm's dots, spread up and down by the order they come in, and its bar."""
     if not len(values):
-        panel.text(0.01, at, "not measured", color=GREY, fontsize=7, va="center",
+        panel.text(0.01, at, "no value", color=GREY, fontsize=7, va="center",
                    transform=panel.get_yaxis_transform())  # fmt: skip
         return
     heights = at + spread * (2 * ((np.arange(len(values)) * 0.618) % 1) - 1) if spread else np.full(len(values), at)
@@ -142,18 +143,19 @@ def _strip(
     panel.plot(middle(values), at, "|", color=colour, ms=11, mew=2)
 
 
-def _mark(panel: Axes, frame: pd.DataFrame, quantity: str, text: str) -> None:
-    """A grey line at another quantity's median, where all arms have the same."""
-    if (value := _common(frame, quantity)) is not None:
+def _mark(panel: Axes, frame: pd.DataFrame, marks: Mapping[str, str]) -> None:
+    """Dashed lines at other quantities' medians, where all arms have the same, named above the panel."""
+    values = {text: value for name, text in marks.items() if (value := _common(frame, name)) is not None}
+    for value in values.values():
         panel.axvline(value, color=GREY, lw=0.9, ls=(0, (4, 3)), zorder=1)
-        panel.annotate(text, (value, 1), xycoords=("data", "axes fraction"), xytext=(-2, -2), fontsize=6.5, color=GREY,
-                       textcoords="offset points", ha="right", va="top", rotation=90)  # fmt: skip
+    if values:
+        panel.set_title(f"dashed: {', '.join(values)}", loc="right", fontsize=7, color=GREY)
 
 
 def _axis(panel: Axes, name: str, values: np.ndarray) -> None:
-    """From 0 where 0 means nothing and 1 all; by factors where arms differ by more than twenty times."""
+    """From 0 where 0 means nothing, to 1 where 1 means all; sizes by factors if they differ more than twenty times."""
     low, high = values.min(), values.max()
-    if name not in FROM_ZERO and low > 0 and high / low > 20:
+    if name in ("relative_norm", "effective_rank") and low > 0 and high / low > 20:
         panel.set_xscale("log")
         panel.set_xlim(low / 1.3, high * 1.3)
         panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
@@ -163,6 +165,8 @@ def _axis(panel: Axes, name: str, values: np.ndarray) -> None:
         return
     if name in FROM_ZERO:
         low, high = min(0.0, low), max(high, 1e-3 if name != "intruders" else 1.0)
+    if name in TO_ONE:
+        high = max(high, 1.0)
     gap = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
     panel.set_xlim(low - gap, high + gap)
     panel.xaxis.set_major_locator(MaxNLocator(6))
