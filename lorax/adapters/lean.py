@@ -56,6 +56,8 @@ class Plan:
         """s_k of every position where nothing is dropped."""
         self.drops = any(lane.q for _, lane in present)
         self.alone = self.wide[0] if self.count == 1 and self.wide else None
+        self.sole = self.wide[0] if not thin and len(self.wide) == 1 and self.wide[0].rows.all else None
+        """The wide group that holds every active lane, if there is one."""
 
     def mask(self, rows: Rows, x: Tensor, seeds: Seeds) -> Tensor | None:
         """Draw the bytes of a group's masks, (K, T, n), each lane from its own seed at its own shape.
@@ -117,16 +119,19 @@ class Lean(torch.autograd.Function):
         g3 = g.reshape(plan.count, -1, g.shape[-1])
         dx = dx3 = None
         if ctx.needs_input_grad[0]:
-            dx = _chosen(
-                g3.flatten(0, 1), ctx.call.live, lambda own: own @ (weight.mT if ctx.call.transposed else weight)
-            )
+            if ctx.call.sigma is not None:
+                dx = g3.new_empty(g3.shape[0] * g3.shape[1], ctx.shape[-1])  # for the wide group to fill
+            else:
+                dx = _chosen(
+                    g3.flatten(0, 1), ctx.call.live, lambda own: own @ (weight.mT if ctx.call.transposed else weight)
+                )
             dx3 = dx.view(plan.count, -1, dx.shape[-1])
         grads: list[Tensor | None] = []
         if plan.thin is not None:
             grads += plan.thin.backward(saved[:6], ctx.call.scales, g3, dx3)
             saved = saved[6:]
         for wide in plan.wide:
-            grads += wide.backward(saved[:5], ctx.call.scales, g3, dx3)
+            grads += wide.backward(saved[:5], ctx.call.scales, g3, dx3, ctx.call.sigma)
             saved = saved[5:]
         return (None if dx is None else dx.view(ctx.shape), None, None, None, *grads)
 
@@ -134,9 +139,19 @@ class Lean(torch.autograd.Function):
 class Call:
     """What one forward of a layer needs besides tensors."""
 
-    def __init__(self, plan: Plan, transposed: bool, seeds: Seeds, steady: object | None, live: Tensor | None):
+    def __init__(
+        self,
+        plan: Plan,
+        transposed: bool,
+        seeds: Seeds,
+        steady: object | None,
+        live: Tensor | None,
+        sigma: Tensor | None,
+    ):
         self.plan = plan
         self.live = live
+        self.sigma = sigma
+        """The weight's singular values, where the only group of lanes computes the input's gradient from them."""
         self.scales = plan.scales
         if seeds:
             self.scales = list(plan.scales)
@@ -186,9 +201,21 @@ def forward(layer: AdaptedLinear, plan: Plan, x: Tensor) -> Tensor:
             shape = (x.shape[0] // plan.count, *x.shape[1:])
             seeds[position] = (layer.pack.seed(number), layer.pack.width(number, shape))
     weight, bias = layer.cast("weight", dtype), layer.cast("bias", dtype)
+    sigma = None if seeds else _values(layer, plan, x, weight)
     if plan.alone is not None and not seeds:
-        y = plan.alone.whole(x, weight.mT if layer.transposed else weight, bias, layer.pack.steady_key)
+        W = weight.mT if layer.transposed else weight
+        y = plan.alone.whole(x, W, bias, layer.pack.steady_key, sigma is not None)
         if y is not None:
             return y
-    call = Call(plan, layer.transposed, seeds, layer.pack.steady_key, layer.pack.alive(x))
+    call = Call(plan, layer.transposed, seeds, layer.pack.steady_key, layer.pack.alive(x), sigma)
     return Lean.apply(x, weight, bias, call, *plan.leaves)
+
+
+def _values(layer: AdaptedLinear, plan: Plan, x: Tensor, weight: Tensor) -> Tensor | None:
+    """Return the weight's singular values where its singular vectors are the factors of every lane."""
+    wide = plan.sole
+    if wide is None or not (x.requires_grad and torch.is_grad_enabled()) or x.dtype != weight.dtype:
+        return None
+    name = f"singular values {id(wide.lanes[0].start('B'))} {id(wide.lanes[0].start('A'))}"
+    with torch.no_grad():
+        return layer.remember(name, weight, lambda own: wide.values(own.mT if layer.transposed else own))

@@ -2,6 +2,10 @@
 
 h = drop(x) A^T        one product for all lanes of the group, A: (k, n)
 y += h_k (eta_k M_k)^T B^T
+
+Where B and A are all singular vectors of the frozen weight, W = B diag(sigma) A, the input's gradient needs
+no product with W: dx_k = (g_k B) (eta_k M_k + diag(sigma)) A, and g_k B is there for M's gradient. The
+output still comes from W itself, so that step 0 stays exact.
 """
 
 from __future__ import annotations
@@ -31,19 +35,34 @@ class Wide:
         self._kept: tuple[object, Tensor] | None = None
         self._cast: dict[str, tuple[object, Tensor]] = {}
 
-    def whole(self, x: Tensor, weight: Tensor, bias: Tensor | None, steady: object | None) -> Tensor | None:
+    def values(self, W: Tensor) -> Tensor | None:
+        """Return sigma, (k,), with W = B diag(sigma) A to rounding; None where the factors do not span W."""
+        B, A = self.lanes[0].start("B"), self.lanes[0].start("A")
+        k = min(W.shape)
+        if W.dtype != A.dtype or B.shape[1] != k or A.shape[0] != k:
+            return None
+        sigma = ((B.mT @ W) * A).sum(1)
+        z = torch.randn(W.shape[1], 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(W)
+        missed = torch.linalg.norm(W @ z - B @ (sigma[:, None] * (A @ z)))  # on average 2 ||W - B diag(sigma) A||_F
+        return sigma if missed <= 64 * torch.finfo(W.dtype).eps * torch.linalg.norm(W) else None
+
+    def whole(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, steady: object | None, spans: bool
+    ) -> Tensor | None:
         """Return x (W + eta B M A)^T + b by the whole matrix where that takes fewer operations, else None.
 
         Multiplications beyond the base's own, with T rows: token by token 2 T k (m + n) with the
-        gradient (half without); with the whole matrix 2 m n k + T m n (m n k; none again while
-        `steady`). Only in float32 or better: in a coarser dtype W + update would lose the update.
+        gradient (half without), T m n fewer where the factors span W; with the whole matrix
+        2 m n k + T m n (m n k; none again while `steady`). Only in float32 or better: in a coarser dtype
+        W + update would lose the update.
         """
         lane = self.lanes[0]
         (m, k), n = lane.start("B").shape, lane.start("A").shape[1]
         T = x.numel() // x.shape[-1]
         learns = torch.is_grad_enabled()
         whole = 2 * m * n * k + T * m * n if learns else 0 if steady is not None else m * n * k
-        if x.dtype != lane.start("A").dtype or weight.dtype != x.dtype or whole >= (1 + learns) * T * k * (m + n):
+        thin = (1 + learns) * T * k * (m + n) - spans * T * m * n
+        if x.dtype != lane.start("A").dtype or weight.dtype != x.dtype or whole >= thin:
             return None
         if learns or steady is None or self._kept is None or self._kept[0] is not steady:
             M, B = lane.core(lane.current("M")), lane.start("B")
@@ -86,14 +105,33 @@ class Wide:
         self._add(out3, h * C if self.diagonal else h @ C.mT, B.mT)
         return [h, C, A, B, drawn]
 
-    def backward(self, saved: list[Tensor | None], each: list[float], g3: Tensor, dx3: Tensor | None) -> list[Tensor]:
-        """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
+    def backward(
+        self,
+        saved: list[Tensor | None],
+        each: list[float],
+        g3: Tensor,
+        dx3: Tensor | None,
+        sigma: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Add the input's gradient to `dx3` in place; return the gradients of `leaves`.
+
+        Args:
+            saved: from `forward`.
+            each: s of every active lane.
+            g3: gradient of the output.
+            dx3: gradient of the input.
+            sigma: from `values`; then `dx3` is filled with all of the gradient, W's part included.
+        """
         h, C, A, B, drawn = saved
         gh2 = self.rows.take(g3) @ B
         grads = self._grads(gh2, h, self._own(each)) if self.leaves else []
         if dx3 is not None:
+            if sigma is not None:
+                C = C + (sigma if self.diagonal else torch.diag(sigma))
             gh = gh2.mul_(C) if self.diagonal else gh2 @ C
-            if drawn is None:
+            if sigma is not None:
+                torch.mm(gh.flatten(0, 1), A, out=dx3.flatten(0, 1))
+            elif drawn is None:
                 self._add(dx3, gh, A)
             else:
                 self.rows.accumulate(dx3, gh @ A, keep(drawn, self.lanes, gh.dtype))
