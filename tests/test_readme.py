@@ -38,3 +38,15 @@ def test_experiments_and_their_yaml_carry_one_name():
     known = {path.stem for group in ("study", "experiment") for path in (ROOT / "conf" / group).glob("*.yaml")}
     for page in (ROOT / "experiments").glob("*.md"):
         assert page.stem in known, page
+
+
+def test_the_readme_s_table_is_the_committed_one():
+    def cells(line):
+        return [re.sub(r" \(\d(,\d)*\)$", "", cell.strip()) for cell in line.strip().strip("|").split("|")]
+
+    page = (ROOT / "README.md").read_text().partition("| arm | score")[2].partition("\n\n")[0].splitlines()[2:]
+    table = (ROOT / "results/tables/minilm_clinc150.md").read_text().partition("equal parameters")[0].splitlines()
+    known = [[row[0], row[1], row[3], row[4]] for row in map(cells, table) if len(row) == 7]
+    assert len(page) == 11 and all(cells(line) in known for line in page)
+    for picture in re.findall(r"\]\((results/[^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / picture).is_file()

@@ -19,7 +19,7 @@ from lorax.records import write_atomic
 
 # Okabe and Ito (2008): told apart under every common colour blindness; yellow is too pale on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
 GREY = "#6B6B6B"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -41,7 +41,7 @@ STYLE = {
 
 
 def colours(arms: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Return arm -> (colour, marker, line style); beyond eight arms the line style changes.
+    """Return arm -> (colour, marker, line style); beyond eight arms colours return with another marker and style.
 
     Examples:
         >>> colours(["lora", "pissa"])["pissa"]
@@ -150,7 +150,7 @@ def legend_right(axes: Axes, looks: Mapping[str, tuple[str, str, str]], extra: M
     handles = [Line2D([], [], color=c, marker=m, ls=s, label=arm) for arm, (c, m, s) in looks.items()]
     handles += [Line2D([], [], color=c, ls=(0, (4, 3)), lw=1, label=name) for name, c in (extra or {}).items()]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=8.5,
-                labelcolor="linecolor", handlelength=1.8)  # fmt: skip
+                labelcolor="linecolor", handlelength=2.6)  # fmt: skip
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -22,6 +22,9 @@ from lorax.studies.figures import (
     styled,
 )
 
+DEPTH, LEAD = 0.2, 0.1
+"""What the panels show: scores this far below the best, leads this large; fractions."""
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -112,6 +115,7 @@ def response(
     tasks, present = list(dict.fromkeys(frame["task"])), list(dict.fromkeys(frame["arm"]))
     looks = colours(arms or present)
     figure, axes = panels(len(tasks))
+    cut = False
     for panel, task in zip(axes, tasks, strict=True):
         for arm, own in frame[frame["task"] == task].groupby("arm", sort=False):
             points = curve(own).dropna(subset=["mean"])
@@ -124,8 +128,12 @@ def response(
         if base and base.get(task) is not None:
             panel.axhline(base[task], color=GREY, ls=(0, (4, 3)), lw=1)
         _finish(panel, task, "validation score, %", last=panel is axes[-1])
+        best = frame.loc[frame["task"] == task, "score"].max()
+        cut |= _crop(panel, best - DEPTH, best + 0.1 * DEPTH)
     legend_right(axes[0], {arm: looks[arm] for arm in present}, {"frozen base": GREY} if base else None)
-    figure.supxlabel("ring: selected; band: lowest to highest tuning seed; cross: diverged", fontsize=8, color=GREY)
+    words = "ring: selected; band: lowest to highest tuning seed; cross: diverged"
+    words += f"; more than {100 * DEPTH:.0f} points below the best is cut off" if cut else ""
+    figure.supxlabel(words, fontsize=8, color=GREY)
     return figure
 
 
@@ -144,6 +152,7 @@ def winner_flip(frame: pd.DataFrame, reference: str, arms: Sequence[str] | None 
     tasks = list(dict.fromkeys(part.task for part in found))
     looks = colours(arms or list(dict.fromkeys(frame["arm"])))
     figure, axes = panels(len(tasks), height=2.9)
+    cut = False
     for panel, task in zip(axes, tasks, strict=True):
         part = frame[frame["task"] == task]
         lines = {arm: curve(own) for arm, own in part.groupby("arm", sort=False)}
@@ -157,12 +166,15 @@ def winner_flip(frame: pd.DataFrame, reference: str, arms: Sequence[str] | None 
                 panel.plot(grid, lead, color=looks[arm][0], ls=looks[arm][2])
                 ends.append((grid[known[-1]], lead[known[-1]], arm, looks[arm][0]))
         own = [item for item in found if item.task == task]
+        cut |= _crop(panel, -LEAD, LEAD)
+        ends = [(x, min(max(y, panel.get_ylim()[0]), panel.get_ylim()[1]), *rest) for x, y, *rest in ends]
         panel.set_xlim(own[0].low / 1.3, own[-1].high * 1.3)
         _finish(panel, task, f"lead over {reference}, points", last=panel is axes[-1])
         _strip(panel, own, looks)
         label_ends(panel, ends)
-    figure.supxlabel("bar below each panel: the arm with the best mean where all use this rate",
-                     fontsize=8, color=GREY)  # fmt: skip
+    words = "bar below each panel: the arm with the best mean where all use this rate"
+    words += f"; leads beyond {100 * LEAD:.0f} points are cut off" if cut else ""
+    figure.supxlabel(words, fontsize=8, color=GREY)
     return figure
 
 
@@ -199,6 +211,15 @@ def selection(
         rate_axis(panel)
     axes[-1].set_xlabel("learning rate (bar: per cent of resamples of the tuning runs that select it)")
     return figure
+
+
+def _crop(panel, low: float, high: float) -> bool:
+    """Narrow the panel to low..high where it reaches beyond; say whether it did. A collapse needs no room."""
+    bottom, top = panel.get_ylim()
+    if not np.isfinite([low, high]).all():
+        return False
+    panel.set_ylim(max(low, bottom), min(high, top))
+    return bottom < low - 0.1 * (high - low) or top > high + 0.1 * (high - low)
 
 
 def _along(points: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
