@@ -235,10 +235,11 @@ def _strip(panel, found: list[Stretch], looks) -> None:
     panel.set_ylim(low - 0.16 * (high - low), high)
     points = 72 * size_of(panel)[0] / np.ptp(np.log(panel.get_xlim()))
     for item in found:
-        panel.axvspan(item.low, item.high, ymax=0.07, color=looks[item.winner][0], lw=0)
+        panel.axvspan(item.low, item.high, ymax=0.07, color=looks[item.winner][0], lw=0, zorder=3)
         if points * np.log(item.high / item.low) > 4.6 * len(item.winner):
             panel.text(np.sqrt(item.low * item.high), 0.035, item.winner, ha="center", va="center",
-                       fontsize=7, color=ink(looks[item.winner][0]), transform=panel.get_xaxis_transform())  # fmt: skip
+                       fontsize=7, color=ink(looks[item.winner][0]), transform=panel.get_xaxis_transform(),
+                       zorder=4)  # fmt: skip
 
 
 def _crosses(panel, own: pd.DataFrame, colour: str) -> None:
