@@ -18,7 +18,7 @@ from lorax.probing.gradient import Gradients, Loss
 from lorax.probing.svd import Triplets
 from lorax.probing.weight import factor_dtype, oriented, shape_of
 
-VERSION = 1  # of the decompositions; part of every cache key
+VERSION = 2  # of the decompositions; part of every cache key
 BLOCKS = (32, 128, 512)  # triplets held per end where the spectrum is not held whole
 
 _alive: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()

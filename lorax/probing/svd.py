@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lorax.errors import UserError
-from lorax.probing.symmetric import eigenvectors, gram
+from lorax.probing.symmetric import eigenvectors, one_thread
 
 DENSE = 1024  # up to this min(m, n) the whole spectrum is computed at once
 TOLERANCE = 1e-9  # relative residual of the float64 routes
@@ -97,7 +97,9 @@ def leading(W: Tensor, r: int) -> Triplets:
     if W.dtype == torch.float64 or 4 * r > min(W.shape):
         return full(W).rows(slice(0, r))
     found, residual = _krylov_checked(W, r, KRYLOV_TOLERANCE)
-    return found if residual <= KRYLOV_TOLERANCE else top(W, r)
+    if residual <= KRYLOV_TOLERANCE:
+        return found
+    return _signed(_checked(W.double(), _gram(W.double(), last=r), slice(0, r)))
 
 
 def randomised(W: Tensor, r: int, generator: torch.Generator, tolerance: float = 1e-2) -> tuple[Triplets, float]:
@@ -157,7 +159,8 @@ def _gesdd(X: Tensor) -> Triplets:
     except torch.linalg.LinAlgError:  # divide and conquer may fail to converge; QR iteration does not
         from scipy.linalg import svd
 
-        parts = svd(X.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
+        with one_thread():
+            parts = svd(X.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
         return Triplets(*(torch.from_numpy(part).to(X) for part in parts))
 
 
@@ -166,7 +169,7 @@ def _gram(X: Tensor, first: int | None = None, last: int | None = None) -> Tripl
     if X.shape[0] > X.shape[1]:
         V, S, Uh = _gram(X.mT, first, last)
         return Triplets(Uh.mT, S, V.mT)
-    U = eigenvectors(gram(X), first, last).flip(1)
+    U = eigenvectors(X @ X.mT, first, last).flip(1)
     Y = U.mT @ X
     S = torch.linalg.vector_norm(Y, dim=1)
     if S[-1] > 1e-6 * torch.linalg.norm(X) / X.shape[0] ** 0.5:

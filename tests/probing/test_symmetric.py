@@ -17,12 +17,6 @@ def sine(P, Q):
     return float(torch.linalg.matrix_norm(P - Q @ (Q.mT @ P), 2))
 
 
-@pytest.mark.parametrize("layout", [lambda X: X, lambda X: X.mT.contiguous().mT, lambda X: X[:, ::2]])
-def test_gram_is_the_product_whatever_the_layout(layout):
-    X = layout(torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    torch.testing.assert_close(symmetric.gram(X).tril(), (X @ X.mT).tril())
-
-
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("low", [-1.0, -4.5])
 def test_both_ends_are_those_of_the_whole_spectrum(low, flip):
@@ -62,3 +56,11 @@ def test_wrong_vectors_do_not_get_past_the_residual(monkeypatch):
     monkeypatch.setattr(symmetric, "_ends", lambda G, wanted: torch.eye(K, dtype=torch.float64)[:, wanted])
     for a, b in zip(svd.ends(W, 4), usual, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+
+
+def test_scipy_uses_one_thread_within_and_its_own_number_after():
+    pools = symmetric._pools()
+    before = [pool["num_threads"] for pool in pools.info()]
+    with symmetric.one_thread():
+        assert {pool["num_threads"] for pool in pools.info()} <= {1}
+    assert [pool["num_threads"] for pool in pools.info()] == before
