@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from lorax.config import RunConfig
 from lorax.errors import UserError
 
 
-def calibration(task: Any, loaded: Any, config: RunConfig, place: Any) -> tuple[Any, list[Any]]:
+def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bool = True) -> tuple[Any, list[Any]]:
     """Return (loss, batches) for `layer_gradients`.
 
     With `calibration=train` these are the batches that the first steps of the run will see, so the
     gradient that initialises is the one the first steps follow; `heldout` takes examples of no other use.
-    The loss is the mean over answer tokens, with their number as weight, in full precision. A fresh
+    The loss is the mean over answer tokens, with their number as weight, in full precision; what all prompts
+    of a batch begin with is computed once (its gradients add up in it: exact). A fresh
     head is the one that this run starts with, not that of another lane of its pack.
 
     Args:
@@ -21,13 +24,15 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any) -> tuple[
         loaded: the untouched model and its tokenizer.
         config: seed, batch size and number of batches.
         place: device.
+        share: False computes every prompt whole (the slow twin).
 
     Raises:
         UserError: the split is empty.
     """
     from lorax.models.hf import init_head
+    from lorax.training.batch import shared_prefix
     from lorax.training.encode import Batch, collate, encode, order
-    from lorax.training.forward import Readout, run_batch
+    from lorax.training.forward import Readout, caches_plainly, run_batch
 
     split = "train" if config.calibration == "train" else "heldout"
     rows = encode(task, loaded, split)
@@ -43,5 +48,10 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any) -> tuple[
         return losses.mean(), losses.numel()
 
     loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
-    batches = [collate([rows[index] for index in indices], loaded).to(place.device) for indices in chosen]
-    return loss, [vars(batch) for batch in batches]
+    share = share and caches_plainly(loaded)
+    batches = []
+    for indices in chosen:
+        part = [rows[index] for index in indices]
+        prefix = shared_prefix(part, 1, torch.device(place.device)) if share else 0
+        batches.append(vars(collate(part, loaded, prefix).to(place.device)))
+    return loss, batches

@@ -1,0 +1,27 @@
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from lorax.models.registry import load
+from lorax.probing.gradient import layer_gradients
+from lorax.running.calibration import calibration
+
+
+def test_a_shared_beginning_leaves_the_gradients_as_they_are():
+    texts = [f"{a}+{b}=" for a in range(3) for b in range(8)]
+    examples = [SimpleNamespace(id=text, prompt=text, answer=text[0], meta={}) for text in texts]
+    task = SimpleNamespace(name="sums", system="All of these begin alike.", shots=(), train=examples)
+    config = SimpleNamespace(calibration="train", seed=0, batch_size=8, train={"calibration_batches": 3})
+    loaded = load({"name": "toy", "hidden": 32}, dtype="float64")
+    targets = {name: part for name, part in loaded.model.named_modules() if isinstance(part, nn.Linear)}
+    targets = {name: part for name, part in targets.items() if "layers" in name}
+    found, prefixes = [], []
+    for share in (True, False):
+        loss, batches = calibration(task, loaded, config, SimpleNamespace(device="cpu"), share)
+        prefixes.append([batch["prefix"] is not None for batch in batches])
+        found.append(layer_gradients(loaded.model, targets, loss, batches))
+    assert all(prefixes[0]) and not any(prefixes[1])
+    for name, shared in found[0].items():
+        whole = found[1][name]  # norms and positions are in fp32 whatever the model is in
+        assert torch.linalg.norm(shared - whole) < 1e-6 * torch.linalg.norm(whole)
