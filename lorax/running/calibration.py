@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from lorax.config import RunConfig
 from lorax.errors import UserError
 
@@ -30,9 +28,9 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bo
         UserError: the split is empty.
     """
     from lorax.models.hf import init_head
-    from lorax.training.batch import shared_prefix
-    from lorax.training.encode import Batch, collate, encode, order
-    from lorax.training.forward import Readout, caches_plainly, run_batch
+    from lorax.training.encode import Batch, encode, order
+    from lorax.training.forward import Readout, run_batch
+    from lorax.training.tree import lay_out
 
     split = "train" if config.calibration == "train" else "heldout"
     rows = encode(task, loaded, split)
@@ -48,10 +46,5 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bo
         return losses.mean(), losses.numel()
 
     loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
-    share = share and caches_plainly(loaded)
-    batches = []
-    for indices in chosen:
-        part = [rows[index] for index in indices]
-        prefix = shared_prefix(part, 1, torch.device(place.device)) if share else 0
-        batches.append(vars(collate(part, loaded, prefix).to(place.device)))
+    batches = [vars(lay_out([rows[index] for index in indices], loaded, share=share)) for indices in chosen]
     return loss, batches

@@ -121,13 +121,13 @@ def collate(rows: Sequence[Encoded], loaded: Loaded, prefix: int = 0, lanes: int
         grid = _grid([row.ids[prefix:] + row.labels[:-1] for row in rows], pad)
         first = [len(row.ids) - prefix - 1 for row in rows]
         shared = torch.tensor([rows[0].ids[:prefix]] * lanes) if prefix else None
-        live = _live(torch.tensor([len(row.ids) - prefix + len(row.labels) - 1 for row in rows]), grid.shape[1])
+        live = live_tokens(torch.tensor([len(row.ids) - prefix + len(row.labels) - 1 for row in rows]), grid.shape[1])
         return Batch({"input_ids": grid}, _positions(first, counts, grid.shape[1]), targets, counts, shared, live)
     grid = _grid([row.ids for row in rows], pad)
     lengths = torch.tensor([len(row.ids) for row in rows])
     inputs = {"input_ids": grid, "attention_mask": (torch.arange(grid.shape[1]) < lengths[:, None]).long()}
     if loaded.kind == "classification":
-        live = _live(lengths, grid.shape[1])
+        live = live_tokens(lengths, grid.shape[1])
         return Batch(inputs, torch.arange(len(rows)), targets, counts, live=live)
     start = loaded.model.config.decoder_start_token_id
     inputs["decoder_input_ids"] = _grid([[start, *row.labels[:-1]] for row in rows], pad)
@@ -182,7 +182,7 @@ def _grid(rows: list[list[int]], pad: int) -> Tensor:
     return torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=torch.long)
 
 
-def _live(lengths: Tensor, width: int) -> Tensor | None:
+def live_tokens(lengths: Tensor, width: int) -> Tensor | None:
     """Return where the tokens of right-padded rows are, flat, or None if less than an eighth is padding."""
     if int(lengths.sum()) > 0.875 * width * len(lengths):
         return None

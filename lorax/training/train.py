@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from lorax.errors import UserError
 from lorax.training.active import active, one_base, set_live, set_widths
-from lorax.training.batch import collate, shared_prefix, widths
+from lorax.training.batch import widths
 from lorax.training.checkpoint import save_checkpoints
-from lorax.training.forward import Readout, autocast, caches_plainly, device_of, run_batch
+from lorax.training.forward import Readout, autocast, device_of, run_batch
 from lorax.training.lane import Lane, LaneRun, Outcome, TrainPlan
+from lorax.training.tree import lay_out
 
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded
@@ -53,7 +54,6 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
     runs = [LaneRun(lane, lane.plan or plan, device_of(loaded.model)) for lane in lanes]
     _check(runs)
     modes = {module: module.training for module in loaded.model.modules()}
-    share = runs[0].plan.share_prefix and caches_plainly(loaded)
     loaded.model.eval()
     for lane in lanes:
         lane.adapters.train(True)
@@ -62,7 +62,7 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
             while going := [run for run in runs if run.going]:
                 start = time.perf_counter()
                 with active([run.lane.adapters for run in going], [run.lane.head for run in going]):
-                    losses = _gradients(loaded, readout, going, share)
+                    losses = _gradients(loaded, readout, going)
                 norms = [run.gradient_norm() for run in going]
                 # The one wait for the device in a step.
                 numbers = torch.stack([losses, torch.stack(norms).to(losses.dtype)]).tolist()
@@ -83,18 +83,16 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
     return [run.outcome() for run in runs]
 
 
-def _gradients(loaded: Loaded, readout: Readout, going: list[LaneRun], share: bool) -> Tensor:
+def _gradients(loaded: Loaded, readout: Readout, going: list[LaneRun]) -> Tensor:
     """Accumulate every active lane's gradient; return their losses, (K,)."""
     plan, device = going[0].plan, going[0].device
     parts = [run.micro_batches() for run in going]
     labels = [sum(len(row.labels) for part in lane for row in part) for lane in parts]
     scale = going[0].loss_scale
-    share = share and not any(run.drops for run in going)  # rows draw masks of their own
+    share = plan.share_prefix and not any(run.drops for run in going)  # rows draw masks of their own
     losses: Any = 0
     for rows in zip(*parts, strict=True):
-        joint = [row for part in rows for row in part]
-        prefix = shared_prefix(joint, len(going), device) if share else 0
-        batch = collate(joint, loaded, prefix, len(going)).to(device)
+        batch = lay_out([row for part in rows for row in part], loaded, len(going), share)
         set_widths([run.lane.adapters for run in going], widths(rows, loaded.kind))
         set_live([run.lane.adapters for run in going], batch if plan.skip_padding else None)
         with autocast(device, plan.autocast):

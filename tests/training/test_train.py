@@ -7,6 +7,7 @@ from torch import nn
 from lorax.adapters import lean
 from lorax.api import attach
 from lorax.errors import UserError
+from lorax.training import tree
 from lorax.training.batch import collate, order
 from lorax.training.encode import encode
 from lorax.training.heads import install_heads
@@ -72,8 +73,10 @@ def test_accumulation_splits_the_batch_and_changes_nothing(toy, sums):
         assert torch.allclose(one, three, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("longest", [0, 512], ids=["cache", "tree"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_shared_beginning_is_computed_once_and_changes_nothing(toy, sums, accumulation):
+def test_a_shared_beginning_is_computed_once_and_changes_nothing(toy, sums, monkeypatch, accumulation, longest):
+    monkeypatch.setattr(tree, "LONGEST", longest)
     sums.system = "All of these begin alike."
     results, widths = [], []
     for share in (True, False):

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from lorax.training.batch import Encoded, collate
+from lorax.training.forward import Readout, run_batch
+from lorax.training.tree import lay_out, takes_masks, tree
+
+BEGIN = list(range(30, 42))
+
+
+def rows(*shapes):
+    return [
+        Encoded(BEGIN + [60 + place + at for at in range(n)], [80 + place, 90, 2][:labels], None)
+        for place, (n, labels) in enumerate(shapes)
+    ]
+
+
+def outputs(loaded, batch):
+    with Readout(loaded) as readout:
+        logits, losses = run_batch(readout, batch)
+    (gradient,) = torch.autograd.grad(losses.sum(), loaded.model.model.layers[0].mlp.up_proj.weight)
+    return logits.detach(), gradient, batch.targets, batch.counts
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "sdpa_fp32"])
+def test_one_sequence_says_what_whole_rows_say(toy, attention):
+    loaded = toy(dtype="float64", attention=attention)
+    several = rows((1, 2), (5, 3), (3, 1), (2, 3))
+    for lanes in (1, 2):
+        one, whole = outputs(loaded, tree(several, loaded, 12, lanes)), outputs(loaded, collate(several, loaded))
+        for mine, theirs in zip(one[:2], whole[:2], strict=True):
+            assert torch.linalg.norm(mine - theirs) < 1e-6 * torch.linalg.norm(theirs)  # rotary angles are fp32
+        assert torch.equal(one[2], whole[2]) and one[3] == whole[3]
+
+
+def test_a_row_does_not_see_the_others(toy):
+    loaded = toy(dtype="float64")
+    first, second = rows((1, 2), (5, 3)), rows((1, 2), (5, 3))
+    second[1].ids[-1] = 7
+    told = [outputs(loaded, tree(part, loaded, 12))[0] for part in (first, second)]
+    assert torch.equal(told[0][:2], told[1][:2]) and not torch.equal(told[0][2:], told[1][2:])
+
+
+def test_only_models_that_hand_a_mask_on_and_short_sequences_get_one(toy):
+    several = rows(*[(2, 2)] * 8)
+    assert lay_out(several, toy()).inputs.keys() == {"input_ids", "position_ids", "attention_mask"}
+    assert lay_out(several, toy(), share=False).prefix is None
+    eager = toy(attention="eager")
+    assert not takes_masks(eager) and lay_out(several, eager).prefix.shape == (1, 12)
+    assert lay_out(rows(*[(60, 2)] * 9), toy()).prefix is None  # the beginning is too small a share
+    assert lay_out(several * 25, toy()).prefix is not None  # too long for one sequence
