@@ -58,8 +58,8 @@ class Study:
     def spec(self) -> dict[str, Any]:
         """Return what `peft_study` reads."""
         return {
-            "model": _yaml("model", self.model) | {"attention": "sdpa"},
-            "task": _yaml("task", self.task) | self.fields,
+            "model": _composed("model", self.model) | {"attention": "sdpa"},
+            "task": _composed("task", self.task) | self.fields,
             "steps": self.steps,
             "batch_size": self.batch_size,
             "runs": [
@@ -181,12 +181,16 @@ def _python(arguments: list[str], cache: Path, folder: Path) -> str:
     return done.stdout
 
 
-def _yaml(group: str, name: str) -> dict[str, Any]:
+def _composed(group: str, name: str) -> dict[str, Any]:
+    """Return what conf/<group>/<name>.yaml comes to with its defaults."""
+    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from lorax.config import conf_dir
+    from lorax.config import conf_dir, register_schema
 
-    return OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"), resolve=True)
+    register_schema()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", [f"{group}={name}"])[group], resolve=True)
 
 
 def _mean_of_records(folder: Path) -> float:

@@ -13,6 +13,7 @@ from benchmarks.__main__ import NAMES, main
 from benchmarks.goals import GOALS
 from benchmarks.harness import Row, Spread, interleave
 from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound, peft_arm, rows_of, twin
+from benchmarks.time_to_table import STUDIES
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "time_to_table"])
@@ -77,3 +78,9 @@ def test_arms_do_the_same_work_on_shared_weights():
 def test_unknown_names_are_one_line(capsys):
     assert main(["stepp"]) == 2
     assert "step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_script_s_side_of_a_study_is_a_task_that_exists(name):
+    spec = STUDIES[name].spec()
+    assert build({**spec["task"], **STUDIES[name].fields}) and spec["model"]["name"] == STUDIES[name].model
