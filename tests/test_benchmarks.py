@@ -14,6 +14,7 @@ from benchmarks.goals import GOALS
 from benchmarks.harness import Row, Spread, interleave
 from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound, peft_arm, rows_of, twin
 from benchmarks.time_to_table import STUDIES
+from lorax.tasks.registry import build
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "time_to_table"])
