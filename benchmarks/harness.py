@@ -176,13 +176,13 @@ def interleave(arms: dict[str, Callable[[], Any] | Prepared], rounds: int, warmu
 def _timed(arm: Callable[[], Any] | Prepared) -> Trial:
     ready = arm.prepare() if isinstance(arm, Prepared) else None
     gc.collect()
-    cpu, start = time.process_time(), time.perf_counter()
+    cpu, start = _cpu_seconds(), time.perf_counter()
     done = arm.call(ready) if isinstance(arm, Prepared) else arm()
     seconds = time.perf_counter() - start
     if isinstance(done, Trial):
         return done
     units = done if isinstance(done, int) and done else 1
-    return Trial(seconds / units, (time.process_time() - cpu) / units)
+    return Trial(seconds / units, (_cpu_seconds() - cpu) / units)
 
 
 class Watch:
@@ -231,9 +231,15 @@ def _busy(times: Any) -> float:
     return sum(getattr(times, key, 0.0) for key in ("user", "nice", "system", "irq", "softirq"))
 
 
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of the commands that it has run to their end."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
+
+
 def _own_seconds() -> float:
-    """CPU seconds of this process and its children that are alive."""
-    total = 0.0
+    """CPU seconds of this process and its children, those that are alive too."""
+    total = _cpu_seconds() - time.process_time()
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
             used = process.cpu_times()
