@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SLOWER = "gesdd itself takes 20.5 s here where the goal was set against 9.4 s; the reduction to tridiagonal form is most of it"
+SVFT = "SVFT alone: it reads and checks all singular vectors, twice the weights; the others take 0.24 to 0.38 s"
+FP32 = "fp32 without matrix units: six lanes run at the speed of the base's products, and cold decompositions are a quarter"
 NO_BF16 = "this processor multiplies no bf16 (no AMX, no avx512_bf16); needs one that does"
 
 
@@ -67,8 +70,8 @@ GOALS = (
     Goal("LoRA-XS step / LoRA step", "step", SMOL, "LoRA-XS / LoRA, ours", "<= 1.0"),
     Goal("dropout 0.05, step with / without", "dropout", MINI, "ours: with / without dropout", "<= 1.25"),
     Goal("both ends of every spectrum, SmolLM2, 210 linears (s)", "svd", "smollm2, 210 linears",
-         "both ends: ours", "<= 3"),
-    Goal("the same, gesdd / ours", "svd", "smollm2, 210 linears", "both ends: gesdd / ours", ">= 3.1"),
+         "both ends: ours", "<= 3", SLOWER),
+    Goal("the same, gesdd / ours", "svd", "smollm2, 210 linears", "both ends: gesdd / ours", ">= 3.1", SLOWER),
     Goal("its worst principal angle (sine)", "svd", "smollm2, 210 linears",
          "sine, both ends, worst layer: ours", "<= 1e-6"),
     Goal("block Krylov, top 8 of 2048x8192, gesdd / ours", "svd", "2048x8192, top 8", "gesdd / ours", ">= 10"),
@@ -77,7 +80,7 @@ GOALS = (
     Goal("randomised principal SVD, worst layer (sine)", "svd", "smollm2, 210 linears",
          "sine, randomised top 8, worst layer: ours", "<= 1e-2"),
     Goal("next initialisation from the cache, SmolLM2, slowest method (s)", "cache", "smollm2",
-         "next initialisation: slowest method", "<= 0.3"),
+         "next initialisation: slowest method", "<= 0.3", SVFT),
     Goal("step-0 change with a bf16 base, worst method (ulp)", "init", "smollm2 bf16 base",
          "step-0 change, worst of our methods", "<= 1"),
     Goal("LoRA-GA gradient pass / pass without gradients, SmolLM2", "gradient_pass", "smollm2 4x64 fp32",
@@ -85,7 +88,7 @@ GOALS = (
     Goal("greedy evaluation of K = 8 lanes, vs one by one in PEFT", "evaluation",
          "smollm2 chain_sum, 48 items, K=8", "PEFT one by one / ours together", ">= 3"),
     Goal("time to table, SmolLM2 chain_sum, vs the PEFT script", "time_to_table",
-         "smollm2 chain_sum, 6 runs of 20 steps x 4", "PEFT script / ours", ">= 4"),
+         "smollm2 chain_sum, 6 runs of 20 steps x 4", "PEFT script / ours", ">= 4", FP32),
     Goal("time to table, MiniLM banking77, vs the PEFT script", "time_to_table",
          "minilm banking77, 12 runs of 40 steps x 8", "PEFT script / ours", ">= 4"),
 )  # fmt: skip
