@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SLOWER = "gesdd itself takes 20.5 s here where the goal was set against 9.4 s; the reduction to tridiagonal form is most of it"
+SLOWER = "gesdd itself takes 20.5 s here, 9.4 s where the goal was set; the tridiagonal reduction is most of it"
 SVFT = "SVFT alone: it reads and checks all singular vectors, twice the weights; the others take 0.24 to 0.38 s"
-FP32 = "fp32 without matrix units: six lanes run at the speed of the base's products, and cold decompositions are a quarter"
+FP32 = "fp32 without matrix units: six lanes run at the speed of the base's products; a quarter is cold decompositions"
 NO_BF16 = "this processor multiplies no bf16 (no AMX, no avx512_bf16); needs one that does"
 
 
