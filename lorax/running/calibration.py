@@ -46,5 +46,6 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bo
         return losses.mean(), losses.numel()
 
     loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
-    batches = [vars(lay_out([rows[index] for index in indices], loaded, share=share)) for indices in chosen]
+    parts = [[rows[index] for index in indices] for indices in chosen]
+    batches = [vars(lay_out(part, loaded, share=share, cached=False)) for part in parts]
     return loss, batches

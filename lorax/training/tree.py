@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorax.training.batch import Batch, Encoded, collate, live_tokens, pad_id, shared_prefix
 from lorax.training.forward import caches_plainly
@@ -26,7 +26,7 @@ LONGEST = 512
 """Tokens of a sequence: the scores that the mask throws away grow with their square."""
 
 
-def lay_out(rows: Sequence[Encoded], loaded: Loaded, lanes: int = 1, share: bool = True) -> Batch:
+def lay_out(rows: Sequence[Encoded], loaded: Loaded, lanes: int = 1, share: bool = True, cached: bool = True) -> Batch:
     """Return the batch of some rows, what they begin with computed once a lane where that is exact and pays.
 
     Args:
@@ -34,19 +34,30 @@ def lay_out(rows: Sequence[Encoded], loaded: Loaded, lanes: int = 1, share: bool
         loaded: kind of model, tokenizer, device.
         lanes: K.
         share: False computes every row whole (the slow twin).
+        cached: whether the beginning may also be run first and the rests on its keys and values, where one
+            sequence will not do. All rests are differentiated before it then, so all weights' gradients meet.
     """
     device = next(loaded.model.parameters()).device
     prefix = shared_prefix(rows, lanes, device) if share and caches_plainly(loaded) else 0
     if prefix and takes_masks(loaded) and max(map(sum, _lengths(rows, prefix, lanes))) + prefix <= LONGEST:
         return tree(rows, loaded, prefix, lanes).to(device)
-    return collate(rows, loaded, prefix, lanes).to(device)
+    return collate(rows, loaded, prefix if cached else 0, lanes).to(device)
 
 
 def takes_masks(loaded: Loaded) -> bool:
-    """Say whether the model hands a mask of (rows, 1, T, T) on to its attention as it is."""
-    module = sys.modules[type(loaded.model.base_model).__module__]
-    kernel = getattr(loaded.model.config, "_attn_implementation", None)
-    return hasattr(module, "create_causal_mask") and kernel in ("sdpa", "sdpa_fp32")
+    """Say whether the model hands a mask of (rows, 1, T, T) on to its attention and nothing else, and counts from 0.
+
+    Not so where attention is biased by a count of the mask (ALiBi), the mask also weighs a router's loss, or
+    positions begin after a padding index (RoBERTa and its kin).
+    """
+    config, module = loaded.model.config, sys.modules[type(loaded.model.base_model).__module__]
+    kernel = getattr(config, "_attn_implementation", None)
+    if not hasattr(module, "create_causal_mask") or kernel not in ("sdpa", "sdpa_fp32"):
+        return False
+    if getattr(config, "alibi", False) or getattr(config, "output_router_logits", False):
+        return False
+    tables = {name: part for name, part in loaded.model.named_modules() if isinstance(part, nn.Embedding)}
+    return not any("position" in name and part.padding_idx is not None for name, part in tables.items())
 
 
 def tree(rows: Sequence[Encoded], loaded: Loaded, prefix: int, lanes: int = 1) -> Batch:
@@ -94,6 +105,6 @@ def _mask(owner: Tensor) -> Tensor:
 
 def _lengths(rows: Sequence[Encoded], prefix: int, lanes: int) -> list[list[int]]:
     """Return, for each lane, how many tokens of each of its rows follow the beginning."""
-    own = [len(row.ids) - prefix + len(row.labels) - 1 for row in rows]
+    own = [len(row.ids) - prefix + max(0, len(row.labels) - 1) for row in rows]
     block = len(rows) // lanes
     return [own[start : start + block] for start in range(0, len(own), block)]
