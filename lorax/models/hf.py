@@ -127,6 +127,16 @@ def skeleton_from(folder: Path, family: Any, labels: Sequence[str] | None, diges
     return Loaded(model.eval(), None, kind, family.name, digest, head)
 
 
+def _pluggable(kind: str, config: Any) -> bool:
+    """Say whether the model takes attention kernels by name; older ones (Falcon, T5) bring classes of their own."""
+    try:
+        found = _auto(kind)._model_mapping[type(config)]
+    except KeyError:  # code that comes with the checkpoint
+        return False
+    options = found if isinstance(found, list | tuple) else [found]
+    return all(getattr(option, "_supports_attention_backend", False) for option in options)
+
+
 def load_from(
     folder: Path, family: Any, labels: Sequence[str] | None, dtype: str, device: str, seed: int, digest: str
 ) -> Loaded:
@@ -141,6 +151,8 @@ def load_from(
         config = read_config(folder, labels)
         kind = kind_of(config, family.kind, labels, str(folder))
         attention = choose(family.attention, device)
+        if attention != family.attention and not _pluggable(kind, config):
+            attention = None  # transformers' own choice for an attention of the model's own kind
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model, info = _auto(kind).from_pretrained(
@@ -160,7 +172,8 @@ def load_from(
         init_head(model, head, seed)
         if getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
-    return Loaded(model.to(device).eval(), tokenizer, kind, family.name, digest, head, attention)
+    kernel = attention or getattr(model.config, "_attn_implementation", None)
+    return Loaded(model.to(device).eval(), tokenizer, kind, family.name, digest, head, kernel)
 
 
 def read_config(folder: Path, labels: Sequence[str] | None) -> Any:

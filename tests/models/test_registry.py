@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from lorax.errors import UserError
 from lorax.models import digest, load, names, skeleton
@@ -127,6 +128,15 @@ def test_seq2seq_is_recognised(tmp_path):
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     load(TOY).tokenizer.save_pretrained(tmp_path)
     assert load({"name": "hf", "path": str(tmp_path)}).kind == "seq2seq"
+
+
+def test_attention_of_a_model_s_own_kind_is_left_to_it(tmp_path):
+    """Falcon keeps a table of its classes, which knows no kernel of ours."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    transformers.AutoModelForCausalLM.from_config(transformers.FalconConfig(**sizes)).save_pretrained(tmp_path)
+    load({"name": "toy"}).tokenizer.save_pretrained(tmp_path)
+    loaded = load({"name": "hf", "path": str(tmp_path)})
+    assert loaded.kind == "causal" and loaded.attention in ("sdpa", "eager")
 
 
 def test_an_encoder_does_not_generate():
