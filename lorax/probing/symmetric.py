@@ -6,7 +6,7 @@ A solver for the whole spectrum spends three fifths of its time on vectors; LAPA
 it take one end at a time and would reduce G twice.
 
 scipy's BLAS brings threads of its own, which keep a core busy for a while after each call. Beside torch's
-threads, on two cores, that made 210 gradients of SmolLM2 take 27 s instead of 5; here scipy has one thread.
+threads, on two cores, that made 210 gradients of SmolLM2 take 27 s instead of 3; here scipy has one thread.
 """
 
 from __future__ import annotations
