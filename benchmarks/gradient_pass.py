@@ -90,8 +90,6 @@ def peft(loaded: Loaded, shape: Shape, keep: bool = False) -> Any:
             loaded.model(**batch).loss.backward()
 
     def call() -> int:
-        for parameter in loaded.model.parameters():
-            parameter.requires_grad_(True)
         preprocess_loraga(loaded.model, config, step)
         held = 0
         for module in targets.values():

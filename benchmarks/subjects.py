@@ -209,13 +209,12 @@ def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4, embedded: bool = T
         steps: passes of one call.
         embedded: take the gradient to the input embeddings; False: the forward pass only.
     """
-    for parameter in loaded.model.parameters():
-        parameter.requires_grad_(False)
     if embedded:
         loaded.model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     batches = batches_of(loaded, shape, 4)
 
     def call() -> Trial:
+        loaded.model.requires_grad_(False)  # here, since twins share weights and another arm may have thawed them
         watch = Stopwatch()
         for step in range(steps + 1):
             with autocast(torch.device("cpu"), shape.autocast), torch.set_grad_enabled(embedded):

@@ -146,11 +146,12 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
         seconds: of one full-length job, for all or by `task/label`; None: no estimate.
     """
     trained, tasks = [arm for arm in spec.arms if arm.trained], len(spec.tasks)
-    jobs = {"cost": len(trained) * tasks if spec.costs else 0, "tune": 0, "extend": 0}
+    jobs = {"cost": len(trained) * tasks if spec.costs else 0, "screen": 0, "tune": 0, "extend": 0}
     if spec.tuning is not None:
-        per_point = len(trained) * tasks * len(spec.tuning.seeds)
-        jobs["tune"] = per_point * spec.tuning.points
-        jobs["extend"] = per_point * spec.tuning.extend * spec.tuning.rounds
+        per_point, halving = len(trained) * tasks * len(spec.tuning.seeds), spec.tuning.halving
+        jobs["screen"] = per_point * spec.tuning.points if halving else 0
+        jobs["tune"] = per_point * (halving.survivors(spec.tuning.points) if halving else spec.tuning.points)
+        jobs["extend"] = 0 if halving else per_point * spec.tuning.extend * spec.tuning.rounds
     jobs["final"] = tasks * (len(trained) * len(spec.seeds) + len(spec.arms) - len(trained))
     design = power.design(
         family=spec.family,
@@ -164,7 +165,7 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
     lines = [f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}"]
     lines += [f"  {stage}: {n} runs" + (" at most" if stage == "extend" else "") for stage, n in jobs.items() if n]
     if total is not None:
-        lines.append(f"  about {_clock(total)} one run after another, extensions not counted")
+        lines.append(f"  about {_clock(total)} one run after another, extensions not counted; packed lanes share much of it")
     lines += [
         f"  {label}: {key}={value} (equal parameters)"
         for label, settings in spec.matched.items()
@@ -179,7 +180,7 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
     if seconds is None:
         return None
     total = 0.0
-    tuning = len(spec.tuning.seeds) * spec.tuning.points if spec.tuning else 0
+    tuning = _tuning_runs(spec)
     for task in spec.tasks:
         for arm in spec.arms:
             one = seconds if isinstance(seconds, int | float) else seconds.get(f"{task}/{arm.label}")
@@ -189,6 +190,17 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
                 return None
             total += one * (tuning + len(spec.seeds) if arm.trained else 1)
     return total
+
+
+def _tuning_runs(spec: StudySpec) -> float:
+    """Tuning runs of one arm, in full-length ones; a screening run counts by its share of the steps."""
+    if spec.tuning is None:
+        return 0.0
+    points, halving = spec.tuning.points, spec.tuning.halving
+    steps = spec.fixed.get("steps")
+    if halving:
+        points = points * (halving.steps / steps if steps else 1.0) + halving.survivors(points)
+    return len(spec.tuning.seeds) * points
 
 
 def _warnings(spec: StudySpec) -> list[str]:

@@ -94,7 +94,7 @@ def search(spec: StudySpec, book: Book, task: str) -> Search:
         screened, missing = _trials(spec, book, task, rates, "screen")
         if missing:
             return Search(rates, missing, "screen", {arm: [] for arm in arms})
-        keep = max(1, math.ceil(tuning.halving.keep * tuning.points))
+        keep = tuning.halving.survivors(tuning.points)
         rates = {arm: _survivors(rates[arm], screened[arm], keep, tuning.per_decade) for arm in arms}
     for extension in range(tuning.rounds + 1):
         trials, missing = _trials(spec, book, task, rates, "tune")

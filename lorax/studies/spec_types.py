@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,6 +45,10 @@ class Halving:
     """Steps of the screening runs."""
     keep: float = 0.5
     """Share of the points that goes on, alike for every arm."""
+
+    def survivors(self, points: int) -> int:
+        """Return how many of an arm's points go on: keep * points, rounded up, at least one."""
+        return max(1, math.ceil(self.keep * points))
 
 
 @dataclass(frozen=True)

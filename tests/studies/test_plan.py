@@ -62,9 +62,17 @@ def test_a_fixed_study_changed_by_hand_is_noticed(tmp_path):
 
 def test_the_plan_counts_what_the_protocol_asks_for():
     found = plan(bound(), seconds=10.0)
-    assert found.jobs == {"cost": 4, "tune": 2 * 2 * 6 * 2, "extend": 2 * 2 * 2 * 2 * 2, "final": 2 * (2 * 6 + 1)}
+    tuned, longer, final = 2 * 2 * 6 * 2, 2 * 2 * 2 * 2 * 2, 2 * (2 * 6 + 1)
+    assert found.jobs == {"cost": 4, "screen": 0, "tune": tuned, "extend": longer, "final": final}
     assert found.seconds == 10 * (48 + 26)
     assert plan(bound(), {"t/lora": 1.0}).seconds is None
+
+
+def test_the_plan_counts_a_screening_by_its_share_of_the_steps():
+    tuning = {"points": 6, "seeds": [101, 102], "halving": {"steps": 20, "keep": 0.33}}
+    found = plan(bound(tuning=tuning, fixed={"steps": 50}), seconds=10.0)
+    assert (found.jobs["screen"], found.jobs["tune"], found.jobs["extend"]) == (2 * 2 * 6 * 2, 2 * 2 * 2 * 2, 0)
+    assert found.seconds == pytest.approx(10 * (48 * 20 / 50 + 16 + 26))
 
 
 def test_a_hopeless_design_says_so_before_it_runs():
