@@ -15,6 +15,7 @@ from benchmarks.harness import Plan, Row, Spread, interleave, say, single
 from benchmarks.subjects import load
 from lorax.adapters.install import find_targets
 from lorax.probing import svd
+from lorax.probing.layers import side_by_side
 from lorax.probing.probe import BLOCKS
 
 R = 8
@@ -38,13 +39,15 @@ def _model(name: str, plan: Plan) -> list[Row]:
     weights = [module.weight.detach().float() for module in targets.values()]
     case = f"{name}, {len(weights)} linears"
 
+    def both(name: str) -> None:
+        W = targets[name].weight.detach().float()
+        svd.ends(W, BLOCKS[0]) if BLOCKS[0] <= svd.few(min(W.shape)) else svd.full(W)
+
     def ours() -> None:
-        for W in weights:
-            svd.ends(W, BLOCKS[0]) if BLOCKS[0] <= svd.few(min(W.shape)) else svd.full(W)
+        side_by_side(targets, both)
 
     def whole() -> None:
-        for W in weights:
-            svd.full(W)
+        side_by_side(targets, lambda name: svd.full(targets[name].weight.detach().float()))
 
     def gesdd() -> None:
         for W in weights:

@@ -134,7 +134,7 @@ def make_factors(
     for name, module in layers.items():
         initializer.check(name, *shape_of(module))
     inputs = {"loss": loss, "batches": batches, "seed": seed, "cache": cache}
-    return {probe.name: initializer(probe) for probe in probe_layers(model, layers, initializer.needs, **inputs)}
+    return probe_layers(model, layers, initializer, initializer.needs, **inputs)
 
 
 def _arm(model: nn.Module, init: Initializer, targets: str | Sequence[str], info: dict[str, Any]) -> Any:

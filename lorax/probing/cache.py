@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -49,6 +50,7 @@ class Cache:
         self.max_bytes = max_bytes
         self._memory: OrderedDict[str, Parts] = OrderedDict()
         self._total: int | None = None
+        self._lock = threading.Lock()  # layers are looked at side by side
 
     @classmethod
     def default(cls) -> Cache:
@@ -92,12 +94,15 @@ class Cache:
         return (self.dir / key[:2] / f"{key}.safetensors").exists()
 
     def _remembered(self, key: str, compute: Callable[[], Parts]) -> Parts:
-        if key not in self._memory:
-            self._memory[key] = compute()
+        parts = self._memory.get(key)
+        if parts is None:
+            parts = compute()
+        with self._lock:
+            self._memory[key] = parts
+            self._memory.move_to_end(key)
             while len(self._memory) > 1 and sum(map(_bytes, self._memory.values())) > self.max_bytes:
                 self._memory.popitem(last=False)
-        self._memory.move_to_end(key)
-        return self._memory[key]
+        return parts
 
     def _store(self, path: Path, parts: Parts) -> None:
         """Write to a neighbour, then rename: a reader sees a whole file or none."""
@@ -115,12 +120,13 @@ class Cache:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(name)
-        if self._total is None:
-            self._total = sum(size for _, size, _ in self._entries())
-        else:
-            self._total += _bytes(whole)
-        if self._total > self.max_bytes:
-            self._evict(keep=path)
+        with self._lock:
+            if self._total is None:
+                self._total = sum(size for _, size, _ in self._entries())
+            else:
+                self._total += _bytes(whole)
+            if self._total > self.max_bytes:
+                self._evict(keep=path)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Return (last use, bytes, path) of every entry, oldest first."""

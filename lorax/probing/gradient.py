@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -75,13 +76,15 @@ class Gradients:
         self._model, self._targets, self._loss = model, targets, loss
         self._batches = None if batches is None else list(batches)
         self._found: dict[str, Tensor] | None = None
+        self._lock = threading.Lock()  # layers are looked at side by side; one of them runs the pass
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the (m, n) gradient of a layer, on the CPU."""
-        if self._found is None:
-            if self._batches is None:
-                raise UserError("this init looks at gradients: give batches=..., and loss=... or labels in them")
-            self._found = layer_gradients(self._model, self._targets, self._loss, self._batches)
+        with self._lock:
+            if self._found is None:
+                if self._batches is None:
+                    raise UserError("this init looks at gradients: give batches=..., and loss=... or labels in them")
+                self._found = layer_gradients(self._model, self._targets, self._loss, self._batches)
         return finite(self._found[name], f"layer {name}: its gradient on the calibration data")
 
     def release(self, name: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,9 +15,11 @@ from lorax.errors import UserError
 from lorax.probing import svd
 from lorax.probing.cache import Cache, Parts, key_of, remembered
 from lorax.probing.gradient import Gradients, Loss
+from lorax.probing.layers import side_by_side
 from lorax.probing.svd import Triplets
 from lorax.probing.weight import factor_dtype, oriented, shape_of
 
+T = TypeVar("T")
 VERSION = 2  # of the decompositions; part of every cache key
 BLOCKS = (32, 128, 512)  # triplets held per end where the spectrum is not held whole
 
@@ -221,6 +223,7 @@ class Probe:
 def probe_layers(
     model: nn.Module,
     targets: dict[str, nn.Module],
+    look: Callable[[Probe], T],
     needs: frozenset[str] = frozenset(),
     *,
     loss: Loss | None = None,
@@ -228,13 +231,14 @@ def probe_layers(
     seed: int = 0,
     cache: Cache | None = None,
     exact: bool = True,
-) -> Iterator[Probe]:
-    """Yield one Probe a layer; what a probe computed is released when the next one is asked for.
+) -> dict[str, T]:
+    """Return {layer name: look(its probe)}; what a probe computed is released when its layer is done.
 
     Args:
         model: the untouched base.
         targets: {layer name: module}.
-        needs: what the initialiser will look at; "gradient" makes the calibration pass available.
+        look: an initialiser; called for several layers at once on a CPU with several cores.
+        needs: what it will look at; "gradient" makes the calibration pass available.
         loss: as `gradient.layer_gradients`.
         batches: calibration batches, for gradients.
         seed: of the layers' generators.
@@ -242,10 +246,15 @@ def probe_layers(
         exact: False makes every `top_svd` a randomised one.
     """
     gradients = Gradients(model, targets, loss, batches) if "gradient" in needs else None
-    for name, module in targets.items():
-        yield Probe(name, module, seed=seed, cache=cache, gradients=gradients, exact=exact)
-        if gradients is not None:
-            gradients.release(name)
+
+    def one(name: str) -> T:
+        try:
+            return look(Probe(name, targets[name], seed=seed, cache=cache, gradients=gradients, exact=exact))
+        finally:
+            if gradients is not None:
+                gradients.release(name)
+
+    return side_by_side(targets, one)
 
 
 def layer_generator(seed: int, name: str) -> torch.Generator:
