@@ -71,14 +71,15 @@ class Session:
             return [0.0]
         rows = encode(self.task, self.loaded, "train")[: self.config.batch_size]
         batch = collate(rows, self.loaded).to(self.place.device)
-        errors = []
+        errors, base = [], None
         with torch.inference_mode(), Readout(self.loaded) as readout:
             for number, adapters in enumerate(self.adapters):
                 heads = self.heads[number : number + 1]
                 with active([adapters], heads), autocast(torch.device(self.place.device), self.place.autocast):
                     logits, _ = run_batch(readout, batch)
-                    with adapters.disabled():
-                        base, _ = run_batch(readout, batch)
+                    if base is None or heads:  # a lane's head is its own, the rest of the base all lanes share
+                        with adapters.disabled():
+                            base, _ = run_batch(readout, batch)
                 errors.append(float((logits.double() - base.double()).abs().max()))
         return errors
 

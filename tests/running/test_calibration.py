@@ -8,7 +8,7 @@ from lorax.probing.gradient import layer_gradients
 from lorax.running.calibration import calibration
 
 
-def test_a_shared_beginning_leaves_the_gradients_as_they_are():
+def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are():
     texts = [f"{a}+{b}=" for a in range(3) for b in range(8)]
     examples = [SimpleNamespace(id=text, prompt=text, answer=text[0], meta={}) for text in texts]
     task = SimpleNamespace(name="sums", system="All of these begin alike.", shots=(), train=examples)
@@ -16,12 +16,13 @@ def test_a_shared_beginning_leaves_the_gradients_as_they_are():
     loaded = load({"name": "toy", "hidden": 32}, dtype="float64")
     targets = {name: part for name, part in loaded.model.named_modules() if isinstance(part, nn.Linear)}
     targets = {name: part for name, part in targets.items() if "layers" in name}
-    found, tokens = [], []
+    found, tokens, counts = [], [], []
     for share in (True, False):
         loss, batches = calibration(task, loaded, config, SimpleNamespace(device="cpu"), share)
+        counts.append(len(batches))
         tokens.append(sum(batch["inputs"]["input_ids"].numel() for batch in batches))
         found.append(layer_gradients(loaded.model, targets, loss, batches))
-    assert tokens[0] < 0.5 * tokens[1]
+    assert tokens[0] < 0.5 * tokens[1] and counts[0] < counts[1] == 3
     for name, shared in found[0].items():
         whole = found[1][name]  # norms and positions are in fp32 whatever the model is in
         assert torch.linalg.norm(shared - whole) < 1e-6 * torch.linalg.norm(whole)
