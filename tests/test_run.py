@@ -36,6 +36,17 @@ def test_a_run_leaves_record_items_and_table_and_is_not_repeated(lorax, capsys):
     assert "skipped" in capsys.readouterr().out and records() == first
 
 
+def test_a_run_has_finished_when_it_has_been_scored(lorax, monkeypatch):
+    from lorax.running import execute
+    from lorax.running.session import Session
+
+    clock, score = ["before"], Session.evaluate
+    monkeypatch.setattr(execute, "now", lambda: clock[0])
+    monkeypatch.setattr(Session, "evaluate", lambda self: [clock.__setitem__(0, "scored"), score(self)][1])
+    assert lorax("init=lora", "rank=2", "base=false") == 0
+    assert [record.provenance["finished"] for record in records().values()] == ["scored"]
+
+
 def shapes():
     from lorax.adapters.install import find_targets
     from lorax.models.registry import skeleton

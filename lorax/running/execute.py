@@ -8,7 +8,7 @@ from typing import Any
 
 from lorax.records import RunRecord, Unwritable
 from lorax.running.explain import one_line
-from lorax.running.lanes import Ready, base_of, blank
+from lorax.running.lanes import Ready, base_of, blank, now
 from lorax.running.preflight import check_kind
 
 
@@ -140,7 +140,7 @@ def _fill(work: Work, session: Any, number: int, step0: float, outcome: Any, sco
         "step_ms": outcome.step_ms,
         "eval_seconds": seconds,
     }
-    record.provenance |= {"resumed_at": outcome.resumed or None, "pack": None}
+    record.provenance |= {"resumed_at": outcome.resumed or None, "pack": None, "finished": now()}
 
 
 SOLO = ("init_seconds", "init_peak_mb", "train_seconds", "step_ms", "eval_seconds", "peak_mb")

@@ -116,7 +116,7 @@ def _result(lane: Ready) -> dict[str, Any]:
 
 def _attempt(lanes: list[Ready], provenance: dict[str, Any], show: bool) -> None:
     """Do the work; what goes wrong is recorded as failed with its message."""
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    started = now()
     try:
         from lorax.running.execute import execute
 
@@ -154,9 +154,14 @@ def blank(lane: Ready, status: str, error: str | None, provenance: dict[str, Any
         provenance={
             **source(), "versions": versions(), **provenance, "tag": config.tag,
             **({} if lane.overrides is None else {"overrides": lane.overrides}),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished": now(),
         },
     )  # fmt: skip
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _summarise(lane: Ready) -> None:
