@@ -38,7 +38,7 @@ def main(path: str) -> None:
         torch.manual_seed(run["seed"])
         batches = order(data["train"], study["batch_size"], study["steps"], run["seed"])
         model = adapted(copy.deepcopy(loaded.model), loaded, run, batches)
-        train(model, loaded, batches, run["lr"])
+        train(model, loaded, batches, run["lr"], study["task"].get("head_lr"))
         cells[run["init"], run["lr"]].append(score(model.eval(), loaded, task, data["test"]))
     print("| init | lr | score | sd | seeds |\n|---|---|---|---|---|")
     for (init, lr), scores in sorted(cells.items()):
@@ -106,10 +106,13 @@ def adapted(model: nn.Module, loaded: Any, run: dict[str, Any], batches: list[li
     return get_peft_model(model, config)
 
 
-def train(model: nn.Module, loaded: Any, batches: list[list[Any]], lr: float) -> None:
+def train(model: nn.Module, loaded: Any, batches: list[list[Any]], lr: float, head_lr: float | None) -> None:
     """AdamW, clipping at 1, a tenth of the steps warm-up, then a cosine; the base without dropout, as in lorax."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained, head = list(named.values()), [named[name] for name in named if "modules_to_save" in name]
+    adapters = [named[name] for name in named if "modules_to_save" not in name]
+    groups = [{"params": adapters}, {"params": head, "lr": head_lr or lr}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, weight_decay=0.0)
     warm, steps = max(1, len(batches) // 10), len(batches)
 
     def factor(step: int) -> float:

@@ -20,7 +20,7 @@ from lorax.probing.svd import Triplets
 from lorax.probing.weight import factor_dtype, oriented, shape_of
 
 T = TypeVar("T")
-VERSION = 2  # of the decompositions; part of every cache key
+VERSION = 3  # of the decompositions; part of every cache key
 BLOCKS = (32, 128, 512)  # triplets held per end where the spectrum is not held whole
 
 _alive: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()

@@ -19,7 +19,7 @@ from lorax.probing.symmetric import eigenvectors, one_thread
 DENSE = 1024  # up to this min(m, n) the whole spectrum is computed at once
 TOLERANCE = 1e-9  # relative residual of the float64 routes
 KRYLOV_TOLERANCE = 1e-5  # relative residual of the float32 route
-DEPTHS = (4, 6, 9, 12, 16, 24)  # blocks of the Krylov basis at which convergence is looked at
+DEPTHS = (3, 4, 6, 9, 12, 16, 24)  # blocks of the Krylov basis at which convergence is looked at; gradients take 3
 
 
 class Triplets(NamedTuple):
@@ -120,7 +120,7 @@ def randomised(W: Tensor, r: int, generator: torch.Generator, tolerance: float =
     """
     width = r + max(8, r // 2)
     X = W if W.dtype == torch.float64 else W.float()
-    for ritz, misfit in _krylov(X, width, generator):
+    for ritz, misfit in _krylov(X, width, generator, DEPTHS[1:]):
         if ritz is None or len(ritz.S) <= r:
             break
         gap = ritz.S[r - 1] - ritz.S[r] - misfit[r]
@@ -195,7 +195,9 @@ def _krylov_checked(W: Tensor, r: int, tolerance: float) -> tuple[Triplets, floa
     return best
 
 
-def _krylov(W: Tensor, width: int, generator: torch.Generator) -> Iterator[tuple[Triplets, Tensor] | tuple[None, None]]:
+def _krylov(
+    W: Tensor, width: int, generator: torch.Generator, depths: tuple[int, ...] = DEPTHS
+) -> Iterator[tuple[Triplets, Tensor] | tuple[None, None]]:
     """Yield (Ritz triplets, misfit ||W v - s u|| of each) at growing depth; (None, None) where it cannot pay.
 
     The basis Q spans {X Z, X X^T X Z, ...} for the smaller side of W; blocks are orthogonalised twice
@@ -205,7 +207,7 @@ def _krylov(W: Tensor, width: int, generator: torch.Generator) -> Iterator[tuple
     k, n = X.shape
     start = torch.randn(n, width, generator=generator, dtype=torch.float64).to(X)
     basis = torch.linalg.qr(X @ start).Q
-    for depth in DEPTHS:
+    for depth in depths:
         if depth * width > k // 2:
             yield None, None
             return

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lorax.probing.lapack import call
+
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
@@ -62,21 +64,19 @@ def _ends(G: Tensor, wanted: list[int]) -> Tensor | None:
 
 def _tridiagonal(G: Tensor, wanted: list[int]) -> Tensor | None:
     import numpy as np
-    from scipy.linalg import LinAlgError, eigh_tridiagonal, lapack
 
-    k = len(G)
-    lwork = int(lapack.dsytrd_lwork(k, lower=1)[0])
-    packed, diagonal, off, tau, failed = lapack.dsytrd(G.numpy(), lower=1, lwork=lwork)
-    try:
-        values = eigh_tridiagonal(diagonal, off, eigvals_only=True, lapack_driver="sterf")
-    except LinAlgError:
+    k, count = len(G), len(wanted)
+    reduced = G.numpy().copy().T  # by columns, as LAPACK has it; G is symmetric
+    diagonal, off, tau, work = np.empty(k), np.empty(k - 1), np.empty(k - 1), np.empty(64 * k)
+    if call("dsytrd", b"L", k, reduced, k, diagonal, off, tau, work, len(work)):
         return None
-    block, end = np.ones(k, "i"), np.full(k, k, "i")  # T is taken as one block, split or not
-    z, missed = lapack.dstein(diagonal, off, values[wanted], block, end)
-    if failed or missed:
+    values = diagonal.copy()
+    if call("dsterf", k, values, off.copy()):
         return None
-    reflectors = np.asfortranarray(packed[1:, :-1])  # of rows 1 to k - 1; the first row of Q is e_1
-    below = np.asfortranarray(z[1:])
-    lwork = int(lapack.dormqr("L", "N", reflectors, tau, below, lwork=-1)[1][0])
-    z[1:] = lapack.dormqr("L", "N", reflectors, tau, below, lwork=lwork)[0]
-    return torch.from_numpy(z)
+    block, end = np.ones(k, np.int32), np.full(k, k, np.int32)  # T is taken as one block, split or not
+    z, whole, missed = np.empty((count, k)), np.empty(k, np.int32), np.empty(count, np.int32)
+    if call("dstein", k, diagonal, off, count, values[wanted], block, end, z, k, work, whole, missed):
+        return None
+    if call("dormtr", b"L", b"L", b"N", k, count, reduced, k, tau, z, k, work, len(work)):
+        return None
+    return torch.from_numpy(z).mT

@@ -64,13 +64,14 @@ class Session:
     def step0_errors(self) -> list[float]:
         """Return, for each lane, the largest change of a logit on one training batch before step 1."""
         from lorax.training.active import active
-        from lorax.training.encode import collate, encode
+        from lorax.training.encode import encode
         from lorax.training.forward import Readout, autocast, run_batch
+        from lorax.training.tree import lay_out
 
         if not self.trains:
             return [0.0]
         rows = encode(self.task, self.loaded, "train")[: self.config.batch_size]
-        batch = collate(rows, self.loaded).to(self.place.device)
+        batch = lay_out(rows, self.loaded)
         errors, base = [], None
         with torch.inference_mode(), Readout(self.loaded) as readout:
             for number, adapters in enumerate(self.adapters):
