@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SLOWER = "gesdd itself takes more than twice the 9.4 s of the machine that the goal was set on, whose cores were two"
-SVFT = "SVFT alone: it reads and checks all singular vectors, twice the weights; the others take 0.24 to 0.38 s"
+SVFT = "SVFT alone: it reads and checks all singular vectors, twice the weights; the others take 0.30 to 0.39 s"
 FP32 = "fp32 without matrix units: half is training, which runs at the speed of the base's products, packed or not"
 SCORED = "58 % is scoring 12 x 3,080 texts: the base's products, which packing does not save in fp32"
 STEP = "set for bf16 with AMX: in fp32 PEFT itself takes only 1.3 x the lower bound"
