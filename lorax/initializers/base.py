@@ -34,7 +34,7 @@ class Initializer(Protocol):
     """What the probe must offer beyond the shape: "svd", "gradient"."""
 
     def __call__(self, probe: Probe) -> Factors:
-        """Return the factors of one layer."""
+        """Return the factors of one layer; called for several layers at once, each on a thread of its own."""
         ...
 
     def check(self, name: str, m: int, n: int) -> None:
