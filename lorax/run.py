@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,19 @@ def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: b
     return run_lanes([config], provenance=provenance, show=show)[0]
 
 
+def calm_threads(environment: MutableMapping[str, str]) -> None:
+    """Let OpenMP's threads wait for each other 1,000 turns awake, not 300,000, unless the user has said how.
+
+    A thread that waits keeps its core busy. Where a neighbour runs on the other core, it keeps the very thread it
+    waits for from running: a step then takes four times as long (benchmarks/README.md). Read when torch is loaded.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = "1000"
+
+
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2, failed jobs exit code 1."""
+    calm_threads(os.environ)
     try:
         code, line = _outcome()
     except KeyboardInterrupt:

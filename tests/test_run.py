@@ -47,6 +47,18 @@ def test_a_run_has_finished_when_it_has_been_scored(lorax, monkeypatch):
     assert [record.provenance["finished"] for record in records().values()] == ["scored"]
 
 
+@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "5"}])
+def test_threads_wait_briefly_unless_the_user_has_said_how(given):
+    from lorax.run import calm_threads
+
+    environment = {}
+    calm_threads(environment)
+    assert environment == {"GOMP_SPINCOUNT": "1000"}
+    environment = dict(given)
+    calm_threads(environment)
+    assert environment == given
+
+
 def shapes():
     from lorax.adapters.install import find_targets
     from lorax.models.registry import skeleton
