@@ -52,6 +52,14 @@ class Cache:
         self._total: int | None = None
         self._lock = threading.Lock()  # layers are looked at side by side
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the lock behind: a copy has one of its own."""
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the content of a copy."""
+        vars(self).update(state, _lock=threading.Lock())
+
     @classmethod
     def default(cls) -> Cache:
         """Return the user's cache: `$LORAX_CACHE` or the platform's folder, up to `$LORAX_CACHE_BYTES`."""

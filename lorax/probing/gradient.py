@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lorax.errors import UserError
 from lorax.probing.cache import digest, key_of, remembered
+from lorax.probing.layers import all_threads
 from lorax.probing.svd import finite
 from lorax.probing.weight import oriented
 
@@ -84,7 +85,8 @@ class Gradients:
             if self._found is None:
                 if self._batches is None:
                     raise UserError("this init looks at gradients: give batches=..., and loss=... or labels in them")
-                self._found = layer_gradients(self._model, self._targets, self._loss, self._batches)
+                with all_threads():
+                    self._found = layer_gradients(self._model, self._targets, self._loss, self._batches)
         return finite(self._found[name], f"layer {name}: its gradient on the calibration data")
 
     def release(self, name: str) -> None:

@@ -11,7 +11,8 @@ threads, on two cores, that made 210 gradients of SmolLM2 take 27 s instead of 3
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ def eigenvectors(G: Tensor, first: int | None = None, last: int | None = None) -
     """Return eigenvectors in ascending order of their values: all, or the `first` and the `last` ones.
 
     Args:
-        G: (k, k) float64, symmetric; its lower triangle is read.
+        G: (k, k) float64, symmetric; one triangle is read.
         first: how many at the lower end.
         last: how many at the upper end; None for both: all.
     """
@@ -43,9 +44,22 @@ def eigenvectors(G: Tensor, first: int | None = None, last: int | None = None) -
     return torch.linalg.eigh(G).eigenvectors[:, wanted] if found is None else found
 
 
-def one_thread() -> AbstractContextManager[object]:
-    """Return a context in which numpy's and scipy's BLAS use one thread; torch keeps its own."""
-    return _pools().limit(limits=1)
+class one_thread:  # noqa: N801 (a context manager)
+    """numpy's and scipy's BLAS use one thread inside, torch keeps its own; several threads may be inside at once."""
+
+    _lock, _inside, _limit = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with one_thread._lock:
+            if not one_thread._inside:
+                one_thread._limit = _pools().limit(limits=1)
+            one_thread._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with one_thread._lock:
+            one_thread._inside -= 1
+            if not one_thread._inside:
+                one_thread._limit.restore_original_limits()
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from lorax.config import RunConfig
@@ -48,24 +47,23 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bo
 
     loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
     parts = [[rows[index] for index in indices] for indices in chosen]
-    parts = _joined(parts) if share else parts
+    parts = _joined(parts, loaded) if share else parts
     batches = [vars(lay_out(part, loaded, share=share, cached=False)) for part in parts]
     return loss, batches
 
 
-def _joined(parts: list[list[Any]]) -> list[list[Any]]:
-    """Join neighbouring batches to one sequence's worth of tokens.
+def _joined(parts: list[list[Any]], loaded: Any) -> list[list[Any]]:
+    """Join neighbouring batches while they stay one sequence's worth of tokens and take no more than apart.
 
     The gradient weighs every batch by its labels, so it does not matter how they are cut; products of a hundred
     tokens take twice the time a token of products of five hundred, and what prompts begin with is computed less often.
     """
-    from lorax.training.tree import LONGEST
+    from lorax.training.tree import LONGEST, size
 
-    common = len(os.path.commonprefix([row.ids for part in parts for row in part]))
     joined: list[list[Any]] = []
     for part in parts:
         together = [*joined[-1], *part] if joined else []
-        if together and common + sum(len(row) - common for row in together) <= LONGEST:
+        if together and size(together, loaded) <= min(LONGEST, size(joined[-1], loaded) + size(part, loaded)):
             joined[-1] = together
         else:
             joined.append(part)

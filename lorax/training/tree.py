@@ -44,6 +44,14 @@ def lay_out(rows: Sequence[Encoded], loaded: Loaded, lanes: int = 1, share: bool
     return collate(rows, loaded, prefix if cached else 0, lanes).to(device)
 
 
+def size(rows: Sequence[Encoded], loaded: Loaded) -> int:
+    """Return how many tokens, padding included, `lay_out` runs for the rows of one lane without cached beginnings."""
+    device = next(loaded.model.parameters()).device
+    prefix = shared_prefix(rows, 1, device) if caches_plainly(loaded) else 0
+    together = prefix + sum(_lengths(rows, prefix, 1)[0])
+    return together if prefix and takes_masks(loaded) and together <= LONGEST else len(rows) * max(map(len, rows))
+
+
 def takes_masks(loaded: Loaded) -> bool:
     """Say whether the model hands a mask of (rows, 1, T, T) on to its attention and nothing else, and counts from 0.
 

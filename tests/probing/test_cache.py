@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import pickle
 import time
 
 import pytest
@@ -167,3 +168,10 @@ def test_full_factors_are_one_storage_while_someone_holds_them():
     with torch.no_grad():
         module.weight += 1
     assert Probe("a", module).full_svd().U is not first.U
+
+
+def test_a_cache_can_be_handed_to_another_process(tmp_path):
+    for cache in (Cache(tmp_path), Cache(None)):
+        cache.get("0" * 40, lambda: {"U": torch.ones(2, 3)})
+        copied = pickle.loads(pickle.dumps(cache))
+        assert torch.equal(copied.get("0" * 40, lambda: 1 / 0)["U"], torch.ones(2, 3))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -5,7 +6,9 @@ from torch import nn
 
 from lorax.models.registry import load
 from lorax.probing.gradient import layer_gradients
-from lorax.running.calibration import calibration
+from lorax.running.calibration import _joined, calibration
+from lorax.training.batch import Encoded
+from lorax.training.tree import size
 
 
 def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are():
@@ -26,3 +29,15 @@ def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are()
     for name, shared in found[0].items():
         whole = found[1][name]  # norms and positions are in fp32 whatever the model is in
         assert torch.linalg.norm(shared - whole) < 1e-6 * torch.linalg.norm(whole)
+
+
+def test_batches_are_joined_only_where_that_takes_no_more_tokens():
+    loaded = load({"name": "toy", "hidden": 32})
+    long, short = Encoded([5] * 400, [1], None), Encoded([6] * 10, [1], None)
+    own = [[Encoded([number] * 10, [1], None)] for number in range(8, 20)]
+    assert _joined([[short], [long], [short]], loaded) == [[short], [long], [short]]  # padding would outgrow the rest
+    assert [len(part) for part in _joined(own, loaded)] == [12]
+    alike = [[Encoded([7] * 440 + [number], [1], None)] for number in range(8, 12)]
+    assert [size(part, loaded) for part in _joined(alike, loaded)] == [size(sum(alike, []), loaded)] == [444]
+    encoder = replace(loaded, kind="classification")  # it computes every row whole
+    assert _joined(alike, encoder) == alike
