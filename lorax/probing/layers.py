@@ -69,18 +69,21 @@ def _small(module: nn.Module) -> bool:
 @contextmanager
 def _pool(workers: int, threads: int) -> Iterator[Callable[..., Iterator[T]]]:
     """Threads that use one core each; on leaving, torch's and scipy's numbers of threads are as before."""
-    ready = threading.Barrier(workers + 1)
+    started, go = threading.Semaphore(0), threading.Event()
 
     def begin() -> None:
         torch.get_num_threads()  # a thread takes the process's number when it first asks; its own comes after that
         torch.set_num_threads(1)
         _worker.threads = threads
-        ready.wait()
+        started.release()
+        go.wait()
 
     def submit(look: Callable[[str], T], names: list[str]) -> Iterator[T]:
-        results = pool.map(look, names)  # starts the workers, as many as there are names at least
-        ready.wait()
+        results = pool.map(look, names)  # starts all workers: none is idle before `go`, and there are names enough
+        for _ in range(workers):
+            started.acquire()
         torch.set_num_threads(threads)  # a thread that first meets torch from now on takes this number
+        go.set()
         return results
 
     with one_thread():
@@ -88,7 +91,7 @@ def _pool(workers: int, threads: int) -> Iterator[Callable[..., Iterator[T]]]:
         try:
             yield submit
         finally:
-            ready.abort()  # where something came in between, nobody waits for ever
+            go.set()  # where something came in between, nobody waits for ever
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
