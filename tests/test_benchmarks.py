@@ -76,6 +76,15 @@ def test_arms_do_the_same_work_on_shared_weights():
     assert [len(row.ids) + len(row.labels) - 1 for row in rows] == [8] * 4
 
 
+def test_the_lower_bound_stays_one_beside_an_arm_that_thaws_the_shared_weights():
+    shape = Shape("tiny", 4, 8)
+    loaded = load("tiny")
+    bound = lower_bound(twin(loaded), shape, steps=1)
+    loaded.model.requires_grad_(True)
+    bound()
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
 def test_unknown_names_are_one_line(capsys):
     assert main(["stepp"]) == 2
     assert "step" in capsys.readouterr().err

@@ -59,11 +59,36 @@ def test_threads_wait_briefly_unless_the_user_has_said_how(given):
     assert environment == given
 
 
+def test_the_command_line_calms_threads_before_it_does_anything(monkeypatch):
+    from lorax import run
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "taken back afterwards")
+        monkeypatch.delenv(name)
+    found = []
+    monkeypatch.setattr(run, "_outcome", lambda: (found.append(os.environ.get("GOMP_SPINCOUNT")), (0, ""))[1])
+    run.main()
+    assert found == ["1000"]
+
+
 def shapes():
     from lorax.adapters.install import find_targets
     from lorax.models.registry import skeleton
 
     return [tuple(module.weight.shape) for module in find_targets(skeleton({"name": "toy"}).model).values()]
+
+
+@pytest.mark.parametrize("order", ["0,0.05", "0.05,0"])
+def test_a_start_that_is_not_the_base_is_measured_lane_by_lane(lorax, order):
+    grid = ["-m", "init=lora_xs", f"init.noise={order}", "rank=2", "base=false"]
+    assert lorax(*grid, results="single") == 0
+    assert lorax(*grid, "hydra/launcher=packed", results="packed") == 0
+    single, packed = (
+        {run.config["init"]["noise"]: run.init_report["step0_error"] for run in records(where).values()}
+        for where in ("single", "packed")
+    )
+    assert single[0] == packed[0] == 0 and single[0.05] > 1e-4
+    assert packed[0.05] == pytest.approx(single[0.05], rel=1e-3)
 
 
 def test_twins_run_once_and_zeta_does_not_split_lora(lorax):

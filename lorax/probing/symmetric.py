@@ -12,9 +12,10 @@ threads, on two cores, that made 210 gradients of SmolLM2 take 27 s instead of 3
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 LARGE = 1024  # above this a reduction takes longer than threads stay awake, and gains from several
 SMALL = 256  # below this the whole spectrum costs no more than its ends
+
+_lock = threading.Lock()
+_inside = 0  # how many are in `one_thread` now
+_limit: Any = None  # what puts the other threads back when the last one leaves
 
 
 def eigenvectors(G: Tensor, first: int | None = None, last: int | None = None) -> Tensor:
@@ -44,22 +49,21 @@ def eigenvectors(G: Tensor, first: int | None = None, last: int | None = None) -
     return torch.linalg.eigh(G).eigenvectors[:, wanted] if found is None else found
 
 
-class one_thread:  # noqa: N801 (a context manager)
-    """numpy's and scipy's BLAS use one thread inside, torch keeps its own; several threads may be inside at once."""
-
-    _lock, _inside, _limit = threading.Lock(), 0, None
-
-    def __enter__(self) -> None:
-        with one_thread._lock:
-            if not one_thread._inside:
-                one_thread._limit = _pools().limit(limits=1)
-            one_thread._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with one_thread._lock:
-            one_thread._inside -= 1
-            if not one_thread._inside:
-                one_thread._limit.restore_original_limits()
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let numpy's and scipy's BLAS use one thread while anybody is inside; torch keeps its own."""
+    global _inside, _limit
+    with _lock:
+        if not _inside:
+            _limit = _pools().limit(limits=1)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _limit.restore_original_limits()
 
 
 @cache
