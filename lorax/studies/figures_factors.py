@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -36,14 +35,17 @@ def factor_map(lines: Mapping[str, Sequence[Line]], quantity: str) -> Figure | N
         across = axes[row * len(columns) : (row + 1) * len(columns)]
         for place, (panel, (method, factor)) in enumerate(zip(across, columns, strict=True)):
             own = [line for line in found if (line.method, line.factor) == (method, factor)]
+            if place:  # before anything is drawn: an axis joined later takes the first panel's limits as they are
+                panel.sharey(across[0])
             _panel(panel, own, quantity, ranks)
             panel.set_title(f"{method}, {task}" if len(measured) > 1 else method, fontsize=9)
             panel.set_xlabel(factor)
             if place:
-                panel.sharey(across[0])
                 panel.tick_params(labelleft=False)
             else:
                 panel.set_ylabel(TITLES[quantity])
+        if quantity == "cosine" and min(line.runs[quantity].min() for line in found) >= 0:
+            across[0].set_ylim(bottom=0)
     return figure
 
 
@@ -62,6 +64,4 @@ def _panel(panel: Axes, lines: Sequence[Line], quantity: str, ranks: Sequence[in
     panel.minorticks_off()
     if quantity == "score":
         per_cent(panel)
-    elif np.nanmin([line.runs[quantity].min() for line in lines]) >= 0:
-        panel.set_ylim(bottom=0)
-    panel.legend(frameon=False, fontsize=7.5, handlelength=1.6)
+    panel.legend(frameon=False, fontsize=7.5, handlelength=2.6)

@@ -20,6 +20,9 @@ from lorax.studies.protocol_study import Study
 from lorax.studies.report_items import Scores
 from lorax.studies.tuning import selection as resample
 
+MOST_ARMS = 16
+"""Eight colours, each with two markers and line styles."""
+
 CAPTIONS = {
     "learning_rate": "Validation score against learning rate: mean over tuning seeds, band from lowest to highest.",
     "winner_flip": "Who leads when every arm is given the same rate: what a paper that fixed it would have seen.",
@@ -43,12 +46,32 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> dict[str, Fig
     """
     # Arms that train come first, so that the frozen base takes no colour away from them.
     labels = [arm.label for arm in sorted(study.spec.arms, key=lambda arm: not arm.trained)]
-    finals = by_arm(study)
     frame = tuning_frame(study)
+    lines = factors(study)
     found = {
         "learning_rate": response(frame, _chosen(study), base_scores(study), labels),
         "winner_flip": winner_flip(frame, study.spec.reference, labels),
         "selection": selection(frequencies(study), labels),
+        **({} if left_out(study) else _arm_by_arm(study, scores, table, labels)),
+        **{f"factors_{quantity}": factor_map(lines, quantity) for quantity in ("score", "cosine")},
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def left_out(study: Study) -> list[str]:
+    """Return why the figures with a curve, a point or a line for each arm are not drawn; empty where they are."""
+    arms = len(study.spec.arms)
+    if arms <= MOST_ARMS:
+        return []
+    return [
+        f"Training curves, price, agreement and diagnostics arm by arm are left out: {arms} arms, and no more than "
+        f"{MOST_ARMS} can be told apart. The tables hold them all."
+    ]
+
+
+def _arm_by_arm(study: Study, scores: Scores, table: pd.DataFrame, labels: list[str]) -> dict[str, Figure | None]:
+    finals = by_arm(study)
+    found = {
         "training": training({arm: finals[arm] for arm in labels if arm in finals}, labels),
         "price": price(_costs(table, study), labels),
         "agreement": agreement_map({
@@ -56,18 +79,19 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> dict[str, Fig
             for task, arms in scores.items()
         }),
     }  # fmt: skip
-    lines = factors(study)
-    found |= {f"factors_{quantity}": factor_map(lines, quantity) for quantity in ("score", "cosine")}
     measured = diagnostics_frame(finals)
     for task in study.spec.tasks:
         name = "diagnostics" if len(study.spec.tasks) == 1 else f"diagnostics_{task}"
         found[name] = diagnostics(measured[measured["task"] == task], labels)
-    return {name: figure for name, figure in found.items() if figure is not None}
+    return found
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG; return the paths."""
-    return [path for name, figure in figures.items() for path in save(figure, folder, name)]
+    """Write every figure as PNG and SVG, take away what an earlier call drew and this one did not; return the paths."""
+    paths = [path for name, figure in figures.items() for path in save(figure, folder, name)]
+    for old in {*folder.glob("*.png"), *folder.glob("*.svg")} - {*paths}:
+        old.unlink()
+    return paths
 
 
 def caption(name: str) -> str:

@@ -95,7 +95,7 @@ def _same(found: Any, wanted: Any) -> bool:
     if wanted is None or wanted == "auto":
         return True
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        return all(_same(found[key], value) for key, value in wanted.items() if key in found)
+        return found.keys() == wanted.keys() and all(_same(found[key], value) for key, value in wanted.items())
     return canonical(found) == canonical(wanted)
 
 

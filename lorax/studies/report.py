@@ -11,7 +11,7 @@ from lorax.records import Store, write_atomic
 from lorax.studies import diagnostics_report, html, render, report_words
 from lorax.studies.factors import pivots
 from lorax.studies.figures_diagnostics import diagnostics_frame
-from lorax.studies.figures_study import by_arm, caption, draw_all, factors, save_all, tuning_frame
+from lorax.studies.figures_study import by_arm, caption, draw_all, factors, left_out, save_all, tuning_frame
 from lorax.studies.linter import footnotes
 from lorax.studies.main_table import (
     SCORE_HEAD,
@@ -48,11 +48,12 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     drawn = draw_all(study, scores, table)
     paths = save_all(drawn, store.root / "figures" / name)
     svgs = {caption(path.stem): path.read_bytes() for path in paths if path.suffix == ".svg"}
+    shown = [*parts, html.Part("Figures", left_out(study), figures=html.pictures(svgs))]
     pages = {
         "md": as_markdown(study, parts),
         "csv": table.to_csv(index=False, lineterminator="\n"),
         "tex": as_latex(study, parts),
-        "html": html.page(name, [*parts, html.Part("Figures", figures=html.pictures(svgs))], study.spec.question),
+        "html": html.page(name, shown, study.spec.question),
     }
     for kind, text in pages.items():
         paths.append(store.root / "tables" / f"{name}.{kind}")

@@ -14,6 +14,9 @@ from lorax.studies.tuning import selection
 from lorax.studies.verdicts import would_need
 from lorax.studies.verdicts_result import Comparison, StudyResult
 
+MANY = 12
+"""More undecided rows of a task than this are summed up in one sentence."""
+
 _SAYS = {"better": "scores higher than", "worse": "scores lower than", "equivalent": "is equivalent to"}
 
 
@@ -35,16 +38,44 @@ def found(result: StudyResult) -> list[str]:
 
 
 def undecided(result: StudyResult) -> list[str]:
-    """Return a sentence for every undecided comparison: its interval, and what would decide it."""
+    """Return a sentence for every undecided comparison, or for all of a task's where they are more than `MANY`.
+
+    Each says how wide the interval is and what would decide it.
+    """
     lines = []
-    for c in result.comparisons:
-        if c.verdict != "undecided":
-            continue
-        if not math.isfinite(c.se):
-            lines.append(f"{c.task}: {c.arm} against {c.reference} cannot be judged ({c.note or 'one seed'}).")
-            continue
-        lines.append(f"{c.task}: {c.arm} against {c.reference} is undecided: {_effect(c)}. {_needed(result, c)}")
+    for task in result.tasks:
+        own = [c for c in result.comparisons if c.task == task and c.verdict == "undecided"]
+        known = [c for c in own if math.isfinite(c.se)]
+        lines += [
+            f"{task}: {c.arm} against {c.reference} cannot be judged ({c.note or 'one seed'})."
+            for c in own
+            if not math.isfinite(c.se)
+        ]
+        if len(known) > MANY:
+            lines.append(_summed(result, task, known))
+        else:
+            lines += [
+                f"{task}: {c.arm} against {c.reference} is undecided: {_effect(c)}. {_needed(result, c)}" for c in known
+            ]
     return lines
+
+
+def _summed(result: StudyResult, task: str, known: list[Comparison]) -> str:
+    """One sentence for many undecided comparisons of a task."""
+    estimates, reaches = [c.estimate for c in known], [(c.high - c.low) / 2 for c in known]
+    seeds = [need.seeds for c in known if (need := would_need(result, c)).seeds is not None]
+    line = (
+        f"{task}: {len(known)} rows against {known[0].reference} are undecided; their estimates lie between "
+        f"{render.points(min(estimates), True)} and {render.points(max(estimates), True)} points, "
+        f"their intervals reach {render.points(min(reaches))} to {render.points(max(reaches))} points to either side."
+    )
+    if not seeds:
+        return line + " 200 seeds would decide none of them at the present estimates."
+    now = min(len(c.seeds) for c in known)
+    return line + (
+        f" If estimates and spreads stay, {min(seeds)} to {max(seeds)} seeds in all (now {now}) would decide "
+        f"{len(seeds)} of them, half of these with {statistics.median_high(seeds)}."
+    )
 
 
 def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:

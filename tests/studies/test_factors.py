@@ -45,3 +45,13 @@ def test_pivots_hold_means_and_spread_and_figures_every_curve():
         names = [text.get_text() for panel in figure.axes for text in panel.get_legend().get_texts()]
         assert sorted(names) == ["r=2", "r=8", "r=8", "r=8, gamma=16", "r=8, zeta=16"]
     assert factor_map({"one": []}, "score") is None
+
+
+def test_panels_of_a_task_share_an_axis_that_holds_every_run():
+    runs = [run("lora", 2, alpha=alpha, score=0.5) for alpha in (8, 16)]
+    runs += [run("pissa", 64, alpha=alpha, score=score) for alpha in (8, 16) for score in (0.1, 0.9)]
+    lines = {"one": factor_lines(runs, "score")}
+    for quantity, low, high in (("score", 0.1, 0.9), ("cosine", 0, 0.64)):
+        limits = {panel.get_ylim() for panel in factor_map(lines, quantity).axes}
+        ((bottom, top),) = limits
+        assert bottom <= low and top > high

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lorax.records import Store
+from lorax.studies import figures_study
 from lorax.studies.figures import colours, panels, save, spread
 from lorax.studies.figures_diagnostics import diagnostics
 from lorax.studies.figures_lr import curve, response, stretches, winner_flip
@@ -107,3 +108,15 @@ def test_a_study_that_has_not_tuned_draws_what_it_has(tmp_path, make_study):
     study = read_study(make_study(store, arms, tuning=None, seeds=(0, 1)), store)
     drawn = draw_all(study, item_scores(study, store), main_table(study))
     assert "learning_rate" not in drawn and {"training", "price", "agreement"} <= set(drawn)
+
+
+def test_more_arms_than_can_be_told_apart_are_not_drawn_and_older_files_go(demo, tmp_path, monkeypatch):
+    study = read_study(demo.spec, demo.store)
+    drawn = draw_all(study, {}, main_table(study))
+    monkeypatch.setattr(figures_study, "MOST_ARMS", len(demo.spec.arms) - 1)
+    fewer = draw_all(study, {}, main_table(study))
+    assert {"training", "price"} <= drawn.keys() - fewer.keys() and "learning_rate" in fewer
+    assert f"{len(demo.spec.arms)} arms" in figures_study.left_out(study)[0]
+    figures_study.save_all({"price": drawn["price"]}, tmp_path)
+    figures_study.save_all({"learning_rate": drawn["learning_rate"]}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"learning_rate.png", "learning_rate.svg"}

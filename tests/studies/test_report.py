@@ -12,6 +12,7 @@ import pytest
 
 from lorax.errors import UserError
 from lorax.records import Store
+from lorax.studies import report_words
 from lorax.studies.html import page
 from lorax.studies.main_table import main_table
 from lorax.studies.plan import frozen
@@ -45,6 +46,17 @@ def test_words_say_found_undecided_and_what_would_decide(written):
     assert "(1) alpha / rank: 2 (lora, rslora, svft, full), 1 (pissa)" in text
     assert "words: 200 test items, fewer than 1,000." in text
     assert "No verdict rests on them" in text
+
+
+def test_many_undecided_rows_are_one_sentence(demo, monkeypatch):
+    result = read_study(demo.spec, demo.store).result
+    each = [line for line in report_words.undecided(result) if line.startswith("words")]
+    needed = [int(n) for line in each for n in re.findall(r"(\d+) seeds in all", line)]
+    assert needed
+    monkeypatch.setattr(report_words, "MANY", 0)
+    line = report_words.undecided(result)[0]
+    assert line.startswith(f"words: {len(each)} rows against lora are undecided")
+    assert f"{min(needed)} to {max(needed)} seeds in all" in line
 
 
 class Page(HTMLParser):
