@@ -104,8 +104,26 @@ def part(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> html.P
         tables.append(html.Table(("method", *(COLUMNS[key] for key in columns)), body, one))
     sources = sorted({_source(record) for runs in arms.values() for record in runs} - {""})
     forgot = [FORGOT] if (frame["quantity"] == "forgetting").any() else []
-    lines = [*NOTES, *forgot, *(f"Full fine-tuning's update is that of {source}." for source in sources)]
+    lines = [*NOTES, *forgot, *(f"Full fine-tuning's update is that of {source}." for source in sources), *_alone(arms)]
     return html.Part("Diagnostics", lines, tables)
+
+
+def _alone(arms: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+    """Name the arms that had no update of full fine-tuning to be compared with while others had one."""
+    runs = [record for found in arms.values() for record in found]
+    known = {source["run_id"] for record in runs if (source := record.diagnostics.get("full_update_of"))}
+    missing = [
+        arm
+        for arm, found in arms.items()
+        if not any(record.run_id in known for record in found)  # not full fine-tuning itself
+        and any(not record.diagnostics.get("full_update_of") for record in found)
+    ]
+    if not known or not missing:
+        return []
+    return [
+        f"{', '.join(missing)}: full fine-tuning's update was not in the cache (`LORAX_CACHE`) when this ran; run "
+        "`init=full` there first."
+    ]
 
 
 def section(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> str:

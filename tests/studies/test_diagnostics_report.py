@@ -27,7 +27,8 @@ def record(init, seed=0, measured=True, rank=8):
     found = heads | {"forgetting": None, "layers": {"names": LAYERS, **values}, "about": {"rank": 8}}
     found |= {"full_update_of": None if init == "full" else {"run_id": "f", "seed": "0", "lr": "0.0002"}}
     return RunRecord(
-        run_id=run_id(identity), name="sweep", status="finished", config=identity, identity=identity,
+        run_id="f" if init == "full" else run_id(identity), name="sweep", status="finished",
+        config=identity, identity=identity,
         task={"name": "t", "metric": "accuracy"}, scores={"test": {"score": top, "n": 10}},
         costs={"trainable": 0 if init == "none" else 9}, diagnostics=found if measured else {},
         provenance={"finished": "2026"},
@@ -47,6 +48,15 @@ def test_the_table_has_a_row_a_method_and_means_over_seeds():
     assert next(line for line in text.splitlines() if line.startswith("| full ")).count(" - ") == 1
     assert "run f (seed 0, lr 0.0002)" in text and "forgetting |" not in text
     assert wide(frame)["arm"].tolist() == ["full", "lora", "lora", "pissa"]
+
+
+def test_arms_that_had_no_full_update_at_hand_are_named():
+    arms = labelled(RECORDS)
+    assert "LORAX_CACHE" not in section(diagnostics_frame(arms), arms)
+    late = record("svft")
+    late.diagnostics |= {"full_update_of": None, "cosine_final": None}
+    arms = labelled([*RECORDS, late])
+    assert "- svft: full fine-tuning's update was not in the cache" in section(diagnostics_frame(arms), arms)
 
 
 def test_ranks_make_rows_where_there_are_several():
