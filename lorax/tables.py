@@ -60,7 +60,7 @@ def draw(store: Store, name: str) -> str:
     Returns:
         The Markdown text, and a line for each file written.
     """
-    from lorax.studies.plan import frozen_path
+    from lorax.studies.freeze import frozen_path
 
     if frozen_path(store.root, name).is_file():
         from lorax.studies.report import write_study

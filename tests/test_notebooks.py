@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 from lorax.records import Store
 from lorax.studies import render
-from lorax.studies.plan import frozen
+from lorax.studies.freeze import frozen
 from lorax.studies.protocol_study import read_study
 
 ROOT = Path(__file__).parents[1]

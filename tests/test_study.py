@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lorax.records import Store
-from lorax.studies.plan import frozen
+from lorax.studies.freeze import frozen
 from lorax.studies.protocol_study import read_study
 
 

@@ -36,6 +36,7 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
     from lorax.studies import plan as planning
+    from lorax.studies.freeze import freeze
     from lorax.studies.spec import from_mapping
 
     data = OmegaConf.to_container(sweeper.config.study, resolve=True)
@@ -50,7 +51,7 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
         print("\n".join(planning.plan(spec, seconds).lines))
         return
     checked(sweeper, [[*job.overrides, *outside] for job in one_of_each(spec)])
-    planning.freeze(spec, store.root)
+    freeze(spec, store.root)
     print("\n".join(planning.plan(spec).lines), flush=True)
     _rounds(sweeper, spec, store, outside)
     _report(store, spec.name)

@@ -138,7 +138,7 @@ def _promises(quick: bool, tables: int, seed: int) -> list[dict[str, Any]]:
 
 def _swaps(results_dir: Path) -> list[dict[str, Any]]:
     """Label swaps of every study that has been run."""
-    from lorax.studies.plan import frozen
+    from lorax.studies.freeze import frozen
     from lorax.studies.protocol_study import final_of, read_study
 
     out = []

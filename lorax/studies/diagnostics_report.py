@@ -33,7 +33,7 @@ COLUMNS = {
 NOTES = (
     "Medians over layers (means for intruders), averaged over seeds. Cosines of the first step are to -G, the gradient "
     "of the untouched model on calibration data; `best possible` is the largest cosine that any small step of what "
-    "trains could have, `optimum 2r` that of any update of rank 2r (dashed in the figures, with that of rank r).",
+    "trains could have, `optimum 2r` that of any update of rank 2r.",
     "`final to full's`: cosine of the final update to that of full fine-tuning; size: ||dW|| / ||W0||; eff. rank: "
     "exp of the entropy of dW's singular values; intruders: leading singular vectors of W' unlike any of W0's, a layer "
     "(arXiv:2410.21228); top, bottom: share of ||dW||^2 in W0's leading or last singular subspaces, the mean of rows "

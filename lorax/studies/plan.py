@@ -1,20 +1,18 @@
-"""Before a study runs: bind it to methods and model, fix its design, say what it costs and can show."""
+"""Before a study runs: bind it to methods and model, say what it costs and can show."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorax.errors import UserError
-from lorax.records import canonical, write_atomic
+from lorax.records import canonical
 from lorax.studies import power
 from lorax.studies.match import Found, nearest, report
 from lorax.studies.protocol_jobs import make_job
-from lorax.studies.spec import StudySpec, from_mapping
+from lorax.studies.spec import StudySpec
 
 LEAST_TEST, LEAST_VALIDATION = 1000, 300
 
@@ -70,59 +68,6 @@ def solve(spec: StudySpec, count: Callable[[list[str]], int] | None) -> dict[str
 
         found[arm.label] = nearest(at, target, rule.key, rule.low, rule.high)
     return found
-
-
-def frozen_path(results_dir: str | Path, name: str) -> Path:
-    """Return the file that fixes a study's design."""
-    return Path(results_dir) / "studies" / f"{name}.json"
-
-
-def digest(spec: StudySpec) -> str:
-    """Return the digest of margin, metric, family and design."""
-    return hashlib.sha256(canonical(_design(spec)).encode()).hexdigest()[:16]
-
-
-def freeze(spec: StudySpec, results_dir: str | Path) -> Path:
-    """Fix the design before the first run; later calls check that it is still the same.
-
-    Raises:
-        UserError: the study was fixed otherwise; names the first value that differs and the file.
-    """
-    path = frozen_path(results_dir, spec.name)
-    if path.is_file():
-        old, new = _design(frozen(results_dir, spec.name)), _design(spec)
-        for key in sorted(old.keys() | new.keys()):
-            if canonical(old.get(key)) != canonical(new.get(key)):
-                was, now = _difference(old.get(key), new.get(key))
-                raise UserError(
-                    f"study {spec.name}: {key} was fixed as {was} before the first run and is now {now} "
-                    f"({path}); give the changed study another name"
-                )
-    text = json.dumps({"digest": digest(spec), "spec": asdict(spec)}, indent=1) + "\n"
-    if not path.is_file() or path.read_text() != text:
-        write_atomic(path, text)
-    return path
-
-
-def frozen(results_dir: str | Path, name: str) -> StudySpec:
-    """Read back a study whose design was fixed, bindings included.
-
-    Raises:
-        UserError: there is none, or the file was changed by hand.
-    """
-    path = frozen_path(results_dir, name)
-    if not path.is_file():
-        raise UserError(f"no study {name!r} has been started in {results_dir} (no {path})")
-    try:
-        data = json.loads(path.read_text())
-        plain = data["spec"]
-        bindings = {key: plain.pop(key) for key in ("centres", "matched", "consumes")}
-        spec = replace(from_mapping(plain, name), **bindings)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a fixed study ({error})") from None
-    if digest(spec) != data["digest"]:
-        raise UserError(f"{path}: its content does not have its digest {data['digest']}; it was changed by hand")
-    return spec
 
 
 @dataclass(frozen=True)
@@ -207,29 +152,14 @@ def _tuning_runs(spec: StudySpec) -> float:
 def _warnings(spec: StudySpec) -> list[str]:
     lines = []
     if spec.tuning is None:
-        lines.append("No tuning: every arm runs at base rate times prior. This is not a tuned comparison.")
+        lines.append(
+            "No tuning: every arm runs at one rate, its own or base rate times prior. This is not a tuned comparison."
+        )
     if spec.test_items < LEAST_TEST:
         lines.append(f"{spec.test_items} test items; {LEAST_TEST} or more are advised.")
     if spec.tuning and spec.validation_items < LEAST_VALIDATION:
         lines.append(f"{spec.validation_items} validation items; {LEAST_VALIDATION} or more are advised.")
     return lines
-
-
-def _design(spec: StudySpec) -> dict[str, Any]:
-    plain = spec.design()
-    plain.pop("consumes")
-    return plain
-
-
-def _difference(old: Any, new: Any) -> tuple[str, str]:
-    """The first entry in which two values differ, short."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted(old.keys() | new.keys()):
-            if canonical(old.get(key)) != canonical(new.get(key)):
-                was, now = _difference(old.get(key), new.get(key))
-                return f"{key}={was}", f"{key}={now}"
-    short = [text if len(text) <= 120 else text[:117] + "..." for text in (canonical(old), canonical(new))]
-    return short[0], short[1]
 
 
 def _clock(seconds: float) -> str:
@@ -238,4 +168,4 @@ def _clock(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {last:02d} s"
 
 
-__all__ = ["Plan", "bind", "digest", "freeze", "frozen", "frozen_path", "plan", "report", "solve"]
+__all__ = ["Plan", "bind", "plan", "report", "solve"]

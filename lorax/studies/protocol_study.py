@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorax.records import RunRecord, Store
+from lorax.studies.freeze import fixed_at
 from lorax.studies.protocol import Round, cost_jobs, next_round
 from lorax.studies.protocol_book import Book
 from lorax.studies.protocol_tune import Choice, Trial, choose, search
@@ -35,6 +36,8 @@ class Study:
     """Records under the study's name that no job of the study asks for."""
     rest: Round
     """What is still to be run; kind `done` when nothing is."""
+    fixed_at: str | None = None
+    """When the design was fixed, ISO 8601; None where that was not written down."""
 
     @property
     def complete(self) -> bool:
@@ -79,6 +82,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         stale=book.stale,
         unasked=tuple(book.unasked()),
         rest=next_round(spec, records),
+        fixed_at=fixed_at(store.root, spec.name),
     )
 
 

@@ -12,6 +12,7 @@ from lorax.studies import diagnostics_report, html, render, report_words
 from lorax.studies.factors import pivots
 from lorax.studies.figures_diagnostics import diagnostics_frame
 from lorax.studies.figures_study import by_arm, caption, draw_all, factors, left_out, save_all, tuning_frame
+from lorax.studies.freeze import digest, frozen, frozen_path
 from lorax.studies.linter import footnotes
 from lorax.studies.main_table import (
     SCORE_HEAD,
@@ -23,7 +24,6 @@ from lorax.studies.main_table import (
     setting_cells,
 )
 from lorax.studies.plain import comparison
-from lorax.studies.plan import digest, frozen, frozen_path
 from lorax.studies.protocol_study import Study, read_study
 from lorax.studies.report_items import descriptions, item_scores
 from lorax.studies.report_threats import threats
@@ -107,11 +107,27 @@ def protocol(study: Study) -> list[str]:
         "are not separated.",
         f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
         f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of equivalence "
-        f"{render.points(spec.margin)} points. All this was fixed before the first run (design {digest(spec)}).",
+        f"{render.points(spec.margin)} points. {_fixed(study)}",
     ]
     if result is None:
         return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
     return lines + result.design.sentences() + list(result.notes)
+
+
+def _fixed(study: Study) -> str:
+    """Say when the design was fixed, and how many runs had started by then."""
+    known = f"design {digest(study.spec)}"
+    if study.fixed_at is None:
+        return f"When all this was fixed ({known}) is not written down."
+    finals = [record for found in study.finals.values() for record in found.values()]
+    runs = [*finals, *(trial.record for trial in study.trials), *study.costs.values()]
+    early = {record.run_id for record in runs if (record.provenance.get("started") or study.fixed_at) < study.fixed_at}
+    if not early:
+        return f"All this was fixed on {study.fixed_at} ({known}), before the first run."
+    return (
+        f"All this was fixed on {study.fixed_at} ({known}), when {len(early)} of {len(runs)} runs had started, "
+        f"{sum(record.run_id in early for record in finals)} of them final ones."
+    )
 
 
 def as_markdown(study: Study, parts: list[html.Part]) -> str:
@@ -161,6 +177,8 @@ def wandb_payload(store: Store, name: str) -> dict[str, Any]:
 def _cost_lines(study: Study) -> list[str]:
     lines = [
         "lr: selected on validation; an arrow marks a best rate at that end of the grid. trials: tuning runs spent."
+        if study.spec.tuning is not None
+        else "lr: the arm's own, or the task's base rate times the method's prior; nothing was tuned."
     ]
     if study.spec.costs is not None:
         lines.append(

@@ -27,6 +27,11 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
         lines.append(
             f"Rows differ in more than the method: {'; '.join(item.field for item in asymmetries)} (listed above)."
         )
+    if study.spec.tuning is None:
+        lines.append(
+            "Nothing was tuned: every row is about its one rate, at another the rows may order otherwise; and a field "
+            "that scales the update (alpha, zeta, rank through alpha / rank) is here a step size as well."
+        )
     lines += _size(study, finals)
     lines += _ends(study)
     lines += _format(study)

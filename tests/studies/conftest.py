@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lorax.records import RunRecord, Store, run_id
-from lorax.studies.plan import bind, freeze, frozen
+from lorax.studies.freeze import freeze, frozen
+from lorax.studies.plan import bind
 from lorax.studies.protocol import next_round
 from lorax.studies.report import write_study
 from lorax.studies.spec import from_mapping

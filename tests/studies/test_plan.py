@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from lorax.errors import UserError
-from lorax.studies.plan import bind, freeze, frozen, frozen_path, plan
+from lorax.studies.plan import bind, plan
 from lorax.studies.spec import from_mapping
 
 DATA = {
@@ -33,31 +31,6 @@ def test_binding_fills_centres_and_matches():
     assert spec.matched == {"lora_xs": {"rank": 40}} and spec.centre("lora_xs", "u") == 2e-3
     with pytest.raises(UserError, match="nothing counts parameters"):
         bind(from_mapping(DATA), lr=lambda words: 1.0)
-
-
-def test_a_fixed_study_reads_back_whole_and_refuses_change(tmp_path):
-    spec = bound()
-    path = freeze(spec, tmp_path)
-    assert frozen(tmp_path, "s") == spec and freeze(spec, tmp_path) == path
-    freeze(replace(spec, question="reworded", assumed_sd=0.5), tmp_path)
-    for changes, line in (
-        ({"margin": 0.02}, "margin was fixed as 0.01 before the first run and is now 0.02"),
-        ({"metric": "tolerant"}, 'metric was fixed as "score"'),
-        ({"seeds": [0, 1]}, "seeds was fixed"),
-        ({"arms": [*DATA["arms"], "pissa"]}, "was fixed"),
-    ):
-        with pytest.raises(UserError, match=line):
-            freeze(bound(**changes), tmp_path)
-
-
-def test_a_fixed_study_changed_by_hand_is_noticed(tmp_path):
-    freeze(bound(), tmp_path)
-    path = frozen_path(tmp_path, "s")
-    path.write_text(path.read_text().replace('"margin": 0.01', '"margin": 0.05'))
-    with pytest.raises(UserError, match="changed by hand"):
-        frozen(tmp_path, "s")
-    with pytest.raises(UserError, match="no study 'x'"):
-        frozen(tmp_path, "x")
 
 
 def test_the_plan_counts_what_the_protocol_asks_for():

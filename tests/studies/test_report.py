@@ -13,9 +13,9 @@ import pytest
 from lorax.errors import UserError
 from lorax.records import Store
 from lorax.studies import report_words
+from lorax.studies.freeze import frozen
 from lorax.studies.html import page
 from lorax.studies.main_table import main_table
-from lorax.studies.plan import frozen
 from lorax.studies.protocol_study import read_study
 from lorax.studies.report import as_markdown, sections, wandb_payload, write_study
 from lorax.studies.report_items import descriptions, item_scores
