@@ -91,6 +91,17 @@ def test_a_start_that_is_not_the_base_is_measured_lane_by_lane(lorax, order):
     assert packed[0.05] == pytest.approx(single[0.05], rel=1e-3)
 
 
+def test_what_only_a_run_resolves_still_tells_jobs_and_rows_apart(lorax):
+    """A prior's rate is no twin of another's, and `init.alpha` makes rows as `alpha` does."""
+    assert lorax("-m", "init=lora", "init.lr_prior=1,20", "base=false", results="prior") == 0
+    assert len({record.identity["lr"] for record in records("prior").values()}) == 2
+    assert lorax("-m", "init=lora", "lr=0.05", "+init.alpha=2,64", "base=false", results="alpha") == 0
+    rows = [
+        line for line in next(Path("alpha/tables").glob("*.md")).read_text().splitlines() if line.startswith("| lora")
+    ]
+    assert len(records("alpha")) == len(rows) == 2
+
+
 def test_twins_run_once_and_zeta_does_not_split_lora(lorax):
     assert lorax("-m", "init=svft,lora", "rank=2,4", "zeta=4,16", "base=false") == 0
     found = [(record.config["init"]["name"], record.identity["init"].get("rank")) for record in records().values()]

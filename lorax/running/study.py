@@ -150,6 +150,8 @@ class _Composer:
 
 def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Part the command line into changes of the design and words about where it runs."""
+    from lorax.studies.spec import OWNED
+
     design, outside = {}, []
     for override in sweeper.parse(arguments):
         key = override.get_key_element().lstrip("+~")
@@ -157,8 +159,8 @@ def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str
             raise UserError(f"{key}: a study sets its own grid; sweep with -m and without study instead")
         if key == "study" or key.startswith("study."):
             continue
-        if key == "name":
-            raise UserError("name: a study's records carry the study's name; copy the study's YAML to rename it")
+        if key in OWNED:
+            raise UserError(f"{key}: {OWNED[key]}; copy the study's YAML to change it")
         if key in OUTSIDE:
             outside.append(f"{key}={override.get_value_element_as_str()}")
         else:

@@ -12,6 +12,7 @@ from lorax.errors import UserError
 from lorax.records import Store, Unwritable, canonical
 from lorax.running.explain import one_line
 from lorax.running.identity import consumed_fields
+from lorax.running.lanes import default_rate
 
 LISTED = 5
 
@@ -70,7 +71,12 @@ def without_twins(
     """Keep the first of the jobs that consume the same fields (SVFT at two ranks is one run)."""
     first: dict[str, int] = {}
     for index, config in enumerate(configs):
-        key = canonical([consumed_fields(config, config.initializer()), config.name, config.results_dir])
+        initializer = config.initializer()
+        fields = consumed_fields(config, initializer)
+        # Resolved only when the run starts, yet part of its id: the default rate, and a device's precision.
+        rate = default_rate(config, initializer) if "lr" in fields and config.lr is None else None
+        place = config.device if config.dtype == "auto" else None
+        key = canonical([fields, rate, place, config.name, config.results_dir])
         first.setdefault(key, index)
     kept = sorted(first.values())
     return [jobs[i] for i in kept], [configs[i] for i in kept], len(jobs) - len(kept)

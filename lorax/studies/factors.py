@@ -11,6 +11,7 @@ from lorax.records import RunRecord, canonical
 from lorax.studies import html, render
 
 FACTORS = ("alpha", "zeta", "gamma")
+_ELSEWHERE = {"evaluate", "task", "model", "versions", "diagnostics"}
 _NOT_FIXED = {"name", "version", "eta", "rank"}
 
 
@@ -30,6 +31,7 @@ class Line:
 def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
     """Return the lines that one task's final runs form, by method, factor and rank.
 
+    Runs of a line differ in the factor and the seed alone (a rate that follows the factor aside).
     The fields are those that a run consumed, as its identity has them: defaults are filled in.
 
     Args:
@@ -37,13 +39,17 @@ def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
         metric: `score` or `tolerant`.
     """
     groups: dict[tuple[str, str, str], dict[str, list[dict[str, object]]]] = {}
+    finals = list({record.run_id: record for record in finals}.values())  # twins share a run: one dot
+    # A rate that follows the factor is part of what the factor does; where runs differ in it alone, it was set.
+    set_apart = len({_rest(record, "lr") for record in finals}) < len({_rest(record) for record in finals})
     for record in finals:
+        rest = _rest(record, "seed", "init", *(() if set_apart else ("lr",)))
         init = record.identity.get("init") or {}
         for factor in FACTORS:
             if init.get(factor) is None or init.get("rank") is None:
                 continue
             others = {key: value for key, value in init.items() if key not in {*_NOT_FIXED, factor}}
-            key = (str(init["name"]), factor, canonical([init["rank"], others]))
+            key = (str(init["name"]), factor, canonical([init["rank"], others, rest]))
             found = groups.setdefault(key, {"runs": [], "about": [{"rank": init["rank"], **others}]})
             found["runs"].append({
                 "value": float(init[factor]), "seed": record.config.get("seed"), "score": record.score("test", metric),
@@ -56,6 +62,11 @@ def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
         for method, factor, entry in kept
     ]  # fmt: skip
     return sorted(lines, key=lambda line: (line.method, -FACTORS.index(line.factor), line.rank, line.fixed))
+
+
+def _rest(record: RunRecord, *without: str) -> str:
+    """What a run consumed, but for the fields named and those in which arms of a line cannot differ."""
+    return canonical({key: value for key, value in record.identity.items() if key not in {*_ELSEWHERE, *without}})
 
 
 def _apart(method: str, factor: str, about: Mapping[str, object], kept: Sequence[tuple[str, str, dict]]) -> str:

@@ -63,21 +63,28 @@ def answers(record: RunRecord, job: Job) -> bool:
     Compared by what the run consumed, so that a twin (two arms that mean the same run) answers
     both; in a study that was never bound, by label.
     """
-    identity = record.identity
+    identity, wanted = record.identity, job.consumes or {}
+    lr = wanted.get("lr") if job.lr is None else job.lr  # an untuned arm means its own default rate, not any
     for key, value in (
         ("seed", job.seed),
         ("evaluate", job.settings["evaluate"]),
-        ("steps", job.settings.get("steps")),
+        ("steps", job.settings.get("steps") or wanted.get("steps")),
     ):
         if value is not None and _get(record, key) not in (None, value):
             return False
-    if job.lr is not None and not _near(_get(record, "lr"), job.lr):
+    if lr is not None and not _near(_get(record, "lr"), lr):
         return False
     if job.consumes is None:
         return record.label == job.arm and _name(record, "task") == job.task
     if any(_name(record, key) != job.consumes[key]["name"] for key in ("task", "model") if key in job.consumes):
         return False
-    return all(_same(identity.get(key), value) for key, value in job.consumes.items() if key not in _ELSEWHERE)
+    for key in ("task", "model"):  # by digest too: arms may differ in a field of the task or of the model
+        found = identity.get(key) or {}
+        if any(canonical(found.get(part)) != canonical(value) for part, value in wanted.get(key, {}).items()):
+            return False
+    # A top-level None or `auto` was left to be resolved later; inside, None is a value like any other.
+    others = [(key, value) for key, value in wanted.items() if key not in _ELSEWHERE and value not in (None, "auto")]
+    return all(canonical(identity.get(key)) == canonical(value) for key, value in others)
 
 
 def _get(record: RunRecord, key: str) -> Any:
@@ -88,15 +95,6 @@ def _get(record: RunRecord, key: str) -> Any:
 def _name(record: RunRecord, key: str) -> Any:
     entry = record.config.get(key)
     return entry.get("name") if isinstance(entry, Mapping) else entry
-
-
-def _same(found: Any, wanted: Any) -> bool:
-    """Equal in meaning; what was left to be resolved later (None, auto) is not compared."""
-    if wanted is None or wanted == "auto":
-        return True
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        return found.keys() == wanted.keys() and all(_same(found[key], value) for key, value in wanted.items())
-    return canonical(found) == canonical(wanted)
 
 
 def _near(found: Any, value: float) -> bool:

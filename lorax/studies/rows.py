@@ -115,7 +115,9 @@ def consumed(record: RunRecord) -> dict[str, Any]:
 
 def _derived(record: RunRecord, key: str) -> bool:
     """Return whether a field follows from others: eta always, alpha and its kind where nobody set them."""
-    return key == "eta" or (key in _DEFAULTS and key in record.config and record.config[key] is None)
+    own = record.config.get("init")
+    given = isinstance(own, Mapping) and own.get(key) is not None  # set as `init.alpha`
+    return key == "eta" or (key in _DEFAULTS and not given and key in record.config and record.config[key] is None)
 
 
 _DEFAULTS = ("alpha", "scaling", "zeta", "zeta_rule", "gamma")
@@ -152,17 +154,18 @@ def fresh(
         The fresh records in the given order, and run id -> reason for each stale one.
     """
     records = list(records)
-    newest: dict[tuple, tuple[str, Any]] = {}
+    newest: dict[tuple, tuple[str, set]] = {}
     for identity in wanted:
-        newest |= {place: (_NOW, value) for place, value in _stamped_identity(identity)}
+        for place, value in _stamped_identity(identity):
+            newest.setdefault(place, (_NOW, set()))[1].add(value)
     for record in records:
         when = str(record.provenance.get("finished") or "")
         for place, value in _stamped(record):
             if place not in newest or when > newest[place][0]:
-                newest[place] = (when, value)
+                newest[place] = (when, {value})
     stale: dict[str, str] = {}
     for record in records:
-        wrong = [key[-1] for key, value in _stamped(record) if newest[key][1] != value]
+        wrong = [key[-1] for key, value in _stamped(record) if value not in newest[key][1]]
         if wrong:
             stale[record.run_id] = "another " + ", ".join(sorted(set(wrong)))
     return [record for record in records if record.run_id not in stale], stale

@@ -146,6 +146,21 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
     return seeds
 
 
+OWNED = {
+    "init": "the arm says which method it is (`arms: [{label: ..., init: ...}]`)",
+    "task": "a study lists its tasks under `tasks`",
+    "model": "a study names its model under `model`",
+    "lr": "rates are tuned, or given by an arm (`arms: [{init: lora, lr: 1e-3}]`)",
+    "seed": "a study lists its seeds under `seeds`",
+    "evaluate": "tuning looks at validation, final runs at test",
+    "base": "an arm `none` scores the frozen base",
+    "label": "an arm's label stands beside its `init`",
+    "tag": "a study sets it",
+    "name": "a study's records carry the study's name",
+}
+"""What the protocol sets in every job: elsewhere it would be dropped, or make all arms the same run."""
+
+
 def _check(spec: StudySpec, where: str) -> None:
     labels = list(spec.labels)
     twice = [label for label in labels if labels.count(label) > 1]
@@ -160,6 +175,15 @@ def _check(spec: StudySpec, where: str) -> None:
     for task in spec.per_task:
         if task not in spec.tasks:
             raise UserError(f"{where}.per_task: no task {task!r}; {near(task, spec.tasks)}")
+    for arm in spec.arms:
+        if arm.match and spec.arm(arm.match.to).match:
+            line = f"{arm.match.to}: that arm is matched itself; name its target"
+            raise UserError(f"{where}.arms.{arm.label}.match.to={line}")
+    settings = {"fixed": spec.fixed, **{f"per_task.{task}": own for task, own in spec.per_task.items()}}
+    for place, own in (settings | {f"arms.{arm.label}": arm.overrides for arm in spec.arms}).items():
+        for key in own:
+            if key in OWNED:
+                raise UserError(f"{where}.{place}.{key}: {OWNED[key]}")
     if not 0 < spec.margin < 1:
         raise UserError(f"{where}.margin={spec.margin:g}: a fraction between 0 and 1 (0.01 is one point)")
     if not 0 < spec.alpha < 0.5:

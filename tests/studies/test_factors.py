@@ -8,7 +8,8 @@ from lorax.studies.figures_factors import factor_map
 def run(name, rank, seed=0, score=0.5, **knobs):
     init = {"name": name, "version": 1, "rank": rank, "scaling": "standard", "eta": 16 / rank, **knobs}
     return RunRecord(
-        run_id=f"{init}{seed}", name="map", status="finished", identity={"init": init}, config={"seed": seed},
+        run_id=f"{init}{seed}{score}", name="map", status="finished", identity={"init": init, "seed": seed},
+        config={"seed": seed},
         scores={"test": {"score": score, "n": 10}}, diagnostics={"cosine_first": rank / 100},
     )  # fmt: skip
 
@@ -33,6 +34,27 @@ def test_a_line_is_what_differs_in_one_factor_alone():
         ("lora_ga", "alpha", 8, "gamma=16"): [8, 32],
         ("lora_ga", "zeta", 8, ""): [4, 16],
     }
+
+
+def test_runs_that_differ_in_more_than_the_factor_are_not_one_line():
+    """Another rate, other targets: their own line, or none. A run that stands for two arms counts once."""
+    runs = [run("lora", 8, seed, alpha=alpha, score=alpha / 100) for alpha in (8, 16) for seed in (0, 1)]
+    other = [run("lora", 8, seed, alpha=16, score=0.9) for seed in (0, 1)]
+    for field in ({"lr": 1e-2}, {"targets": ["q_proj"]}):
+        for one in runs:
+            one.identity |= {"lr": 1e-3, "targets": "all-linear"}
+        for place, one in enumerate(other):
+            one.identity |= {"lr": 1e-3, "targets": "all-linear"} | field
+            one.run_id = f"other {place}"
+        (line,) = factor_lines([*runs, *runs, *other], "score")
+        assert sorted(line.runs["score"]) == [0.08, 0.08, 0.16, 0.16]
+
+
+def test_a_rate_that_follows_the_factor_does_not_break_the_line():
+    runs = [run("lora", 8, seed, alpha=alpha) for alpha in (8, 16) for seed in (0, 1)]
+    for one in runs:
+        one.identity["lr"] = 0.1 / one.identity["init"]["alpha"]
+    assert len(factor_lines(runs, "score")) == 1
 
 
 def test_pivots_hold_means_and_spread_and_figures_every_curve():

@@ -46,7 +46,7 @@ def record(job: Job, score=None, status="finished", version=1, finished="1") -> 
     identity = consumes(job.overrides) | {"evaluate": settings["evaluate"], "dtype": "float32"}
     identity |= {"task": {"name": job.task, "digest": f"d{version}", "version": 1}}
     if "seed" in identity:
-        identity |= {"seed": job.seed, "lr": job.lr, "steps": settings["steps"]}
+        identity |= {"seed": job.seed, "lr": job.lr, "steps": settings.get("steps")}
     if score is None:
         peak = PEAK.get(settings["init"], 1e-3)
         score = 0.6 - 0.05 * abs(math.log10((job.lr or peak) / peak)) + 0.001 * job.seed / 100
@@ -181,6 +181,45 @@ def test_arms_that_set_different_fields_are_no_twins(tmp_path):
         "by zeta": {0.1},
         "by gamma": {0.9},
     }
+
+
+@pytest.mark.parametrize(
+    "knob, field",
+    [
+        ({"task.n_train": 32}, lambda given: {"task": {"name": "t", "digest": given.get("task.n_train", "all")}}),
+        ({"steps": 2}, lambda given: {"steps": int(given.get("steps", 50))}),
+        ({"train.clip": None}, lambda given: {"train": {"clip": None if "train.clip" in given else 1.0}}),
+        ({"init.lr_prior": 20}, lambda given: {"lr": 1e-3 * float(given.get("init.lr_prior", 1))}),
+    ],
+)
+def test_arms_that_differ_in_a_field_get_their_own_runs(tmp_path, knob, field):
+    """Of the task, the length, a null value, an untuned rate: neither arm's run answers for the other."""
+
+    def consumed(words):
+        return consumes(words) | {"lr": 1e-3} | field(dict(word.split("=", 1) for word in words))
+
+    def ran(job):
+        one = record(job, 0.9 if knob.keys() <= job.settings.keys() else 0.1)
+        one.identity |= {
+            key: value for key, value in consumed(job.overrides).items() if key not in ("evaluate", "seed")
+        }
+        one.identity["dtype"] = "float32"
+        one.model = {"name": "toy"}
+        one.run_id = run_id(one.identity)
+        return one
+
+    data = {"name": "s", "model": "toy", "tasks": ["t"], "reference": "lora", "margin": 0.02, "seeds": [0, 1, 2]}
+    data |= {"tuning": "off", "costs": None, "arms": ["lora", {"label": "other", "init": "lora", **knob}]}
+    spec = bind(from_mapping(data), lr=lambda words: 1e-3, consumes=consumed)
+    log, known = play(spec, answer=ran)
+    assert log == [("final", 6)]
+    store = Store(tmp_path)
+    for one in known.values():
+        store.write(one)
+    study = read_study(spec, store)
+    assert not study.stale and not study.unasked
+    found = {arm: {run.score("test") for run in runs.values()} for (_, arm), runs in study.finals.items()}
+    assert found == {"lora": {0.1}, "other": {0.9}}
 
 
 def test_tasks_go_on_their_own_and_together():

@@ -30,6 +30,19 @@ CONF = Path(__file__).parents[2] / "conf" / "study"
         ({"procedure": "crosed"}, "did you mean 'crossed'"),
         ({"costs": {"seed": 0}}, "choose another"),
         ({"arms": [{"rank": 4}]}, "an arm needs init"),
+        ({"fixed": {"lr": 1e-3}}, "fixed.lr: rates are tuned"),
+        ({"per_task": {"t": {"seed": 7}}}, "per_task.t.seed: a study lists its seeds"),
+        ({"arms": ["lora", {"init": "pissa", "model": "minilm"}]}, "arms.*model: a study names its model"),
+        (
+            {
+                "arms": [
+                    "lora",
+                    {"label": "a", "init": "svft", "match": {"to": "lora", "key": "init.width"}},
+                    {"label": "b", "init": "lora_xs", "match": {"to": "a", "key": "rank"}},
+                ]
+            },
+            "arms.b.match.to=a: that arm is matched itself",
+        ),
     ],
 )
 def test_bad_studies_are_refused_in_one_line(changes, line):
