@@ -60,16 +60,9 @@ def draw(store: Store, name: str) -> str:
     Returns:
         The Markdown text, and a line for each file written.
     """
-    from lorax.studies.freeze import frozen_path
+    from lorax.studies.written import write_table
 
-    if frozen_path(store.root, name).is_file():
-        from lorax.studies.report import write_study
-
-        text, paths = write_study(store, name)
-    else:
-        from lorax.studies.plain import write_plain
-
-        text, paths = write_plain(store, name)
+    text, paths = write_table(store, name)
     return f"{text}\n{_written(paths)}"
 
 

@@ -27,5 +27,9 @@ def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys):
     assert "Minimum detectable effect" in text and "Threats to validity" in text
     assert lorax("study=toy", "hydra/launcher=packed", "track=none", small=False) == 0
     assert "runs\n" not in capsys.readouterr().out.partition("Minimum detectable")[2].partition("# toy")[0]
+    assert lorax("model=toy", "task=toy", "name=toy", "steps=2", "base=false", "track=none", small=False) == 0
+    assert "Minimum detectable effect" in Path("results/tables/toy.md").read_text(), "a run of its name spoils no study"
+    (stray,) = [record for record in store.read("toy") if not record.config.get("tag")]
+    store.folder("toy").joinpath(f"{stray.run_id}.json").unlink()
     again = subprocess.run([sys.executable, "-m", "lorax.tables", "toy"], capture_output=True, text=True)
     assert again.returncode == 0 and Path("results/tables/toy.md").read_text() == text

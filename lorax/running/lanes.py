@@ -166,12 +166,12 @@ def now() -> str:
 
 def _summarise(lane: Ready) -> None:
     from lorax.running.summary import show_summary
-    from lorax.studies.plain import write_plain
+    from lorax.studies.written import write_table
 
     record = lane.store.get(lane.config.name, lane.run_id)
     if record is None or record.status == "failed":
         return
-    _, paths = write_plain(lane.store, lane.config.name)
+    _, paths = write_table(lane.store, lane.config.name)
     show_summary(lane.store, record, [Path(path) for path in paths])
 
 

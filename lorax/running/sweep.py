@@ -113,9 +113,9 @@ def raise_failures(results: Sequence[dict[str, Any]]) -> None:
 
 def show_table(store: Store, name: str) -> None:
     """Write and print the comparison table of `name`."""
-    from lorax.studies.plain import write_plain
+    from lorax.studies.written import write_table
 
-    text, paths = write_plain(store, name)
+    text, paths = write_table(store, name)
     print("\n" + text + "\n" + "table: " + ", ".join(str(path) for path in paths))
 
 

@@ -54,7 +54,7 @@ def rescore_items(items: Iterable[Mapping[str, Any]], rules: Iterable[str] | Non
 
 
 def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
-    """Score every run called `name` anew.
+    """Score every run called `name` anew; of a study its final runs, or for validation those at the selected rates.
 
     Returns:
         One row a run and rule: run_id, row (a study's arm, else method and what sets it apart), task,
@@ -63,14 +63,12 @@ def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
     Raises:
         UserError: there are no such records, or none of them kept completions.
     """
-    records = [record for record in fresh(store.read(name))[0] if record.status != "failed"]
-    rows = {} if frozen_path(store.root, name).is_file() else rows_of(records)
     lines: list[dict[str, Any]] = []
-    for record in records:
+    for row, record in _runs(store, name, split):
         table = rescore_items(item for item in store.items(record) if item.get("split") == split)
         for rule, part in table.groupby("rule", sort=False):
             lines.append({
-                "run_id": record.run_id, "row": _row(record, rows), "task": task(record),
+                "run_id": record.run_id, "row": row, "task": task(record),
                 "seed": record.config.get("seed"), "rule": rule,
                 "recorded": float(part["recorded"].astype(float).mean()), "read": float(part["read"].mean()),
                 "score": float(part["score"].mean()), "n": len(part),
@@ -146,8 +144,15 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
     return text, paths
 
 
-def _row(record: RunRecord, rows: Mapping[str, Any]) -> str:
-    if record.run_id not in rows:  # a study's rows are its arms
-        return record.label
-    row = rows[record.run_id]
-    return row.label if row.rank is None else f"{row.label} r={row.rank}"
+def _runs(store: Store, name: str, split: str) -> list[tuple[str, RunRecord]]:
+    """Return (row, run): a study's rows are its arms, and a run that stands for two arms is there twice."""
+    if frozen_path(store.root, name).is_file():
+        study = read_study(frozen(store.root, name), store, items=False)
+        if split == "test":
+            return [(arm, run) for (_, arm), runs in study.finals.items() for run in runs.values()]
+        chosen = {(task, arm): choice.lr for (task, arm), choice in study.choices.items()}
+        return [(trial.arm, trial.record) for trial in study.trials if trial.lr == chosen.get((trial.task, trial.arm))]
+    records = [record for record in fresh(store.read(name))[0] if record.status != "failed"]
+    rows = rows_of(records)
+    labels = {run: row.label if row.rank is None else f"{row.label} r={row.rank}" for run, row in rows.items()}
+    return [(labels[record.run_id], record) for record in records]

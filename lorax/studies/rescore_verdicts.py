@@ -16,25 +16,27 @@ def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
 
     Args:
         study: from `protocol_study.read_study`.
-        table: from `rescore.rescored`: run_id, rule, score, n.
+        table: from `rescore.rescored`: row (the arm), run_id, rule, score, n.
     """
     spec = study.spec
-    where = {
-        record.run_id: (arm, task, seed, record.status == "diverged")
+    where = {  # one run may stand for two arms (twins), so the arm is part of the key
+        (arm, record.run_id): (task, seed, record.status == "diverged")
         for (task, arm), runs in study.finals.items()
         for seed, record in runs.items()
     }
     if study.result is None:
         return []
-    lines = []
-    for rule, part in table[table["run_id"].isin(where)].groupby("rule", sort=False):
+    lines, judged = [], 0
+    for rule, part in table.groupby("rule", sort=False):
         finals = []
         for line in part.to_dict("records"):
-            arm, task, seed, diverged = where[line["run_id"]]
-            finals.append(Final(arm, task, seed, line["score"], line["n"], diverged))
+            if (line["row"], line["run_id"]) in where:
+                task, seed, diverged = where[line["row"], line["run_id"]]
+                finals.append(Final(line["row"], task, seed, line["score"], line["n"], diverged))
         # A rule that finds no right answer anywhere would call everything equivalent.
         if part["score"].max() == 0 or not any(final.arm == spec.reference for final in finals):
             continue
+        judged += 1
         again = judge(
             finals, reference=spec.reference, margin=spec.margin, alpha=spec.alpha, arms=spec.labels, tasks=spec.tasks
         )
@@ -45,4 +47,6 @@ def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
         ]
         if changed:
             lines.append(f"Judged by {rule}: {'; '.join(changed)}.")
+    if not judged:
+        return [f"No verdict was judged again: no rule finds a right answer, or {spec.reference} kept no completions."]
     return lines or ["Every verdict of the study is the same under every rule that reads an answer."]

@@ -12,7 +12,7 @@ import pytest
 
 from lorax.errors import UserError
 from lorax.records import Store
-from lorax.studies import report_words
+from lorax.studies import report_words, rescore
 from lorax.studies.freeze import frozen
 from lorax.studies.html import page
 from lorax.studies.main_table import main_table
@@ -20,6 +20,7 @@ from lorax.studies.protocol_study import read_study
 from lorax.studies.report import as_markdown, sections, wandb_payload, write_study
 from lorax.studies.report_items import descriptions, item_scores
 from lorax.studies.rescore import write_rescored
+from lorax.studies.rescore_verdicts import verdict_changes
 
 
 def words(store):
@@ -135,6 +136,19 @@ def test_rescoring_judges_a_study_again(demo):
     text, _ = write_rescored(demo.store, demo.name)
     assert "| pissa" in text and "Judged by lm_eval_strict" not in text, "the same answers, the same verdicts"
     assert "Every verdict of the study is the same" in text or "Judged by" in text
+
+
+def test_rescoring_takes_final_runs_alone_and_gives_a_shared_run_to_both_arms(demo, monkeypatch):
+    study = read_study(demo.spec, demo.store)
+    shared = study.finals["words", "lora"]
+    twins = replace(study, finals=study.finals | {("words", "pissa"): shared})
+    monkeypatch.setattr(rescore, "read_study", lambda *_, **__: twins)
+    table = rescore.rescored(demo.store, demo.name)
+    finals = {(arm, run.run_id) for (_, arm), runs in twins.finals.items() for run in runs.values()}
+    assert set(zip(table["row"], table["run_id"], strict=True)) == finals
+    assert any("words pissa" in line and "instead of better" in line for line in verdict_changes(twins, table))
+    nothing = verdict_changes(twins, table[table["row"] != "lora"])
+    assert nothing[0].startswith("No verdict was judged again")
 
 
 def test_no_such_study_is_one_line(tmp_path):
