@@ -76,9 +76,7 @@ def answers(record: RunRecord, job: Job) -> bool:
         return False
     if job.consumes is None:
         return record.label == job.arm and _name(record, "task") == job.task
-    if any(_name(record, key) != job.consumes[key]["name"] for key in ("task", "model") if key in job.consumes):
-        return False
-    for key in ("task", "model"):  # by digest too: arms may differ in a field of the task or of the model
+    for key in ("task", "model"):  # by name and by digest: arms may differ in a field of the task or of the model
         found = identity.get(key) or {}
         if any(canonical(found.get(part)) != canonical(value) for part, value in wanted.get(key, {}).items()):
             return False
