@@ -10,6 +10,7 @@ from typing import Any
 
 from lorax.config import RunConfig
 from lorax.records import Unwritable, canonical, run_id, write_atomic
+from lorax.running.identity import measured
 from lorax.running.lanes import Ready
 
 
@@ -49,7 +50,7 @@ def gradients_at_start(ready: Ready, loaded: Any, place: Any) -> Any:
     from lorax.probing.gradient import layer_gradients
     from lorax.running.calibration import calibration
 
-    if not ready.config.diagnostics or ready.initializer.kind in ("none", "head"):
+    if not measured(ready.config, ready.initializer):
         return None
     loss, batches = calibration(ready.task, loaded, ready.config, place)
     targets = find_targets(loaded.model, ready.config.targets, head=loaded.head)

@@ -60,10 +60,27 @@ def consumed_fields(config: RunConfig, initializer: Any) -> dict[str, Any]:
     if "gradient" in initializer.needs:
         kept["calibration"] = [config.calibration, config.train["calibration_batches"]]
     if config.diagnostics:
-        kept["diagnostics"] = [config.diagnostics_every, config.forgetting_tokens]
+        own = {*kept["init"], *kept}
+        others = _measured_with(config, own) if measured(config, initializer) else []
+        kept["diagnostics"] = [config.diagnostics_every, config.forgetting_tokens, *others]
     return kept
 
 
+def measured(config: RunConfig, initializer: Any) -> bool:
+    """Return whether a run is diagnosed: where the base's layers stay as they are there is nothing to look at."""
+    return config.diagnostics and initializer.kind not in ("none", "head")
+
+
+def _measured_with(config: RunConfig, own: set[str]) -> list[str]:
+    """What diagnostics depend on beyond what the method consumes: the rank of energies, the gradient's data.
+
+    Named where they are not `_MEASURED_PLAINLY`, so that ids given before they counted still hold.
+    """
+    asked = {"rank": config.rank, "calibration": (config.calibration, config.train["calibration_batches"])}
+    return [f"{key}={value}" for key, value in asked.items() if key not in own and value != _MEASURED_PLAINLY[key]]
+
+
+_MEASURED_PLAINLY = {"rank": 8, "calibration": ("train", 8)}
 _NOT_CONSUMED = ("checkpoint_every", "eval_batch_size", "calibration_batches")
 
 

@@ -9,10 +9,12 @@ import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
 from lorax.studies import html
+from lorax.studies.facts import one_per_seed
 from lorax.studies.figures import save
 from lorax.studies.figures_diagnostics import diagnostics, diagnostics_frame, layer_frame, layers
+from lorax.studies.fresh import fresh
 from lorax.studies.render import markdown, number
-from lorax.studies.rows import fresh, rows_of
+from lorax.studies.rows import rows_of
 
 COLUMNS = {
     "cosine_first": "first SGD step",
@@ -52,7 +54,7 @@ def labelled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
         row = rows[record.run_id]
         rank = f" r={row.rank}" if len(several) > 1 and row.rank is not None else ""
         found.setdefault(row.label + rank, []).append(record)
-    return found
+    return {label: one_per_seed(runs) for label, runs in found.items()}
 
 
 def write_diagnostics(store: Store, name: str, records: Sequence[RunRecord]) -> tuple[str, list[Path]]:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from lorax.records import RunRecord
+from lorax.studies.facts import task
 from lorax.studies.figures import GREY, colours, panels, styled
-from lorax.studies.rows import task
 
 TITLES = {
     "cosine_first": "cosine of first SGD step to -gradient",

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lorax.records import RunRecord
+from lorax.studies.facts import task
 from lorax.studies.figures import GREY, colours, ink, label_ends, legend_right, panels, per_cent, styled
-from lorax.studies.rows import task
 
 
 def loss_curves(records: Sequence[RunRecord]) -> np.ndarray:

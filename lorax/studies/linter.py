@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorax.records import RunRecord, canonical
-from lorax.studies.rows import flatten, task
+from lorax.studies.facts import flatten, task
 
 # Where rows may differ by intent: who they are, the replicate, what the protocol tunes, and provenance.
 _FREE = {

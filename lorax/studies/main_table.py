@@ -10,9 +10,9 @@ import pandas as pd
 
 from lorax.records import RunRecord
 from lorax.studies import render
+from lorax.studies.facts import eta_of
 from lorax.studies.linter import Asymmetry, footnotes, lint
 from lorax.studies.protocol_study import Study
-from lorax.studies.rows import eta_of
 
 SCORE_HEAD = ("arm", "score [95 %]", "letters", "difference [interval]", "verdict", "seeds", "items")
 SETTING_HEAD = ("arm", "lr", "trials", "trained", "eta", "init s", "step ms", "peak MB", "step-0 error")

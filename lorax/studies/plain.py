@@ -12,10 +12,12 @@ import pandas as pd
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
+from lorax.studies.facts import eta_of, one_per_seed, task
+from lorax.studies.fresh import fresh, several_digests
 from lorax.studies.plain_notes import notes
 from lorax.studies.render import count, number, span
 from lorax.studies.render import markdown as table_text
-from lorax.studies.rows import Row, consumed, eta_of, fresh, rows_of, task
+from lorax.studies.rows import Row, consumed, rows_of
 
 _BASE = Row("base", None, (), True)
 
@@ -46,7 +48,7 @@ def comparison(records: list[RunRecord]) -> pd.DataFrame:
     cells: dict[Row, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in kept:
         cells[rows[record.run_id]][task(record)].append(record)
-    cells = {row: {name: _one_per_seed(found) for name, found in by.items()} for row, by in cells.items()}
+    cells = {row: {name: one_per_seed(found) for name, found in by.items()} for row, by in cells.items()}
     lines = [_line(row, cells[row], tasks, split) for row in cells]
     order = sorted(range(len(lines)), key=lambda i: list(cells)[i].key)
     lines = [lines[i] for i in order]
@@ -129,19 +131,14 @@ def _line(row: Row, cells: dict[str, list[RunRecord]], tasks: list[str], split: 
     return line
 
 
-def _one_per_seed(records: list[RunRecord]) -> list[RunRecord]:
-    """Keep one run a seed (evaluated on other splits it has another id): a finished one, then the last."""
-    best: dict[Any, RunRecord] = {}
-    for record in sorted(records, key=lambda r: (r.status != "failed", str(r.provenance.get("finished") or ""))):
-        best[record.config.get("seed")] = record
-    return list(best.values())
-
-
 def _base_line(records: list[RunRecord], tasks: list[str], split: str) -> dict[str, Any] | None:
     """The untouched model's score, from the runs that measured it before training."""
     line: dict[str, Any] = {"method": _BASE.label, "rank": None}
+    several = several_digests(records)  # then there is more than one base
     for name in tasks:
-        found = [record.score(f"base_{split}") for record in records if task(record) == name]
+        here = [record for record in records if task(record) == name]
+        mixed = any({("task", name), ("model", str(record.model.get("name")))} & several for record in here)
+        found = [] if mixed else [record.score(f"base_{split}") for record in here]
         line |= _summary(name, [value for value in found if value is not None][:1])
         line |= {f"{name}_failed": 0, f"{name}_diverged": 0}
     if all(line[f"{name}_n"] == 0 for name in tasks):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lorax.records import RunRecord
-from lorax.studies.rows import is_frozen, shots, task
+from lorax.studies.facts import is_frozen, shots, task
 
 
 def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:

@@ -12,7 +12,7 @@ from lorax.records import canonical
 from lorax.studies import power
 from lorax.studies.match import Found, nearest, report
 from lorax.studies.protocol_jobs import make_job
-from lorax.studies.spec import StudySpec
+from lorax.studies.spec import Arm, StudySpec
 
 LEAST_TEST, LEAST_VALIDATION = 1000, 300
 
@@ -36,10 +36,11 @@ def bind(
         The spec with centres, matched fields and consumed fields.
 
     Raises:
-        UserError: an arm is to be matched and there is no `count`, or a method refuses its fields.
+        UserError: an arm is to be matched and there is no `count`, a method refuses its fields, or `trained`
+            says the contrary of what the method does.
     """
-    found = solve(spec, count)
-    spec = replace(spec, matched={label: {f.key: f.value} for label, f in found.items()})
+    solved = solve(spec, count)
+    spec = replace(spec, matched={label: {f.key: f.value} for label, f in solved.items()})
     centres, fields = {}, {}
     for task in spec.tasks:
         for arm in spec.arms:
@@ -47,8 +48,17 @@ def bind(
             if arm.trained:
                 centres[f"{task}/{arm.label}"] = float(f"{lr(overrides):.6g}")
             if consumes is not None:
-                fields[f"{task}/{arm.label}"] = dict(consumes(overrides))
+                fields[f"{task}/{arm.label}"] = found = dict(consumes(overrides))
+                _trains(spec, arm, "lr" in found)
     return replace(spec, centres=centres, consumes=json.loads(canonical(fields)))
+
+
+def _trains(spec: StudySpec, arm: Arm, does: bool) -> None:
+    """Raise UserError where an arm that trains would be run once, or one that does not would be tuned."""
+    if arm.trained and not does:
+        raise UserError(f"study {spec.name}: arm {arm.label!r}: init={arm.init} trains nothing; add trained: false")
+    if does and not arm.trained:
+        raise UserError(f"study {spec.name}: arm {arm.label!r}: trained: false, but init={arm.init} trains")
 
 
 def solve(spec: StudySpec, count: Callable[[list[str]], int] | None) -> dict[str, Found]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorax.records import RunRecord
+from lorax.studies.fresh import fresh
 from lorax.studies.protocol_jobs import Job, answers, make_job
-from lorax.studies.rows import fresh
 from lorax.studies.spec import StudySpec
 
 

@@ -96,7 +96,7 @@ def _name(record: RunRecord, key: str) -> Any:
 
 
 def _near(found: Any, value: float) -> bool:
-    return isinstance(found, int | float) and math.isclose(found, value, rel_tol=1e-3)
+    return isinstance(found, int | float) and math.isclose(found, value, rel_tol=1e-9)
 
 
 def _text(value: Any) -> str:

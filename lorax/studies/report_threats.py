@@ -7,9 +7,9 @@ from typing import Any
 
 from lorax.records import RunRecord
 from lorax.studies import render
+from lorax.studies.facts import shots
 from lorax.studies.linter import Asymmetry
 from lorax.studies.protocol_study import Study
-from lorax.studies.rows import shots
 
 _FEW_TEST, _FEW_VALIDATION, _FEW_SEEDS = 1000, 300, 5
 

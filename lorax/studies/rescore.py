@@ -12,10 +12,12 @@ from tabulate import tabulate
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
+from lorax.studies.facts import task
 from lorax.studies.freeze import frozen, frozen_path
+from lorax.studies.fresh import fresh
 from lorax.studies.protocol_study import read_study
 from lorax.studies.rescore_verdicts import verdict_changes
-from lorax.studies.rows import fresh, rows_of, task
+from lorax.studies.rows import rows_of
 from lorax.tasks import extractors
 
 

@@ -1,4 +1,4 @@
-"""What a run consumed, which fields tell rows apart, and which records are stale. Torch-free."""
+"""What a run consumed, and which fields tell rows apart. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorax.records import RunRecord, canonical
+from lorax.studies.facts import flatten, is_frozen, is_stamp, method, task
+from lorax.studies.fresh import variants
 
 # What never tells two rows apart: the replicate, the columns, where and how it ran, what a version says.
 _APART = {"seed", "name", "results_dir", "device", "track", "evaluate", "label", "schema"}
-_STAMP = ("digest", "version")
 
 
 @dataclass(frozen=True)
@@ -41,54 +42,6 @@ class Row:
             self.rank or 0,
             [(key, _number(value), value) for key, value in self.fields],
         )
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one level of dotted keys.
-
-    Examples:
-        >>> flatten({"init": {"name": "lora", "rank": 8}, "lr": 0.1})
-        {'init.name': 'lora', 'init.rank': 8, 'lr': 0.1}
-    """
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat.update(flatten(item, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
-def method(record: RunRecord) -> str:
-    """Return the name of the run's initialiser."""
-    init = record.config.get("init") or record.identity.get("init") or {}
-    return str(init.get("name", "?") if isinstance(init, dict) else init)
-
-
-def task(record: RunRecord) -> str:
-    """Return the name of the run's task."""
-    name = record.task.get("name") or record.config.get("task") or "?"
-    return str(name.get("name", "?") if isinstance(name, dict) else name)
-
-
-def is_frozen(record: RunRecord) -> bool:
-    """Return whether the run trained nothing, so that every seed is the same run."""
-    return record.costs.get("trainable") == 0
-
-
-def shots(record: RunRecord) -> int:
-    """Return how many worked examples stood in the prompts of a frozen base; trained runs get none."""
-    spec = record.config.get("task")
-    return int(spec.get("shots") or 0) if isinstance(spec, dict) and is_frozen(record) else 0
-
-
-def eta_of(record: RunRecord) -> list[float]:
-    """Return the etas of a run's layers: one number, both ends of a range, or nothing."""
-    eta = record.init_report.get("eta")
-    if isinstance(eta, dict):
-        eta = list(eta.values())
-    values = eta if isinstance(eta, list | tuple) else [eta]
-    return [value for value in values if value is not None]
 
 
 def consumed(record: RunRecord) -> dict[str, Any]:
@@ -123,76 +76,6 @@ def _derived(record: RunRecord, key: str) -> bool:
 _DEFAULTS = ("alpha", "scaling", "zeta", "zeta_rule", "gamma")
 
 
-def is_stamp(key: str) -> bool:
-    """Return whether a dotted key holds a digest or a version rather than a choice."""
-    return any(part.rstrip("s").endswith(_STAMP) for part in key.split("."))
-
-
-def stamps(record: RunRecord) -> dict[str, Any]:
-    """Return the digests and versions a record was made under, by dotted key."""
-    found = {key: value for key, value in flatten(record.identity).items() if is_stamp(key)}
-    for place in ("task", "model"):
-        entry = getattr(record, place)
-        found |= {f"{place}.{key}": entry[key] for key in _STAMP if entry.get(key) is not None}
-    return found
-
-
-def fresh(
-    records: Iterable[RunRecord], wanted: Iterable[Mapping[str, Any]] = ()
-) -> tuple[list[RunRecord], dict[str, str]]:
-    """Part records into those of the newest digests and versions, and the stale ones.
-
-    Two records of one method on one task and model must agree in every digest and version; where
-    they do not, those that agree with the run that finished last stay, and the others are named.
-
-    Args:
-        records: of any age.
-        wanted: identities of runs as they would be run now; where these hold digests and versions,
-            they decide instead of the run that finished last.
-
-    Returns:
-        The fresh records in the given order, and run id -> reason for each stale one.
-    """
-    records = list(records)
-    newest: dict[tuple, tuple[str, set]] = {}
-    for identity in wanted:
-        for place, value in _stamped_identity(identity):
-            newest.setdefault(place, (_NOW, set()))[1].add(value)
-    for record in records:
-        when = str(record.provenance.get("finished") or "")
-        for place, value in _stamped(record):
-            if place not in newest or when > newest[place][0]:
-                newest[place] = (when, {value})
-    stale: dict[str, str] = {}
-    for record in records:
-        wrong = [key[-1] for key, value in _stamped(record) if value not in newest[key][1]]
-        if wrong:
-            stale[record.run_id] = "another " + ", ".join(sorted(set(wrong)))
-    return [record for record in records if record.run_id not in stale], stale
-
-
-_NOW = "~"
-"""Sorts after every date."""
-
-
-def _stamped(record: RunRecord) -> list[tuple[tuple, Any]]:
-    """Return ((scope..., key), value): data and model stamps hold for all methods, others for one."""
-    place = (task(record), str(record.model.get("name")), record.config.get("data_seed"))
-    return _scoped(place, method(record), stamps(record))
-
-
-def _stamped_identity(identity: Mapping[str, Any]) -> list[tuple[tuple, Any]]:
-    """The same of a run that has not been made yet."""
-    name, model, init = (str(identity.get(key, {}).get("name")) for key in ("task", "model", "init"))
-    found = {key: value for key, value in flatten(dict(identity)).items() if is_stamp(key)}
-    return _scoped((name, model, identity.get("data_seed")), init, found)
-
-
-def _scoped(place: tuple, init: str, found: Mapping[str, Any]) -> list[tuple[tuple, Any]]:
-    shared = ("task", "model", "data", "versions")
-    return [((*place, "" if key.startswith(shared) else init, key), value) for key, value in found.items()]
-
-
 def rows_of(records: list[RunRecord]) -> dict[str, Row]:
     """Return run id -> row: method, rank, and the fields that vary among runs of one method and task.
 
@@ -200,6 +83,8 @@ def rows_of(records: list[RunRecord]) -> dict[str, Row]:
     everything else is equal makes rows of its own.
     """
     values: dict[str, dict[str, Any]] = {record.run_id: consumed(record) for record in records}
+    for run, own in variants(records).items():
+        values[run] |= own
     swept = _varying(records, values, lambda record: (method(record), task(record)), skip={"lr", "rank"})
     rate = _varying(
         records,
@@ -207,13 +92,26 @@ def rows_of(records: list[RunRecord]) -> dict[str, Row]:
         lambda record: (method(record), task(record), canonical(_pick(values[record.run_id], None, {"lr"}))),
         only={"lr"},
     )
-    rows = {}
+    words, rows = _words(values.values()), {}
     for record in records:
         own = values[record.run_id]
         keys = swept[method(record)] | rate[method(record)]
-        fields = tuple((key, _short(own[key])) for key in sorted(keys) if key in own)
+        fields = tuple((key, words[key][canonical(own[key])]) for key in sorted(keys) if key in own)
         rows[record.run_id] = Row(method(record), own.get("rank"), fields, is_frozen(record))
     return rows
+
+
+def _words(values: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Return key -> value (canonical) -> its text: four digits where these tell all values apart, else every one."""
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for own in values:
+        for key, value in own.items():
+            found[key][canonical(value)] = value
+    words = {}
+    for key, by in found.items():
+        short = {text: _short(value) for text, value in by.items()}
+        words[key] = short if len(set(short.values())) == len(short) else {text: text.strip('"') for text in by}
+    return words
 
 
 def _pick(values: dict[str, Any], keep: set[str] | None, drop: set[str]) -> dict[str, Any]:

@@ -72,6 +72,18 @@ def test_a_head_s_rate_counts_where_there_is_a_head():
     assert ready(one).run_id != ready(two).run_id
 
 
+@pytest.mark.parametrize("change", [{"rank": 4}, {"calibration": "heldout"}, {"train": {"calibration_batches": 3}}])
+def test_what_diagnostics_look_at_moves_the_id_of_methods_that_ignore_it(change):
+    def ids(init):
+        start = config(init, rank=8, diagnostics=True)
+        change_ = change | ({"train": start.train | change["train"]} if "train" in change else {})
+        return ready(start).run_id, ready(replace(start, **change_)).run_id
+
+    for init in ("svft", "full"):
+        assert len(set(ids(init))) == 2
+    assert len(set(ids("none"))) == 1, "the frozen base is not measured"
+
+
 def test_lanes_that_are_diagnosed_together_have_one_gradient():
     one, two = config("lora"), config("lora_ga", seed=1, targets=["q_proj"])
     assert pack_key(one) == pack_key(two)

@@ -50,6 +50,12 @@ def test_the_table_has_a_row_a_method_and_means_over_seeds():
     assert wide(frame)["arm"].tolist() == ["full", "lora", "lora", "pissa"]
 
 
+def test_a_seed_scored_on_two_splits_counts_once():
+    again = record("lora", 1)
+    again.run_id, again.identity = "again", again.identity | {"evaluate": "validation"}
+    assert [len(runs) for runs in labelled([*RECORDS, again]).values()] == [1, 2, 1]
+
+
 def test_arms_that_had_no_full_update_at_hand_are_named():
     arms = labelled(RECORDS)
     assert "LORAX_CACHE" not in section(diagnostics_frame(arms), arms)

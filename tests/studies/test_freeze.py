@@ -19,7 +19,9 @@ DATA = {"name": "s", "model": "toy", "tasks": ["t"], "reference": "lora", "margi
 
 def bound(**changes):
     return bind(
-        from_mapping(DATA | changes), lr=lambda words: 2e-3, consumes=lambda words: {"init": {"name": words[0]}}
+        from_mapping(DATA | changes),
+        lr=lambda words: 2e-3,
+        consumes=lambda words: {"init": {"name": words[0]}, "lr": None},
     )
 
 

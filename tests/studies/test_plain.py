@@ -88,6 +88,34 @@ def test_a_learning_rate_splits_rows_only_where_nothing_else_explains_it():
     assert "not a tuned comparison" in markdown(swept)
 
 
+def test_values_that_differ_in_the_fifth_digit_are_two_rows():
+    table = comparison([record(lr=1e-3), record(lr=1.00004e-3), record("pissa")])
+    assert list(table["method"]) == ["base", "lora lr=0.001", "lora lr=0.00100004", "pissa"]
+    assert list(comparison([record(lr=1e-3), record(lr=2.00004e-3)])["method"])[1:] == [
+        "lora lr=0.001",
+        "lora lr=0.002",
+    ]
+
+
+def test_a_grid_over_a_field_of_the_task_makes_rows_and_no_stale_runs():
+    def sized(n, seed, method="lora"):
+        one = record(method, seed=seed, score=n / 100, digest=f"d{n}", rank=None if method == "none" else 8)
+        one.config["task"] |= {"n_test": n, "path": f"/{seed}"}
+        return one
+
+    table = comparison([sized(n, seed) for n in (10, 20) for seed in (0, 1)])
+    assert [line.split()[1] for line in table["method"]] == ["task.n_test=10", "task.n_test=20"]
+    assert list(table["toy_mean"]) == [0.1, 0.2] and not any("Stale" in note for note in table.attrs["notes"])
+    frozen = comparison([sized(n, 0, method) for n in (10, 20) for method in ("none", "lora")])
+    assert sorted(frozen["toy_mean"]) == [0.1, 0.1, 0.2, 0.2]
+    moved = [sized(10, seed) for seed in (0, 1)]  # the same data found at another place
+    assert list(comparison(moved)["method"]) == ["base", "lora"]
+    old = sized(10, 2)
+    old.task["digest"] = old.identity["task"]["digest"] = "older"
+    old.config["task"]["path"] = "/1"
+    assert any("Stale" in note for note in comparison([*moved, old]).attrs["notes"])
+
+
 def test_pivot_appears_with_ranks_and_the_frozen_arm_counts_once():
     records = [record(rank=r, seed=s, score=r / 100) for r in (4, 8) for s in (0, 1)]
     table = comparison(records + [record("none", rank=None, seed=s, score=0.1) for s in (0, 1)])

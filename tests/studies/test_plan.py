@@ -21,9 +21,10 @@ def bound(**changes):
         rank = int(next((word[5:] for word in words if word.startswith("rank=")), 8))
         return rank * 200 if "init=lora" in words else rank * rank
 
-    return bind(
-        from_mapping(DATA | changes), lr=lambda words: 2e-3, count=count, consumes=lambda w: {"init": {"name": w[0]}}
-    )
+    def consumes(words):
+        return {"init": {"name": words[0]}} | ({} if words[0] == "init=none" else {"lr": None})
+
+    return bind(from_mapping(DATA | changes), lr=lambda words: 2e-3, count=count, consumes=consumes)
 
 
 def test_binding_fills_centres_and_matches():
@@ -31,6 +32,15 @@ def test_binding_fills_centres_and_matches():
     assert spec.matched == {"lora_xs": {"rank": 40}} and spec.centre("lora_xs", "u") == 2e-3
     with pytest.raises(UserError, match="nothing counts parameters"):
         bind(from_mapping(DATA), lr=lambda words: 1.0)
+
+
+def test_trained_agrees_with_the_method():
+    for arm, line in (
+        ({"init": "none"}, "arm 'none': init=none trains nothing; add trained: false"),
+        ({"init": "pissa", "trained": False}, "arm 'pissa': trained: false, but init=pissa trains"),
+    ):
+        with pytest.raises(UserError, match=line):
+            bound(arms=["lora", arm])
 
 
 def test_the_plan_counts_what_the_protocol_asks_for():
