@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import MutableMapping
@@ -59,13 +60,21 @@ def calm_threads(environment: MutableMapping[str, str]) -> None:
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2, failed jobs exit code 1."""
     calm_threads(os.environ)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         code, line = _outcome()
-    except KeyboardInterrupt:
-        code, line = 130, "stopped; the same command goes on where this one was"
+    except KeyboardInterrupt as stop:
+        code, line = 128 + (stop.args or (signal.SIGINT,))[0], "stopped; the same command goes on where this one was"
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         print(f"lorax: {line}", file=sys.stderr)
         sys.exit(code)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """Stop as Ctrl-C does, so that a launcher ends its workers too: `kill` and SLURM's time limit send this."""
+    raise KeyboardInterrupt(number)
 
 
 def _outcome() -> tuple[int, str]:

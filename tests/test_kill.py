@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lorax.records import Store
@@ -28,8 +29,8 @@ def start(tmp_path):
     """Start the study in a process of its own; its records go to `tmp_path/<results>`."""
     environment = os.environ | {"LORAX_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
-    def begin(launcher, results, **more):
-        words = [*STUDY, *LAUNCHERS[launcher], f"results_dir={tmp_path / results}"]
+    def begin(launcher, results, *extra, **more):
+        words = [*STUDY, *LAUNCHERS[launcher], *extra, f"results_dir={tmp_path / results}"]
         more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
         return subprocess.Popen(words, cwd=tmp_path, env=environment, **more)
 
@@ -80,6 +81,19 @@ def test_a_study_killed_in_every_round_ends_as_if_it_had_not_been(start, tmp_pat
     assert kept.items() <= finished(records(killed)).items()
     assert outcome(records(killed)) == outcome(whole)
     assert (killed / "tables/toy.csv").is_file() and not list(killed.rglob("*.pt"))
+
+
+def test_a_terminated_sweep_ends_its_workers(start, tmp_path):
+    process = start("packed", "ended", "hydra.launcher.processes=2")
+    while not (workers := [one for one in psutil.Process(process.pid).children(True) if "loky" in str(one.cmdline())]):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in err and "Traceback" not in err
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    finish(start("packed", "ended"))
+    assert len(records(tmp_path / "ended")) > GRID
 
 
 def test_two_processes_on_one_study_share_it(start, tmp_path):
