@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +62,32 @@ def calm_threads(environment: MutableMapping[str, str]) -> None:
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2, failed jobs exit code 1."""
     calm_threads(os.environ)
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        code, line = _outcome()
+        with _stoppable():
+            code, line = _outcome()
     except KeyboardInterrupt as stop:
         code, line = 128 + (stop.args or (signal.SIGINT,))[0], "stopped; the same command goes on where this one was"
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if code:
         print(f"lorax: {line}", file=sys.stderr)
         sys.exit(code)
 
 
-def _terminated(number: int, frame: Any) -> None:
-    """Stop as Ctrl-C does, so that a launcher ends its workers too: `kill` and SLURM's time limit send this."""
-    raise KeyboardInterrupt(number)
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM (`kill`, SLURM's time limit) stop as Ctrl-C does, so that a launcher ends its workers too."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or threading.current_thread() is not threading.main_thread():  # not ours to set
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _outcome() -> tuple[int, str]:

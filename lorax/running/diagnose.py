@@ -100,6 +100,6 @@ def _folder(ready: Ready, targets: Any) -> Path:
     from platformdirs import user_cache_dir
 
     root = Path(os.environ.get("LORAX_CACHE") or user_cache_dir("lorax"))
-    keys = ("task", "model", "data_seed", "steps", "batch_size", "dtype")
+    keys = ("task", "model", "data_seed", "steps", "batch_size", "dtype", "weight_decay", "train", "versions")
     facts = {name: ready.identity.get(name) for name in keys} | {"targets": targets}
     return root / "updates" / run_id({"full update": canonical(facts)})

@@ -12,7 +12,7 @@ from lorax.studies import html
 from lorax.studies.facts import one_per_seed
 from lorax.studies.figures import save
 from lorax.studies.figures_diagnostics import diagnostics, diagnostics_frame, layer_frame, layers
-from lorax.studies.fresh import fresh
+from lorax.studies.fresh import shown
 from lorax.studies.render import markdown, number
 from lorax.studies.rows import rows_of
 
@@ -45,16 +45,41 @@ FORGOT = "forgetting: nats a token by which text outside the task is predicted w
 
 
 def labelled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Return row label -> runs that were measured, in the order of the plain table."""
-    kept = [record for record in fresh(records)[0] if record.diagnostics]
+    """Return row label -> runs that were measured, in the order and by the names of the plain table.
+
+    Runs that were looked at otherwise (`diagnostics_every`, ranks of methods that have none) are lines of their own.
+    """
+    kept = shown(records)[0]
     rows = rows_of(kept)
-    several = {row.rank for row in rows.values() if row.rank is not None}
+    kept = [record for record in kept if record.diagnostics]
+    several = {row.rank for record in kept if (row := rows[record.run_id]).rank is not None}
     found: dict[str, list[RunRecord]] = {}
     for record in sorted(kept, key=lambda record: (rows[record.run_id].key, record.config.get("seed") or 0)):
         row = rows[record.run_id]
         rank = f" r={row.rank}" if len(several) > 1 and row.rank is not None else ""
         found.setdefault(row.label + rank, []).append(record)
-    return {label: one_per_seed(runs) for label, runs in found.items()}
+    return {name: one_per_seed(runs) for label, all_ in found.items() for name, runs in _by_look(label, all_).items()}
+
+
+def _by_look(label: str, runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Part a row's runs by how they were looked at, and name what differs."""
+    looks = {run.run_id: _look(run) for run in runs}
+    keys = {key for look in looks.values() for key in look}
+    keys = sorted(key for key in keys if len({look.get(key) for look in looks.values()}) > 1)
+    found: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        words = [f"{key}={looks[run.run_id][key]}" for key in keys if key in looks[run.run_id]]
+        found.setdefault(" ".join([label, *([f"({', '.join(words)})"] if words else [])]), []).append(run)
+    return found
+
+
+def _look(run: RunRecord) -> dict[str, str]:
+    """Return what a run's diagnostics were made with: every how many layers, tokens, and what the id names beyond."""
+    about = run.identity.get("diagnostics")
+    if not isinstance(about, list):
+        return {}
+    named = dict(zip(("every", "tokens"), map(str, about), strict=False))
+    return named | dict(word.split("=", 1) for word in about[2:])
 
 
 def write_diagnostics(store: Store, name: str, records: Sequence[RunRecord]) -> tuple[str, list[Path]]:

@@ -9,9 +9,10 @@ import pandas as pd
 
 from lorax.records import RunRecord, canonical
 from lorax.studies import html, render
+from lorax.studies.fresh import variants
 
 FACTORS = ("alpha", "zeta", "gamma")
-_ELSEWHERE = {"evaluate", "task", "model", "versions", "diagnostics"}
+_ELSEWHERE = {"evaluate", "versions", "diagnostics"}
 _NOT_FIXED = {"name", "version", "eta", "rank"}
 
 
@@ -40,6 +41,7 @@ def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
     """
     groups: dict[tuple[str, str, str], dict[str, list[dict[str, object]]]] = {}
     finals = list({record.run_id: record for record in finals}.values())  # twins share a run: one dot
+    told = variants(finals)
     # A rate that follows the factor is part of what the factor does; where runs differ in it alone, it was set.
     set_apart = len({_rest(record, "lr") for record in finals}) < len({_rest(record) for record in finals})
     for record in finals:
@@ -50,7 +52,9 @@ def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
                 continue
             others = {key: value for key, value in init.items() if key not in {*_NOT_FIXED, factor}}
             key = (str(init["name"]), factor, canonical([init["rank"], others, rest]))
-            found = groups.setdefault(key, {"runs": [], "about": [{"rank": init["rank"], **others}]})
+            found = groups.setdefault(
+                key, {"runs": [], "about": [{"rank": init["rank"], **others, **told.get(record.run_id, {})}]}
+            )
             found["runs"].append({
                 "value": float(init[factor]), "seed": record.config.get("seed"), "score": record.score("test", metric),
                 "cosine": record.diagnostics.get("cosine_first"),
@@ -72,8 +76,12 @@ def _rest(record: RunRecord, *without: str) -> str:
 def _apart(method: str, factor: str, about: Mapping[str, object], kept: Sequence[tuple[str, str, dict]]) -> str:
     """Name the fields in which the lines of one panel differ, rank aside."""
     panel = [entry["about"][0] for other, x, entry in kept if (other, x) == (method, factor)]
-    keys = [key for key in FACTORS if len({canonical(one.get(key)) for one in panel}) > 1]
-    return ", ".join(f"{key}={about[key]:g}" for key in keys if about.get(key) is not None)
+    fields = (*FACTORS, *sorted({key for one in panel for key in one if key.startswith(("task.", "model."))}))
+    keys = [key for key in fields if len({canonical(one.get(key)) for one in panel}) > 1]
+    words = {key: about[key] for key in keys if about.get(key) is not None}
+    return ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in words.items()
+    )
 
 
 def pivots(lines: Mapping[str, Sequence[Line]]) -> list[html.Table]:

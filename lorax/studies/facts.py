@@ -39,8 +39,9 @@ def task(record: RunRecord) -> str:
 
 
 def is_frozen(record: RunRecord) -> bool:
-    """Return whether the run trained nothing, so that every seed is the same run."""
-    return record.costs.get("trainable") == 0
+    """Return whether the run trained nothing, so that every seed is the same run; a failed one has not counted."""
+    trained = record.costs.get("trainable")
+    return "init" in record.identity and "lr" not in record.identity if trained is None else trained == 0
 
 
 def shots(record: RunRecord) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorax.records import RunRecord, canonical
 from lorax.studies.facts import flatten, task
+from lorax.studies.fresh import variants
 
 # Where rows may differ by intent: who they are, the replicate, what the protocol tunes, and provenance.
 _FREE = {
@@ -48,8 +49,8 @@ def lint(rows: Mapping[str, Iterable[RunRecord]], trials: Mapping[str, int] | No
     """Return what differs between rows besides the method and its tuned learning rate.
 
     Looks at alpha / rank, scaling, targets, precision, dropout, loss mask, steps, epochs, batch size,
-    schedule and every other shared field of the configuration; a field that a row does not have
-    (dropout under full fine-tuning) is not a difference.
+    schedule and every other shared field of the configuration, and at the fields of task and model from which
+    other data or weights follow; a field that a row does not have (dropout under full fine-tuning) is not a difference.
 
     Args:
         rows: row label -> its records (any number of seeds and tasks).
@@ -62,7 +63,8 @@ def lint(rows: Mapping[str, Iterable[RunRecord]], trials: Mapping[str, int] | No
     # A task that one row lacks must not look like a difference in steps or batch size.
     tasks = [{task(record) for record in found} for found in lists.values() if found]
     shared = set.intersection(*tasks) if tasks else set()
-    facts = {label: _facts([r for r in found if task(r) in shared]) for label, found in lists.items()}
+    told = variants(record for found in lists.values() for record in found)
+    facts = {label: _facts([r for r in found if task(r) in shared], told) for label, found in lists.items()}
     for label, number in (trials or {}).items():
         if label in facts:
             facts[label]["tuning trials"] = {str(number)}
@@ -107,11 +109,11 @@ def footnotes(found: list[Asymmetry], reference: str | None = None) -> tuple[lis
     return [item.line() for item in found], marks
 
 
-def _facts(records: list[RunRecord]) -> dict[str, set[str]]:
+def _facts(records: list[RunRecord], told: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
     """Return field in words -> the values (as text) among a row's records."""
     facts: dict[str, set[str]] = {}
     for record in records:
-        for key, value in _of(record).items():
+        for key, value in {**_of(record), **told.get(record.run_id, {})}.items():
             if value is not None:
                 facts.setdefault(key, set()).add(value if isinstance(value, str) else _text(value))
     return facts

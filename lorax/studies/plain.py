@@ -13,7 +13,7 @@ import pandas as pd
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
 from lorax.studies.facts import eta_of, one_per_seed, task
-from lorax.studies.fresh import fresh, several_digests
+from lorax.studies.fresh import several_digests, shown
 from lorax.studies.plain_notes import notes
 from lorax.studies.render import count, number, span
 from lorax.studies.render import markdown as table_text
@@ -40,10 +40,7 @@ def comparison(records: list[RunRecord]) -> pd.DataFrame:
     """
     if not records:
         raise UserError("no records to tabulate")
-    kept, stale = fresh(records)
-    split = "test" if any(record.score("test") is not None for record in kept) else "validation"
-    only = [r for r in kept if r.status != "failed" and r.score(split) is None and r.score("validation") is not None]
-    kept = [record for record in kept if not any(record is other for other in only)]
+    kept, only, stale, split = shown(records)
     rows, tasks = rows_of(kept), sorted({task(record) for record in kept})
     cells: dict[Row, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in kept:
@@ -138,6 +135,7 @@ def _base_line(records: list[RunRecord], tasks: list[str], split: str) -> dict[s
     for name in tasks:
         here = [record for record in records if task(record) == name]
         mixed = any({("task", name), ("model", str(record.model.get("name")))} & several for record in here)
+        mixed |= len({record.model.get("name") for record in here}) > 1
         found = [] if mixed else [record.score(f"base_{split}") for record in here]
         line |= _summary(name, [value for value in found if value is not None][:1])
         line |= {f"{name}_failed": 0, f"{name}_diverged": 0}

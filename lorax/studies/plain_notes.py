@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from lorax.records import RunRecord
 from lorax.studies.facts import is_frozen, shots, task
@@ -21,10 +23,22 @@ def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str]
         f"Scores in per cent, {split} split: mean ± SD over seeds (number of seeds).",
         _metrics(records, split),
     ]
-    few = {task(record): shots(record) for record in records if shots(record)}
-    lines += [f"{name}: the base has {n} worked examples in its prompt, trained runs none." for name, n in few.items()]
-    if any(_explicit(record) for record in records if not is_frozen(record)):
+    few: dict[str, set[int]] = {}
+    for record in filter(is_frozen, records):
+        few.setdefault(task(record), set()).add(shots(record))
+    lines += [
+        f"{name}: the base has {_either(found)} worked examples in its prompt, trained runs none."
+        for name, found in few.items()
+        if found != {0}
+    ]
+    by_hand = {_explicit(record) for record in records if not is_frozen(record)}
+    if by_hand == {True}:
         lines.append("The learning rate was given by hand for all methods: this is not a tuned comparison.")
+    elif True in by_hand:
+        lines.append(
+            "Learning rates were given by hand in some rows, elsewhere they are the task's base rate times the "
+            "method's prior: this is not a tuned comparison."
+        )
     else:
         lines.append("Learning rates are the task's base rate times the method's prior: not tuned on these runs.")
     if only:
@@ -43,14 +57,20 @@ def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str]
 def _metrics(records: list[RunRecord], split: str) -> str:
     parts = []
     for name in sorted({task(record) for record in records}):
-        entries = [
-            record.task | {"n": (record.scores.get(split) or {}).get("n")} for record in records if task(record) == name
-        ]
-        entry = next((item for item in entries if item.get("n")), entries[0])
-        items = f", {entry['n']} items" if entry.get("n") else ""
-        majority = f", majority class {100 * entry['majority']:.1f}" if entry.get("majority") else ""
-        parts.append(f"{name}: {entry.get('metric', 'score')}{items}{majority}")
+        here = [record for record in records if task(record) == name]
+        sizes = {int(n) for record in here if (n := (record.scores.get(split) or {}).get("n"))}
+        shares = {record.task["majority"] for record in here if record.task.get("majority")}
+        items = f", {_either(sizes)} items" if sizes else ""
+        majority = f", majority class {_either(shares, lambda share: f'{100 * share:.1f}')}" if shares else ""
+        metric = " or ".join(sorted({str(record.task.get("metric", "score")) for record in here}))
+        parts.append(f"{name}: {metric}{items}{majority}")
     return "; ".join(parts) + "."
+
+
+def _either(values: Iterable[Any], text: Callable[[Any], str] = str) -> str:
+    """Return `10`, `10 or 20`, `10, 20 or 40`."""
+    words = [text(value) for value in sorted(values)]
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if words[1:] else words[0]
 
 
 def _explicit(record: RunRecord) -> bool:

@@ -209,13 +209,14 @@ def need(
         item_noise: part of sd that items make; it shrinks as 1 / sqrt(items).
         most: seeds to search, and multiples of the present items.
     """
-    seeds = np.arange(2, most + 1)
+    sd = max(sd, 1 / n_items if n_items else 0.0)  # as the verdict has it: one item's worth at least
+    seeds = np.arange(max(2, n_seeds + 1), max(most, n_seeds + 1) + 1)
     half = sps.t.ppf(1 - level / 2, seeds - 1) * sd / np.sqrt(seeds)
     at, verdict = _first(estimate, half, margin)
     seeds_needed = None if at is None else int(seeds[at])
     items_needed = None
     if item_noise is not None and n_seeds >= 2:
-        factor = np.geomspace(1, most, 400)
+        factor = np.geomspace(1, most, 400)[1:]
         rest = max(sd**2 - item_noise**2, 0.0)
         half = sps.t.ppf(1 - level / 2, n_seeds - 1) * np.sqrt((rest + item_noise**2 / factor) / n_seeds)
         at, with_items = _first(estimate, half, margin)

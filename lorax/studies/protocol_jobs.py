@@ -82,7 +82,8 @@ def answers(record: RunRecord, job: Job) -> bool:
             return False
     # A top-level None or `auto` was left to be resolved later; inside, None is a value like any other.
     others = [(key, value) for key, value in wanted.items() if key not in _ELSEWHERE and value not in (None, "auto")]
-    return all(canonical(identity.get(key)) == canonical(value) for key, value in others)
+    more = identity.keys() - wanted.keys() - _ELSEWHERE  # a run that consumed something nobody asked for
+    return not more and all(canonical(identity.get(key)) == canonical(value) for key, value in others)
 
 
 def _get(record: RunRecord, key: str) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lorax.records import RunRecord
+from lorax.records import RunRecord, canonical
 from lorax.studies import render
 from lorax.studies.facts import shots
+from lorax.studies.fresh import several_digests
 from lorax.studies.linter import Asymmetry
 from lorax.studies.protocol_study import Study
 
@@ -142,12 +143,20 @@ def _provenance(records: list[RunRecord]) -> list[str]:
 def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
     model = next((record.model for record in finals), {})
     size = f" ({model['parameters'] / 1e6:,.3g} M parameters)" if model.get("parameters") else ""
+    several = several_digests(finals)
     lines = [
-        f"One model, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "
-        f"{', '.join(study.spec.tasks)}: nothing here speaks about others."
+        f"{name}: arms differ in the {place} itself (listed above): their differences are not the method's alone"
+        + (", and where test items differ, runs are paired by seed only." if place == "task" else ".")
+        for place, name in sorted(several)
     ]
+    one = "One model" if "model" not in {place for place, _ in several} else "Models of one name"
+    lines.append(
+        f"{one}, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "
+        f"{', '.join(study.spec.tasks)}: nothing here speaks about others."
+    )
+    lines += _twins(study)
     splits = _distinct(record.config.get("data_seed") for record in finals)
-    if splits:
+    if splits and "task" not in {place for place, _ in several}:
         lines.append(
             f"One fixed split a task (data_seed {', '.join(map(str, splits))}): the estimand is the expected score "
             + ("over seeds on this test set." if study.spec.procedure == "paired_t" else "over seeds and like items.")
@@ -156,6 +165,17 @@ def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
     if steps:
         lines.append(f"Training lasts {' or '.join(map(str, steps))} steps; longer training may order arms otherwise.")
     return lines
+
+
+def _twins(study: Study) -> list[str]:
+    """Name the arms that mean one run, such as SVFT at two ranks."""
+    found: dict[str, dict[str, None]] = {}
+    for place, fields in study.spec.consumes.items():
+        task, _, arm = place.partition("/")
+        if study.spec.arm(arm).lr is None:
+            found.setdefault(f"{task} {canonical(fields)}", {})[arm] = None
+    groups = dict.fromkeys(tuple(arms) for arms in found.values() if len(arms) > 1)
+    return [f"{' and '.join(arms)} are one run under several names: nothing that it uses differs." for arms in groups]
 
 
 def _device(record: RunRecord) -> Any:

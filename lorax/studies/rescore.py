@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.studies.facts import task
+from lorax.studies.facts import one_per_seed, task
 from lorax.studies.freeze import frozen, frozen_path
 from lorax.studies.fresh import fresh
 from lorax.studies.protocol_study import read_study
@@ -157,4 +157,7 @@ def _runs(store: Store, name: str, split: str) -> list[tuple[str, RunRecord]]:
     records = [record for record in fresh(store.read(name))[0] if record.status != "failed"]
     rows = rows_of(records)
     labels = {run: row.label if row.rank is None else f"{row.label} r={row.rank}" for run, row in rows.items()}
-    return [(labels[record.run_id], record) for record in records]
+    by: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        by[labels[record.run_id]].append(record)
+    return [(label, record) for label, found in by.items() for record in one_per_seed(found)]

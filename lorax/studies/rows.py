@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorax.records import RunRecord, canonical
@@ -12,7 +12,7 @@ from lorax.studies.facts import flatten, is_frozen, is_stamp, method, task
 from lorax.studies.fresh import variants
 
 # What never tells two rows apart: the replicate, the columns, where and how it ran, what a version says.
-_APART = {"seed", "name", "results_dir", "device", "track", "evaluate", "label", "schema"}
+_APART = {"seed", "name", "results_dir", "device", "track", "evaluate", "label", "schema", "diagnostics"}
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Row:
     """The other fields that set this row apart from rows of the same method."""
     frozen: bool = False
     """Nothing trained: the base model itself."""
+    called: str = ""
+    """The `label` that all its runs were given and no other row was."""
 
     @property
     def label(self) -> str:
-        """Method and fields, without the rank: `lora_ga alpha=8 zeta=16`."""
-        return " ".join([self.method, *(f"{key}={value}" for key, value in self.fields)])
+        """The runs' own label, or method and fields, without the rank: `lora_ga alpha=8 zeta=16`."""
+        return self.called or " ".join([self.method, *(f"{key}={value}" for key, value in self.fields)])
 
     @property
     def key(self) -> tuple:
@@ -44,11 +46,15 @@ class Row:
         )
 
 
-def consumed(record: RunRecord) -> dict[str, Any]:
+def consumed(record: RunRecord, given: Iterable[str] = ()) -> dict[str, Any]:
     """Return the fields a run used and that may tell it from others, without those that never do.
 
     The identity holds what the method consumes (zeta is absent from a LoRA run), so a swept field
     that a method ignores does not split its rows.
+
+    Args:
+        record: the run.
+        given: fields with a default of the method's own (alpha, ...) that are to be kept all the same.
     """
     source = record.identity if "init" in record.identity else record.config
     flat = {}
@@ -60,17 +66,25 @@ def consumed(record: RunRecord) -> dict[str, Any]:
             continue
         if parts[0] == "model" and parts[-1] not in ("model", "name"):
             continue
-        if key in ("init.name", "init") or value is None or _derived(record, short):
+        if key in ("init.name", "init") or value is None or short == "eta":
             continue
-        flat["model" if parts[0] == "model" else short] = value
+        if short in _DEFAULTS and short not in given and not _is_given(record, short):
+            continue
+        flat["model" if parts[0] == "model" else short] = _comparable(value)
     return flat
 
 
-def _derived(record: RunRecord, key: str) -> bool:
-    """Return whether a field follows from others: eta always, alpha and its kind where nobody set them."""
+def _is_given(record: RunRecord, key: str) -> bool:
+    """Return whether somebody set a field, as `alpha` or as `init.alpha`; else it follows from method and rank."""
     own = record.config.get("init")
-    given = isinstance(own, Mapping) and own.get(key) is not None  # set as `init.alpha`
-    return key == "eta" or (key in _DEFAULTS and not given and key in record.config and record.config[key] is None)
+    return (isinstance(own, Mapping) and own.get(key) is not None) or record.config.get(key, ...) is not None
+
+
+def _comparable(value: Any) -> Any:
+    """Return a value such that equal ones are equal: numbers to twelve digits, names of layers in one order."""
+    if isinstance(value, float):
+        return float(f"{value:.12g}")
+    return sorted(value) if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) else value
 
 
 _DEFAULTS = ("alpha", "scaling", "zeta", "zeta_rule", "gamma")
@@ -82,7 +96,11 @@ def rows_of(records: list[RunRecord]) -> dict[str, Row]:
     A learning rate that follows from method, rank and task is a column; only one that varies while
     everything else is equal makes rows of its own.
     """
-    values: dict[str, dict[str, Any]] = {record.run_id: consumed(record) for record in records}
+    # What one run was given and another took by default is one field of both: alpha=16 is the default's twin.
+    given = {(method(record), key) for record in records for key in _DEFAULTS if _is_given(record, key)}
+    values: dict[str, dict[str, Any]] = {
+        record.run_id: consumed(record, [key for name, key in given if name == method(record)]) for record in records
+    }
     for run, own in variants(records).items():
         values[run] |= own
     swept = _varying(records, values, lambda record: (method(record), task(record)), skip={"lr", "rank"})
@@ -98,7 +116,23 @@ def rows_of(records: list[RunRecord]) -> dict[str, Row]:
         keys = swept[method(record)] | rate[method(record)]
         fields = tuple((key, words[key][canonical(own[key])]) for key in sorted(keys) if key in own)
         rows[record.run_id] = Row(method(record), own.get("rank"), fields, is_frozen(record))
-    return rows
+    return _called(records, rows)
+
+
+def _called(records: list[RunRecord], rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Give a row the label that all its runs carry, unless rows that differ in more than the rank carry it too."""
+    labels: dict[Row, set[str]] = defaultdict(set)
+    for record in records:
+        labels[rows[record.run_id]].add(record.label)
+    names = {row: found.pop() for row, found in labels.items() if len(found) == 1}
+    settings: dict[str, set[Any]] = defaultdict(set)
+    for row, name in names.items():
+        settings[name].add((row.method, row.fields))
+    return {run: replace(row, called=_alone(names.get(row, ""), settings)) for run, row in rows.items()}
+
+
+def _alone(name: str, settings: Mapping[str, set[Any]]) -> str:
+    return name if name and len(settings[name]) == 1 else ""
 
 
 def _words(values: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -138,7 +172,7 @@ def _varying(records, values, group, skip=frozenset(), only=None) -> dict[str, s
 
 def _short(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if abs(value) < 1e4 or not value.is_integer() else f"{value:.0f}"
     if isinstance(value, list | tuple):
         return "+".join(str(item) for item in value)
     return str(value)

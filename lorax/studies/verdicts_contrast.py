@@ -60,6 +60,8 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
     resolution = 1 / n_items if n_items else 0.0
     items = _item_differences(pairs)
     notes = []
+    if any(x.items and y.items and x.items.keys() != y.items.keys() for x, y in pairs):
+        notes.append("not the same test items")
     if len(seeds) == 1:
         notes.append("one seed: no verdict possible")
     elif d.std(ddof=1) <= resolution:

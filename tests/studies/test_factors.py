@@ -50,6 +50,16 @@ def test_runs_that_differ_in_more_than_the_factor_are_not_one_line():
         assert sorted(line.runs["score"]) == [0.08, 0.08, 0.16, 0.16]
 
 
+def test_arms_on_other_data_are_their_own_line_and_say_so():
+    runs = [run("lora", 8, alpha=alpha, score=n / 1000 + alpha) for alpha in (8, 16) for n in (100, 500)]
+    for one, n in zip(runs, (100, 500, 100, 500), strict=True):
+        one.identity["task"] = {"name": "t", "digest": f"d{n}"}
+        one.config["task"] = {"name": "t", "n_train": n}
+    lines = factor_lines(runs, "score")
+    assert [line.fixed for line in lines] == ["task.n_train=100", "task.n_train=500"]
+    assert all(list(line.runs["value"]) == [8, 16] for line in lines)
+
+
 def test_a_rate_that_follows_the_factor_does_not_break_the_line():
     runs = [run("lora", 8, seed, alpha=alpha) for alpha in (8, 16) for seed in (0, 1)]
     for one in runs:

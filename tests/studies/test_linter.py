@@ -50,6 +50,13 @@ def test_what_a_row_does_not_consume_is_no_difference():
     assert not fields([run("lora"), run("lora", task="sums", steps=120)], [run("pissa")]), "a task that one row lacks"
 
 
+def test_other_data_are_an_asymmetry_by_the_field_that_made_them():
+    rows = [run("lora"), run("pissa")]
+    for one, n in zip(rows, (100, 200), strict=True):
+        one.task["digest"], one.config["task"] = f"d{n}", {"name": "words", "n_test": n, "lr": n}
+    assert fields(*[[row] for row in rows])["task.n_test"].line() == "task.n_test: 100 (r0), 200 (r1)"
+
+
 def test_marks_point_at_the_rows_unlike_the_reference():
     found = lint({"a": [run("lora")], "b": [run("pissa", dropout=0.1)], "c": [run("svft", dropout=0.1)]})
     lines, marks = footnotes(found, "a")

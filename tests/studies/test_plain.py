@@ -116,6 +116,48 @@ def test_a_grid_over_a_field_of_the_task_makes_rows_and_no_stale_runs():
     assert any("Stale" in note for note in comparison([*moved, old]).attrs["notes"])
 
 
+def test_a_default_and_the_same_value_given_are_one_row():
+    def scaled(seed, alpha=None):
+        one = record(seed=seed, alpha=alpha or 16.0)
+        one.config["alpha"], one.config["init"] = alpha, {"name": "lora"}
+        return one
+
+    assert list(comparison([scaled(0), scaled(1)])["method"]) == ["base", "lora"]
+    table = comparison([scaled(0), scaled(1, 16), scaled(0, 8)])
+    assert dict(zip(table["method"], table["toy_n"], strict=True)) == {"base": 1, "lora alpha=8": 1, "lora alpha=16": 2}
+
+
+def test_diagnostics_are_no_row_and_numbers_are_compared_as_numbers():
+    looked = record(seed=1, lr=0.1 * 3)
+    looked.identity["diagnostics"] = [1, 200, "rank=4"]
+    targets = [record(seed=2, lr=0.3), record(seed=3, lr=0.3)]
+    for one, names in zip(targets, (["q", "v"], ["v", "q"]), strict=True):
+        one.identity["targets"] = names
+    assert list(comparison([looked, record(lr=0.3)])["toy_n"]) == [1, 2]
+    assert list(comparison(targets)["toy_n"]) == [1, 2]
+
+
+def test_a_label_names_the_row_that_alone_carries_it():
+    runs = [record(seed=0), record("pissa", seed=0), record("pissa", seed=1)]
+    for one, label in zip(runs, ("mine", "ours", "ours"), strict=True):
+        one.label = label
+    assert list(comparison(runs)["method"]) == ["base", "mine", "ours"]
+    runs[0].label = "ours"
+    assert list(comparison(runs)["method"]) == ["base", "lora", "pissa"]
+
+
+def test_a_failed_base_is_the_base_and_rates_by_hand_are_told_from_others():
+    base, failed = record("none", rank=None), record("none", rank=None, seed=1, status="failed")
+    for one in (base, failed):
+        one.identity.pop("lr")
+    failed.costs = {}
+    hand = record("pissa", seed=0)
+    hand.init_report["lr_given"] = True
+    table = comparison([base, failed, record(), hand])
+    assert list(table["method"]) == ["none", "lora", "pissa"]
+    assert any("by hand in some rows" in note for note in table.attrs["notes"])
+
+
 def test_pivot_appears_with_ranks_and_the_frozen_arm_counts_once():
     records = [record(rank=r, seed=s, score=r / 100) for r in (4, 8) for s in (0, 1)]
     table = comparison(records + [record("none", rank=None, seed=s, score=0.1) for s in (0, 1)])

@@ -49,3 +49,9 @@ def test_items_help_only_with_the_spread_they_make():
     assert power.need(0.02, 0.02, **settings, item_noise=0.001).items is None
     assert power.need(0.0, 0.02, **settings | {"margin": 0.01}).verdict == "equivalent"
     assert power.need(1e-6, 0.02, **settings).seeds is None
+
+
+def test_what_is_needed_is_more_than_there_is():
+    """Spread is one item's worth at least, as in the verdict; present seeds have already left it undecided."""
+    found = power.need(0.0, 0.0, 4, 64, 0.025, 0.02, item_noise=0.0)
+    assert found.seeds > 4 and (found.items is None or found.items > 64)

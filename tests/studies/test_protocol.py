@@ -151,6 +151,17 @@ def test_twins_are_run_once_and_answer_both_arms():
     assert {one.config["init"]["rank"] for one in known.values() if one.label == "lora rank=4"} == {4}
 
 
+def test_a_run_that_used_more_than_was_asked_for_answers_nothing():
+    """A twin with diagnostics, made by hand under the study's name, does not replace the study's own run."""
+    spec = spec_of()
+    _, known = play(spec)
+    final = next(one for one in known.values() if one.label == "pissa" and one.identity["evaluate"] == "test")
+    twin = RunRecord(**vars(final) | {"run_id": "0", "identity": final.identity | {"diagnostics": [1, 200]}})
+    assert next_round(spec, [*known.values(), twin]).kind == "done"
+    rest = [one for one in known.values() if one is not final]
+    assert next_round(spec, [*rest, twin]).kind == "final"
+
+
 def one_of_both(given):
     """LoRA-GA's scale as a run consumes it: by zeta or by gamma, never both."""
     return {key: float(given[key]) for key in ("zeta", "gamma") if given.get(key, "null") != "null"}

@@ -68,6 +68,13 @@ def test_the_leader_depends_on_the_rule_and_the_text_says_so(store):
     assert table["lora", "lm_eval_strict", 0] == 1 and table["pissa", "lm_eval_strict", 0] == 0
 
 
+def test_a_seed_scored_twice_counts_once(store):
+    again = {"init": {"name": "lora"}, "seed": 0, "evaluate": "both"}
+    record = RunRecord(run_id(again), "math", "finished", again, again, task={"name": "gsm8k"})
+    store.write(record, items(FEW, "#### {}"))
+    assert set(rescored(store, "math").groupby(["row", "rule"])["run_id"].nunique()) == {2}
+
+
 def test_without_completions_one_line_says_so(tmp_path):
     store = Store(tmp_path)
     store.write(RunRecord("ab", "math", "finished", {"init": {"name": "lora"}}, {"init": {"name": "lora"}}), [])

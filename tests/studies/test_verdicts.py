@@ -131,3 +131,10 @@ def test_bad_input_is_one_line():
         judge(runs("lora", 0.6) + runs("lora", 0.6)[:1], reference="lora", margin=0.01)
     with pytest.raises(UserError, match="procedure=t"):
         judge(runs("lora", 0.6), reference="lora", margin=0.01, procedure="t")
+
+
+def test_other_test_items_are_noted():
+    ours = [Final("lora", "t", seed, 0.5, 2, items={"a": 1.0, "b": 0.0}) for seed in range(3)]
+    theirs = [Final("longer", "t", seed, 0.5, 2, items={"a": 1.0, "c": 0.0}) for seed in range(3)]
+    (found,) = judge(ours + theirs, reference="lora", margin=0.02).comparisons
+    assert "not the same test items" in found.note
