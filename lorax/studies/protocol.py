@@ -3,7 +3,7 @@
     cost     a short solo run of every arm with a cold cache: seconds and memory
     screen   optional successive halving: all learning rates, few steps
     tune     every arm: points x seeds learning rates around its own centre, validation only
-    extend   the same number of further points for every arm, where any arm's best is at its edge
+    extend   the same number of further points for every arm, where any arm's best is at its edge (screened, if it was)
     final    fresh seeds at the chosen rate; the test split scored once a run
     done
 

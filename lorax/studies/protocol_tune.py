@@ -81,6 +81,13 @@ class Search:
     """screen | tune | extend: what the missing jobs are for."""
     trials: dict[str, list[Trial]]
     """Arm -> full-length tuning runs so far."""
+    tried: dict[str, list[int]] | None = None
+    """Arm -> lattice points that were screened, of which `rates` are the survivors; None: nothing was screened."""
+
+    def edge(self, arm: str, best: int) -> str:
+        """Return `low` or `high` where a lattice point stands at an end of all that was tried, else nothing."""
+        ks = (self.tried or self.rates)[arm]
+        return "low" if best == ks[0] else "high" if best == ks[-1] else ""
 
 
 def search(spec: StudySpec, book: Book, task: str) -> Search:
@@ -90,22 +97,22 @@ def search(spec: StudySpec, book: Book, task: str) -> Search:
     if tuning is None:
         return Search({arm: [] for arm in arms}, [], "tune", {arm: [] for arm in arms})
     rates = {arm: grid(spec.centre(arm, task), tuning.points, tuning.per_decade) for arm in arms}
-    if tuning.halving:
-        screened, missing = _trials(spec, book, task, rates, "screen")
-        if missing:
-            return Search(rates, missing, "screen", {arm: [] for arm in arms})
-        keep = tuning.halving.survivors(tuning.points)
-        rates = {arm: _survivors(rates[arm], screened[arm], keep, tuning.per_decade) for arm in arms}
+    first = "screen" if tuning.halving else "tune"
     for extension in range(tuning.rounds + 1):
-        trials, missing = _trials(spec, book, task, rates, "tune")
-        if missing or extension == tuning.rounds or tuning.halving:
+        trials, missing = _trials(spec, book, task, rates, first)
+        if missing or extension == tuning.rounds:
             break
         best = {arm: ranked(rates[arm], trials[arm], tuning.per_decade)[0] for arm in arms}
         if not any(best[arm] in (rates[arm][0], rates[arm][-1]) for arm in arms):
             break
         rates = {arm: _extended(rates[arm], best[arm], tuning.extend) for arm in arms}
-    stage = "extend" if missing and any(len(ks) > tuning.points for ks in rates.values()) else "tune"
-    return Search(rates, missing, stage, trials)
+    longer = any(len(ks) > tuning.points for ks in rates.values())
+    if missing or not tuning.halving:
+        return Search(rates, missing, "extend" if missing and longer else first, trials)
+    keep = tuning.halving.survivors(tuning.points)
+    kept = {arm: _survivors(rates[arm], trials[arm], keep, tuning.per_decade) for arm in arms}
+    trials, missing = _trials(spec, book, task, kept, "tune")
+    return Search(kept, missing, "tune", trials, rates)
 
 
 def choose(spec: StudySpec, found: Search, task: str) -> dict[str, Choice]:
@@ -125,8 +132,8 @@ def choose(spec: StudySpec, found: Search, task: str) -> dict[str, Choice]:
         spread = np.std(scores[best], ddof=1) if len(scores[best]) > 1 and np.isfinite(mean) else 0.0
         within = mean - spread / math.sqrt(max(len(scores[best]), 1))
         near = [rate(k, tuning.per_decade) for k in order[1:] if np.mean(scores[k]) >= within]
-        edge = "low" if best == ks[0] else "high" if best == ks[-1] else ""
-        out[arm] = Choice(arm, task, rate(best, tuning.per_decade), edge, len(ks), len(trials), mean, tuple(near))
+        lr, edge = rate(best, tuning.per_decade), found.edge(arm, best)
+        out[arm] = Choice(arm, task, lr, edge, len(ks), len(trials), mean, tuple(near))
     return out
 
 

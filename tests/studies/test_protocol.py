@@ -233,6 +233,21 @@ def test_halving_screens_then_tunes_the_better_half():
     assert log == [("cost", 2), ("screen", 24), ("tune", 12), ("final", 7)]
 
 
+def test_an_edge_is_an_end_of_what_was_screened_and_extends_the_screening(monkeypatch):
+    tuning = {"halving": {"steps": 10, "keep": 0.5}}
+    spec = spec_of(tuning=tuning | {"rounds": 0})
+    monkeypatch.setitem(PEAK, "pissa", rate(-13))  # kept with its neighbours, of which it is then the highest or lowest
+    notes = next_round(spec, play(spec)[1].values()).notes
+    assert not any("edge" in note for note in notes)
+    monkeypatch.setitem(PEAK, "pissa", 1e-9)
+    assert any("pissa is at the low edge" in note for note in next_round(spec, play(spec)[1].values()).notes)
+    spec = spec_of(tuning=tuning | {"extend": 2, "rounds": 1})
+    log, known = play(spec)
+    assert log == [("cost", 2), ("screen", 24), ("extend", 8), ("tune", 12), ("final", 7)]
+    tuned = {one.identity["lr"] for one in known.values() if one.label == "pissa" and one.identity["steps"] == 50}
+    assert min(tuned) == rate(grid(1e-3, 6)[0] - 2)
+
+
 def test_without_tuning_only_final_runs():
     spec = spec_of(tuning="off", costs=None)
     log, _ = play(spec)
