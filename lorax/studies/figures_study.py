@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +17,7 @@ from lorax.studies.figures_factors import factor_map
 from lorax.studies.figures_lr import response, selection, winner_flip
 from lorax.studies.figures_runs import agreement, agreement_map, price, training
 from lorax.studies.protocol_study import Study
+from lorax.studies.protocol_tune import Trial
 from lorax.studies.report_items import Scores
 from lorax.studies.tuning import selection as resample
 
@@ -25,6 +26,7 @@ MOST_ARMS = 16
 
 CAPTIONS = {
     "learning_rate": "Validation score against learning rate: mean over tuning seeds, band from lowest to highest.",
+    "screening": "Validation score against learning rate in the short screening before the full-length tuning.",
     "winner_flip": "Who leads when every arm is given the same rate: what a paper that fixed it would have seen.",
     "selection": "How often resampled tuning runs would have selected each learning rate.",
     "training": "Training loss of the final runs, smoothed; steps to the loss that every run reaches.",
@@ -50,6 +52,7 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> dict[str, Fig
     lines = factors(study)
     found = {
         "learning_rate": response(frame, _chosen(study), base_scores(study), labels),
+        "screening": response(tuning_frame(study, study.screened), _chosen(study), arms=labels),
         "winner_flip": winner_flip(frame, study.spec.reference, labels),
         "selection": selection(frequencies(study), labels),
         **({} if left_out(study) else _arm_by_arm(study, scores, table, labels)),
@@ -120,13 +123,14 @@ def factors(study: Study) -> dict[str, list[Line]]:
     }
 
 
-def tuning_frame(study: Study) -> pd.DataFrame:
-    """Return the tuning runs as arm, task, lr, seed, score; null score where the run diverged."""
+def tuning_frame(study: Study, trials: Sequence[Trial] | None = None) -> pd.DataFrame:
+    """Return the tuning runs (or others) as arm, task, lr, seed, score; null score where the run diverged."""
     order = {arm: place for place, arm in enumerate(study.spec.labels)}
+    runs = study.trials if trials is None else trials
     lines = [
         {"arm": trial.arm, "task": trial.task, "lr": trial.lr, "seed": trial.seed,
          "score": trial.score if math.isfinite(trial.score) else None}
-        for trial in sorted(study.trials, key=lambda trial: (order.get(trial.arm, 0), trial.lr, trial.seed))
+        for trial in sorted(runs, key=lambda trial: (order.get(trial.arm, 0), trial.lr, trial.seed))
     ]  # fmt: skip
     return pd.DataFrame(lines, columns=["arm", "task", "lr", "seed", "score"]).astype({"score": float})
 

@@ -22,6 +22,8 @@ class Study:
     """Learning rate, edge mark, points, trials, runners-up; only tasks whose tuning is complete."""
     trials: tuple[Trial, ...]
     """Every tuning run at full length."""
+    screened: tuple[Trial, ...]
+    """Every run of a halved tuning's screening; they chose what was tuned at full length."""
     finals: dict[tuple[str, str], dict[int | None, RunRecord]]
     """(task, arm) -> seed -> final record at the chosen rate; seed None for an arm that does not train."""
     runners_up: dict[tuple[str, str, float], dict[int, RunRecord]]
@@ -57,11 +59,13 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
     book = Book(spec, records)
     choices: dict[tuple[str, str], Choice] = {}
     trials: list[Trial] = []
+    screened: list[Trial] = []
     finals: dict[tuple[str, str], dict[int | None, RunRecord]] = {}
     extra: dict[tuple[str, str, float], dict[int, RunRecord]] = {}
     for task in spec.tasks:
         found = search(spec, book, task)
         trials += [trial for some in found.trials.values() for trial in some]
+        screened += [trial for some in (found.screened or {}).values() for trial in some]
         if found.missing:
             continue
         for arm, choice in choose(spec, found, task).items():
@@ -75,6 +79,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         spec=spec,
         choices=choices,
         trials=tuple(trials),
+        screened=tuple(screened),
         finals=finals,
         runners_up=extra,
         costs=costs,

@@ -84,6 +84,9 @@ class Search:
     tried: dict[str, list[int]] | None = None
     """Arm -> lattice points that were screened, of which `rates` are the survivors; None: nothing was screened."""
 
+    screened: dict[str, list[Trial]] | None = None
+    """Arm -> the short runs of all these points."""
+
     def edge(self, arm: str, best: int) -> str:
         """Return `low` or `high` where a lattice point stands at an end of all that was tried, else nothing."""
         ks = (self.tried or self.rates)[arm]
@@ -111,8 +114,8 @@ def search(spec: StudySpec, book: Book, task: str) -> Search:
         return Search(rates, missing, "extend" if missing and longer else first, trials)
     keep = tuning.halving.survivors(tuning.points)
     kept = {arm: _survivors(rates[arm], trials[arm], keep, tuning.per_decade) for arm in arms}
-    trials, missing = _trials(spec, book, task, kept, "tune")
-    return Search(kept, missing, "tune", trials, rates)
+    tuned, missing = _trials(spec, book, task, kept, "tune")
+    return Search(kept, missing, "tune", tuned, rates, trials)
 
 
 def choose(spec: StudySpec, found: Search, task: str) -> dict[str, Choice]:

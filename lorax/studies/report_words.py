@@ -110,10 +110,10 @@ def tuning(study: Study) -> list[str]:
     if study.spec.tuning is None:
         return ["No tuning: every arm ran at one learning rate. This is not a tuned comparison."]
     plan = study.spec.tuning
+    more = " and more where any arm's best was at its edge" if plan.extend * plan.rounds else ""
     lines = [
-        f"Every arm: {plan.points} learning rates and more where any arm's best was at its edge, {plan.per_decade} a "
-        f"decade, {len(plan.seeds)} tuning seeds ({', '.join(map(str, plan.seeds))}), selected on validation "
-        f"{study.spec.metric}, ties by validation loss."
+        f"Every arm: {plan.points} learning rates{more}, {plan.per_decade} a decade, {len(plan.seeds)} tuning seeds "
+        f"({', '.join(map(str, plan.seeds))}), selected on validation {study.spec.metric}, ties by validation loss."
     ]
     for (task, arm), choice in study.choices.items():
         trials = [trial for trial in study.trials if (trial.task, trial.arm) == (task, arm)]

@@ -154,3 +154,13 @@ def test_rescoring_takes_final_runs_alone_and_gives_a_shared_run_to_both_arms(de
 def test_no_such_study_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no study 'x'"):
         write_study(Store(tmp_path), "x")
+
+
+def test_a_halved_study_shows_its_screening(tmp_path, make_study):
+    store = Store(tmp_path)
+    spec = make_study(store, ["lora", "pissa"], tuning={"halving": {"steps": 20, "keep": 0.5}}, fixed={"steps": 60})
+    study = read_study(spec, store)
+    assert study.complete and len(study.screened) >= 2 * 6 * 2 and len(study.trials) == 2 * 3 * 2
+    text, paths = write_study(store, "demo")
+    assert {"screening.png", "learning_rate.png"} <= {path.name for path in paths}
+    assert "Successive halving, alike for all: all rates at 20 steps" in text
