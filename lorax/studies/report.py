@@ -175,11 +175,17 @@ def wandb_payload(store: Store, name: str) -> dict[str, Any]:
 
 
 def _cost_lines(study: Study) -> list[str]:
-    lines = [
-        "lr: selected on validation; an arrow marks a best rate at that end of the grid. trials: tuning runs spent."
-        if study.spec.tuning is not None
-        else "lr: the arm's own, or the task's base rate times the method's prior; nothing was tuned."
-    ]
+    tuning, lines = (
+        study.spec.tuning,
+        ["lr: the arm's own, or the task's base rate times the method's prior; nothing was tuned."],
+    )
+    if tuning is not None:
+        spent = (
+            "full-length tuning runs spent, after the short ones of the screening"
+            if tuning.halving
+            else "tuning runs spent"
+        )
+        lines = [f"lr: selected on validation; an arrow marks a best rate at that end of the grid. trials: {spent}."]
     if study.spec.costs is not None:
         lines.append(
             f"init s, step ms and peak MB: a solo run of {study.spec.costs.steps} steps with a cold cache, one an arm. "
