@@ -15,7 +15,7 @@ HALF = "set for bf16; against the lower bound, which has all positions, PEFT tak
 EIGHTH = "set for bf16; against the lower bound, which has all positions, PEFT takes 1.29 x, ours 0.99 x"
 EXACT = "exact: the weights' gradients are half as much again as the pass; PEFT takes 1.48 x (no sketch mode)"
 AMX = "set with AMX; measured on an AMD EPYC with avx512_bf16 alone, where a bf16 step takes half of an fp32 one"
-AMX_STEP = "set with AMX; measured on an AMD EPYC with avx512_bf16 alone: level with PEFT's eager attention, 1.52 x its default"
+AMX_STEP = "set with AMX; on avx512_bf16 alone level with PEFT's eager attention, 1.52 x its default"
 
 
 @dataclass(frozen=True)
