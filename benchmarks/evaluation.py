@@ -18,11 +18,11 @@ from benchmarks.subjects import load, twin
 from lorax import tasks
 from lorax.adapters.install import install
 from lorax.api import attach
+from lorax.evaluation.decode import end_tokens
+from lorax.evaluation.evaluate import evaluate
+from lorax.forward.encode import Encoded, encode
 from lorax.models.registry import Loaded
-from lorax.training.decode import end_tokens
-from lorax.training.encode import Encoded, encode
-from lorax.training.evaluate import evaluate
-from lorax.training.train import Lane, TrainPlan, train
+from lorax.training.loop import Lane, TrainPlan, train
 
 TASKS = {
     "tiny": {"name": "toy", "n_test": 8},

@@ -14,16 +14,16 @@ from torch import nn
 from benchmarks.harness import Stopwatch, Trial, interleave, say
 from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
+from lorax.forward.encode import Encoded, collate
+from lorax.forward.heads import install_heads
+from lorax.forward.readout import autocast
 from lorax.initializers.base import build
 from lorax.models import registry
 from lorax.models.attention import register
 from lorax.models.registry import Loaded
 from lorax.probing.cache import Cache
 from lorax.tasks.base import Example
-from lorax.training.encode import Encoded, collate
-from lorax.training.forward import autocast
-from lorax.training.heads import install_heads
-from lorax.training.train import Lane, TrainPlan, train
+from lorax.training.loop import Lane, TrainPlan, train
 
 CLASSES = 77
 SPECS = {

@@ -15,7 +15,7 @@ from benchmarks.harness import Plan, Row, Spread, interleave, say, single
 from benchmarks.subjects import load
 from lorax.adapters.install import find_targets
 from lorax.probing import svd
-from lorax.probing.layers import side_by_side
+from lorax.probing.parallel import side_by_side
 from lorax.probing.probe import BLOCKS
 
 R = 8

@@ -97,7 +97,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -
     Raises:
         UserError: no such adapter, or another base.
     """
-    from lorax.adapters.storage import load as read
+    from lorax.adapters.load import load as read
 
     return read(model, path, check=check)
 
@@ -139,7 +139,7 @@ def make_factors(
 
 def _arm(model: nn.Module, init: Initializer, targets: str | Sequence[str], info: dict[str, Any]) -> Any:
     """Return the handle of full fine-tuning or of the frozen base."""
-    from lorax.adapters.arms import Frozen, FullModel, HeadOnly
+    from lorax.adapters.baselines import Frozen, FullModel, HeadOnly
 
     if init.kind != "full":
         return {"none": Frozen, "head": HeadOnly}[init.kind](model, info=info)

@@ -14,7 +14,7 @@ from typing import Any
 
 from lorax.config import RunConfig, conf_dir, register_schema, resolve
 from lorax.errors import UserError
-from lorax.running.explain import explain, is_composition_error, one_line
+from lorax.running.messages import explain, is_composition_error, one_line
 
 
 def job(cfg: Any) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def job(cfg: Any) -> dict[str, Any]:
 
 
 def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: bool = False) -> dict[str, Any]:
-    """Run one configuration on this process; see `lorax.running.lanes.run_lanes` for the story."""
-    from lorax.running.lanes import run_lanes
+    """Run one configuration on this process; see `lorax.running.launch.run_lanes` for the story."""
+    from lorax.running.launch import run_lanes
 
     return run_lanes([config], provenance=provenance, show=show)[0]
 

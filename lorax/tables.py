@@ -39,12 +39,12 @@ def run(name: str | None, options: dict[str, str]) -> str:
     """
     store = Store(options.get("results_dir", "results"))
     if "import" in options:
-        from lorax.studies.importers_judge import write_imported
+        from lorax.reports.published.separability import write_imported
 
         text, paths = write_imported(options["import"], store.root, _whole(options, "items"))
         return f"{text}\n{_written(paths)}"
     if "rescore" in options:
-        from lorax.studies.rescore import write_rescored
+        from lorax.reports.rescore import write_rescored
 
         text, paths = write_rescored(store, options["rescore"], options.get("split", "test"))
         return f"{text}\n{_written(paths)}"
@@ -60,7 +60,7 @@ def draw(store: Store, name: str) -> str:
     Returns:
         The Markdown text, and a line for each file written.
     """
-    from lorax.studies.written import write_table
+    from lorax.reports.write import write_table
 
     text, paths = write_table(store, name)
     return f"{text}\n{_written(paths)}"

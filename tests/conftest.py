@@ -1,4 +1,4 @@
-"""The command line in this process, on the toy model."""
+"""The command line in this process, on the toy model; fixtures of made-up studies and of small trainings."""
 
 import sys
 
@@ -6,6 +6,7 @@ import pytest
 
 from lorax.run import main
 
+pytest_plugins = ["made_study", "small_training"]
 SMALL = ["model=toy", "task=toy", "steps=4", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
 
 

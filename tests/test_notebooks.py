@@ -1,17 +1,17 @@
 """The notebooks run from top to bottom, say what the records say, and are committed without outputs."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from made_study import ARMS, run_study
 from nbclient import NotebookClient
 
 from lorax.records import Store
-from lorax.studies import render
-from lorax.studies.freeze import frozen
-from lorax.studies.protocol_study import read_study
+from lorax.reports.text import numbers
+from lorax.studies.registration import frozen
+from lorax.studies.study import read_study
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -38,11 +38,8 @@ def cells(path, kind):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A finished study of two tasks with made-up records, some of them diverged."""
-    place = importlib.util.spec_from_file_location("made_study", ROOT / "tests" / "studies" / "conftest.py")
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
     store = Store(tmp_path_factory.mktemp("made"))
-    module.run_study(store, module.ARMS, tasks=("words", "sums"), made={"diverge_above": 30})
+    run_study(store, ARMS, tasks=("words", "sums"), made={"diverge_above": 30})
     return store
 
 
@@ -56,7 +53,7 @@ def test_a_study_is_read_and_its_verdicts_said(made, monkeypatch):
     for c in study.result.comparisons:
         if c.task == "words":
             verdicts.setdefault(c.verdict, []).append(c.arm)
-            assert f"{render.points(c.low, True)}, {render.points(c.high, True)}" in text
+            assert f"{numbers.points(c.low, True)}, {numbers.points(c.high, True)}" in text
     assert len(verdicts) > 1
     for verdict, arms in verdicts.items():
         line = re.search(rf"^- \*\*{verdict}\*\*: (.*)$", text, re.MULTILINE).group(1)

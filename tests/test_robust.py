@@ -168,7 +168,7 @@ def test_a_diverged_arm_is_a_result_of_its_study(lorax, capsys):
 
 
 def test_ctrl_c_in_a_pack_leaves_no_record_and_no_difference(lorax, capsys, monkeypatch):
-    from lorax.training.lane import LaneRun
+    from lorax.training.run import LaneRun
 
     # One lane diverges before the interrupt: resumed, the others still have it beside them where they had it.
     grid = [*PACK, "init=lora,pissa", "lr=0.01,1e30", "train.clip=null", "steps=8", "train.checkpoint_every=3"]

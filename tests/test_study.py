@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from lorax.records import Store
-from lorax.studies.freeze import frozen
-from lorax.studies.protocol_study import read_study
+from lorax.studies.registration import frozen
+from lorax.studies.study import read_study
 
 
 def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys):

@@ -69,7 +69,7 @@ def _in_processes(work: list[tuple[Any, Any]], processes: int) -> list[Any]:
 
 
 def _pack(configs: list[Any], overrides: list[list[str]]) -> list[dict[str, Any]]:
-    from lorax.running.lanes import run_lanes
+    from lorax.running.launch import run_lanes
 
     return run_lanes(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides)
 

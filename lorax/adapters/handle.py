@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lorax.adapters import core
 from lorax.adapters.factors import Factors
-from lorax.adapters.lane import Lane
-from lorax.adapters.layer import AdaptedLinear
-from lorax.adapters.pack import Pack
-from lorax.adapters.site import Site
+from lorax.adapters.installation import Site
+from lorax.adapters.layer_adapter import Lane
+from lorax.adapters.linear import AdaptedLinear
+from lorax.adapters.pack_state import Pack
 from lorax.errors import UserError, near
 
 
@@ -23,7 +23,7 @@ class Adapters:
     """The adapters of one method on a model; one lane of it where several share the base.
 
     Made by `install` (or `lorax.attach`). A wholly trained model and a frozen one have the same face:
-    `lorax.adapters.arms`.
+    `lorax.adapters.baselines`.
     """
 
     def __init__(self, site: Site, number: int, recenter: str, dropout: float, info: dict[str, Any]):
@@ -238,22 +238,22 @@ class Adapters:
         Returns:
             Bytes written.
         """
-        from lorax.adapters.storage import save
+        from lorax.adapters.files.format import save
 
         return save(self, path, quiet=quiet)
 
     def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:
         """Write a plain LoRA that `peft.PeftModel.from_pretrained(base, path)` loads on the untouched base.
 
-        See `lorax.adapters.export.export_peft`.
+        See `lorax.adapters.files.peft.export_peft`.
         """
-        from lorax.adapters.export import export_peft
+        from lorax.adapters.files.peft import export_peft
 
         return export_peft(self, path, rank=rank)
 
     def export_merged(self, path: str | Path) -> None:
         """Write a whole checkpoint of the model with W' in its weights, for plain `from_pretrained`."""
-        from lorax.adapters.export import export_merged
+        from lorax.adapters.files.peft import export_merged
 
         export_merged(self, path)
 

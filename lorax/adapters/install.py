@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from lorax.adapters.dropout import quantise
 from lorax.adapters.factors import Factors
+from lorax.adapters.files.trainer import patch_checkpoints
 from lorax.adapters.handle import Adapters
-from lorax.adapters.integration import patch_checkpoints
-from lorax.adapters.lane import Lane
-from lorax.adapters.layer import AdaptedLinear, effective, is_linear
-from lorax.adapters.pack import Pack
-from lorax.adapters.site import Site
+from lorax.adapters.installation import Site
+from lorax.adapters.layer_adapter import Lane
+from lorax.adapters.linear import AdaptedLinear, effective, is_linear
+from lorax.adapters.pack_state import Pack
 from lorax.adapters.targets import find_targets
 from lorax.errors import UserError, near
 

@@ -10,7 +10,7 @@ from functools import cache
 
 from torch import nn
 
-from lorax.adapters.layer import AdaptedLinear, is_linear
+from lorax.adapters.linear import AdaptedLinear, is_linear
 from lorax.errors import UserError, near
 
 _HEADS = ("score", "classifier", "classification_head")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lorax.diagnostics.layers import short
 from lorax.diagnostics.text import Text, load_text
 from lorax.errors import UserError
+from lorax.forward.active import active
+from lorax.forward.encode import limit
+from lorax.forward.readout import Readout, autocast, device_of, token_losses
 from lorax.probing.cache import Cache, key_of
-from lorax.training.active import active
-from lorax.training.encode import limit
-from lorax.training.forward import Readout, autocast, device_of, token_losses
 
 if TYPE_CHECKING:
     from lorax.adapters.install import Adapters

@@ -17,12 +17,12 @@ from lorax.diagnostics.layers import Row, report, sample
 from lorax.diagnostics.spectrum import EPSILON, SUBSPACE, TOP_K, update_shape
 from lorax.diagnostics.text import Text
 from lorax.errors import UserError, near
+from lorax.forward.active import active
+from lorax.forward.encode import collate, encode, order
+from lorax.forward.readout import Readout, autocast, device_of, run_batch
 from lorax.probing.cache import Cache
 from lorax.probing.gradient import layer_gradients
 from lorax.probing.probe import Probe
-from lorax.training.active import active
-from lorax.training.encode import collate, encode, order
-from lorax.training.forward import Readout, autocast, device_of, run_batch
 
 if TYPE_CHECKING:
     from lorax.adapters.install import Adapters

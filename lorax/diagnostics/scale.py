@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results-dir", default="results", type=Path)
     parser.add_argument("--seed", default=0, type=int)
     options = parser.parse_args(arguments)
-    from lorax.studies.scale_words import readme, write_scale
+    from lorax.reports.scale import readme, write_scale
 
     try:
         found = measure_all(options.quick, options.seed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorax.errors import UserError
 from lorax.probing.cache import digest, key_of, remembered
-from lorax.probing.layers import all_threads
+from lorax.probing.parallel import all_threads
 from lorax.probing.svd import finite
 from lorax.probing.weight import oriented
 

@@ -15,7 +15,7 @@ from lorax.errors import UserError
 from lorax.probing import svd
 from lorax.probing.cache import Cache, Parts, key_of, remembered
 from lorax.probing.gradient import Gradients, Loss
-from lorax.probing.layers import side_by_side
+from lorax.probing.parallel import side_by_side
 from lorax.probing.svd import Triplets
 from lorax.probing.weight import factor_dtype, oriented, shape_of
 

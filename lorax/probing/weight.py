@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters.layer import is_conv1d
+from lorax.adapters.linear import is_conv1d
 
 
 def oriented(module: nn.Module, stored: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from lorax.config import RunConfig
 from lorax.records import Unwritable, canonical, run_id, write_atomic
 from lorax.running.identity import measured
-from lorax.running.lanes import Ready
+from lorax.running.prepared import Ready
 
 
 def diagnose(session: Any, number: int, factors: dict[str, Any], gradients: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def gradients_at_start(ready: Ready, loaded: Any, place: Any) -> Any:
     """Return the gradient of the untouched model for every target layer, or None where nobody wants it."""
     from lorax.adapters.install import find_targets
     from lorax.probing.gradient import layer_gradients
-    from lorax.running.calibration import calibration
+    from lorax.running.gradient_batches import calibration
 
     if not measured(ready.config, ready.initializer):
         return None

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorax.records import RunRecord, Unwritable
-from lorax.running.explain import one_line
-from lorax.running.lanes import Ready, base_of, blank, now
+from lorax.running.messages import one_line
 from lorax.running.preflight import check_kind
+from lorax.running.prepared import Ready, base_of, blank, now
 
 
 @dataclass
@@ -32,7 +32,7 @@ def execute(lanes: list[Ready], provenance: dict[str, Any], show: bool) -> None:
         show: progress bars and one line a phase.
     """
     from lorax.models.registry import load
-    from lorax.running.place import placement
+    from lorax.running.device import placement
 
     first, task = lanes[0].config, lanes[0].task
     place = placement(first.dtype, first.device)
@@ -88,7 +88,7 @@ def _factors(lane: Ready, loaded: Any, place: Any) -> dict[str, Any]:
     targets = find_targets(loaded.model, lane.config.targets, head=loaded.head)
     loss, batches = None, None
     if "gradient" in lane.initializer.needs:
-        from lorax.running.calibration import calibration
+        from lorax.running.gradient_batches import calibration
 
         loss, batches = calibration(lane.task, loaded, lane.config, place)
     cache = _cache(lane)

@@ -13,7 +13,7 @@ from typing import Any
 from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import canonical, check_writable
-from lorax.running.place import resolve_device
+from lorax.running.device import resolve_device
 
 
 def preflight(configs: Sequence[RunConfig]) -> None:

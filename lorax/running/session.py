@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lorax.running.lanes import Ready
-from lorax.running.place import Place
+from lorax.running.device import Place
+from lorax.running.prepared import Ready
 
 PROJECT = "lorax"
 
@@ -28,9 +28,9 @@ class Session:
     """
 
     def __init__(self, loaded: Any, place: Place, lanes: list[Ready], factors: list[dict[str, Any]], show: bool):
+        from lorax.forward.heads import install_heads
         from lorax.probing.cache import Cache
         from lorax.training.costs import reset_peak
-        from lorax.training.heads import install_heads
 
         self.loaded, self.place, self.lanes, self.show = loaded, place, lanes, show
         self.task, self.config = lanes[0].task, lanes[0].config
@@ -44,7 +44,7 @@ class Session:
         self.trackers = [self._tracker(lane) for lane in lanes]
 
     def _install(self, factors: list[dict[str, Any]]) -> list[Any]:
-        from lorax.adapters.arms import Frozen, FullModel, HeadOnly
+        from lorax.adapters.baselines import Frozen, FullModel, HeadOnly
         from lorax.adapters.install import find_targets, install
 
         kind, configs = self.lanes[0].initializer.kind, [lane.config for lane in self.lanes]
@@ -63,10 +63,10 @@ class Session:
 
     def step0_errors(self) -> list[float]:
         """Return, for each lane, the largest change of a logit on one training batch before step 1."""
-        from lorax.training.active import active
-        from lorax.training.encode import encode
-        from lorax.training.forward import Readout, autocast, run_batch
-        from lorax.training.tree import lay_out
+        from lorax.forward.active import active
+        from lorax.forward.encode import encode
+        from lorax.forward.prefix_tree import lay_out
+        from lorax.forward.readout import Readout, autocast, run_batch
 
         if not self.trains:
             return [0.0]
@@ -86,8 +86,8 @@ class Session:
 
     def train(self) -> list[Any]:
         """Train every lane; the frozen base is trained in no steps."""
-        from lorax.training.encode import encode
-        from lorax.training.train import Lane, Outcome, train
+        from lorax.forward.encode import encode
+        from lorax.training.loop import Lane, Outcome, train
 
         if not self.trains:
             return [Outcome("finished")]
@@ -115,7 +115,7 @@ class Session:
         return train(self.loaded, lanes, lanes[0].plan)
 
     def _plan(self, ready: Ready) -> Any:
-        from lorax.training.train import TrainPlan
+        from lorax.training.loop import TrainPlan
 
         config = ready.config
         own = {key: config.train[key] for key in ("schedule", "warmup", "clip", "accumulation", "checkpoint_every")}
@@ -126,7 +126,7 @@ class Session:
 
     def evaluate(self) -> list[tuple[dict[str, Any], list[dict[str, Any]], float]]:
         """Return, for each lane, scores by split, items of all splits, and seconds."""
-        from lorax.training.evaluate import evaluate, summarise
+        from lorax.evaluation.evaluate import evaluate, summarise
 
         asked = self.config.evaluate
         splits = ["validation", "test"] if asked == "both" else [asked]
@@ -181,7 +181,7 @@ class Session:
 
     def save(self) -> None:
         """Save trained adapters, with their heads, where a run asked for it."""
-        from lorax.training.heads import plain_head
+        from lorax.forward.heads import plain_head
 
         for number, (ready, adapters) in enumerate(zip(self.lanes, self.adapters, strict=True)):
             if ready.config.save is not None and self.trains:
@@ -189,7 +189,7 @@ class Session:
                     adapters.save(Path(ready.config.save) / ready.run_id, quiet=True)
 
     def _tracker(self, ready: Ready) -> Any:
-        from lorax.training.track import Tracker
+        from lorax.training.tracking import Tracker
 
         config = ready.config
         name = config.label or f"{config.init['name']}-{ready.run_id[:6]}"
@@ -210,7 +210,7 @@ class Session:
 
     def close(self) -> None:
         """Take adapters and heads off again."""
-        from lorax.training.heads import remove_heads
+        from lorax.forward.heads import remove_heads
 
         with ExitStack() as stack:
             for tracker in self.trackers:

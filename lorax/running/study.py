@@ -11,8 +11,8 @@ from typing import Any
 from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import Store
-from lorax.running.lanes import default_rate, ready
 from lorax.running.preflight import layer_shapes, load_task
+from lorax.running.prepared import default_rate, ready
 from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
 
 OUTSIDE = (
@@ -36,7 +36,7 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
     from lorax.studies import plan as planning
-    from lorax.studies.freeze import freeze
+    from lorax.studies.registration import freeze
     from lorax.studies.spec import from_mapping
 
     data = OmegaConf.to_container(sweeper.config.study, resolve=True)
@@ -59,7 +59,7 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
 
 
 def _rounds(sweeper: Any, spec: Any, store: Store, outside: list[str]) -> None:
-    from lorax.studies.protocol import next_round
+    from lorax.studies.rounds import next_round
 
     started, asked, told = 0, set(), set()
     while True:
@@ -94,7 +94,7 @@ def _tell(notes: Sequence[str], told: set[str]) -> None:
 
 def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any]]:
     """Run jobs one by one in this process: their seconds and memory are the point."""
-    from lorax.running.lanes import run_lanes
+    from lorax.running.launch import run_lanes
 
     return [
         {"overrides": job, **run_lanes([config], {"launcher": "solo"}, overrides=[job])[0]}
@@ -104,7 +104,7 @@ def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any
 
 def one_of_each(spec: Any) -> list[Any]:
     """Return a job for every arm on every task: whatever is wrong with one shows before the design is fixed."""
-    from lorax.studies.protocol_jobs import make_job
+    from lorax.studies.jobs import make_job
 
     return [
         make_job(spec, arm.label, task, "final", spec.centre(arm.label, task) if arm.trained else None, spec.seeds[0])
@@ -172,10 +172,10 @@ def _seconds(store: Store, spec: Any) -> dict[str, float] | None:
     """Return seconds a full run by `task/arm`, from the cost probes that are there."""
     if not store.folder(spec.name).is_dir():
         return None
-    from lorax.studies.protocol_book import Book
+    from lorax.studies.job_index import Book
 
     book, found = Book(spec, store.read(spec.name)), {}
-    from lorax.studies.protocol import cost_jobs
+    from lorax.studies.rounds import cost_jobs
 
     for job in cost_jobs(spec):
         record = book.look(job)
@@ -194,8 +194,8 @@ def _probe(sweeper: Any, spec: Any, outside: list[str]) -> float | None:
     Counts start-up, initialisation, the median step times the steps, and the evaluation. Other arms'
     initialisation and steps differ; their own cost probes replace this once the study has begun.
     """
-    from lorax.running.lanes import run_lanes
-    from lorax.studies.protocol_jobs import make_job
+    from lorax.running.launch import run_lanes
+    from lorax.studies.jobs import make_job
 
     if spec.costs is None:
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorax.records import RunRecord, Store
-from lorax.studies.facts import shots
+from lorax.records.fields import shots
 
 
 def show_summary(store: Store, record: RunRecord, tables: list[Path]) -> None:

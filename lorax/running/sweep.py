@@ -10,9 +10,9 @@ from typing import Any
 from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import Store, Unwritable, canonical
-from lorax.running.explain import one_line
 from lorax.running.identity import consumed_fields
-from lorax.running.lanes import default_rate
+from lorax.running.messages import one_line
+from lorax.running.prepared import default_rate
 
 LISTED = 5
 
@@ -113,7 +113,7 @@ def raise_failures(results: Sequence[dict[str, Any]]) -> None:
 
 def show_table(store: Store, name: str) -> None:
     """Write and print the comparison table of `name`."""
-    from lorax.studies.written import write_table
+    from lorax.reports.write import write_table
 
     text, paths = write_table(store, name)
     print("\n" + text + "\n" + "table: " + ", ".join(str(path) for path in paths))
@@ -121,11 +121,11 @@ def show_table(store: Store, name: str) -> None:
 
 def publish(store: Store, name: str, track: str) -> None:
     """Log table and figures of `name` as one more run of its W&B group."""
-    from lorax.training.track import Tracker, effective_mode
+    from lorax.training.tracking import Tracker, effective_mode
 
     if effective_mode(track, os.environ) == "none":
         return
-    from lorax.studies.report import wandb_payload
+    from lorax.reports.study import wandb_payload
 
     payload = wandb_payload(store, name)
     folder = Path("outputs") / name / "comparison"

@@ -9,9 +9,9 @@ from typing import Any
 
 from lorax.errors import UserError
 from lorax.records import canonical
-from lorax.studies import power
-from lorax.studies.match import Found, nearest, report
-from lorax.studies.protocol_jobs import make_job
+from lorax.stats import power
+from lorax.studies.equal_parameters import Found, nearest, report
+from lorax.studies.jobs import make_job
 from lorax.studies.spec import Arm, StudySpec
 
 LEAST_TEST, LEAST_VALIDATION = 1000, 300

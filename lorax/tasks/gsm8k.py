@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from lorax.errors import UserError, near
 from lorax.tasks import extractors
 from lorax.tasks.base import Example, Task, prompt_id
+from lorax.tasks.readers import Row, read_splits, text
 from lorax.tasks.registry import register
-from lorax.tasks.rows import Row, read_splits, text
 from lorax.tasks.splitting import Sizes, split
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from lorax.errors import UserError
 from lorax.tasks.base import Task
+from lorax.tasks.own_data import TextClassification, classification
+from lorax.tasks.readers import looks_local, read, read_hub, text
 from lorax.tasks.registry import register
-from lorax.tasks.rows import looks_local, read, read_hub, text
-from lorax.tasks.table import TextClassification, classification
 
 Pairs = dict[str, list[tuple[str, str]]]
 

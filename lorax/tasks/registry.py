@@ -26,10 +26,10 @@ _FAMILIES: dict[str, str] = {
     "banking77": "lorax.tasks.intents",
     "clinc150": "lorax.tasks.intents",
     "gsm8k": "lorax.tasks.gsm8k",
-    "jsonl": "lorax.tasks.table",
+    "jsonl": "lorax.tasks.own_data",
     "reasoning_gym": "lorax.tasks.reasoning",
     "snips": "lorax.tasks.intents",
-    "text_classification": "lorax.tasks.table",
+    "text_classification": "lorax.tasks.own_data",
     "toy": "lorax.tasks.toy",
 }
 _REGISTERED: dict[str, type] = {}

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorax.adapters.arms import Frozen, FullModel
+from lorax.adapters.baselines import Frozen, FullModel
 from lorax.adapters.install import find_targets, install
-from lorax.adapters.layer import effective
+from lorax.adapters.linear import effective
 from lorax.api import attach, make_factors
 from lorax.diagnostics.alignment import measure_init
 from lorax.diagnostics.measure import base_gradients, measure

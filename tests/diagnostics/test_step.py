@@ -9,7 +9,7 @@ from torch import nn
 from lorax.adapters.core import Dense, Diagonal, Identity, Sparse
 from lorax.adapters.factors import Factors
 from lorax.adapters.install import install
-from lorax.adapters.layer import readable
+from lorax.adapters.linear import readable
 from lorax.diagnostics.alignment import captured, first_step, measure_init
 from lorax.diagnostics.angles import cosine
 from lorax.diagnostics.step import adam, gradients, reach, sgd, tangent

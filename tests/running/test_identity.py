@@ -8,8 +8,8 @@ import pytest
 
 from lorax.config import RunConfig, Train
 from lorax.running.identity import source
-from lorax.running.lanes import ready
 from lorax.running.packing import pack_key
+from lorax.running.prepared import ready
 
 TOY = {"name": "toy", "kind": "generation"}
 VALUES = {

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lorax.api import attach
+from lorax.forward.encode import encode
+from lorax.forward.heads import install_heads
 from lorax.training.checkpoint import load_checkpoint, save_checkpoint
-from lorax.training.encode import encode
-from lorax.training.heads import install_heads
-from lorax.training.train import Lane, TrainPlan, train
+from lorax.training.loop import Lane, TrainPlan, train
 
 PLAN = TrainPlan(steps=10, batch_size=4, checkpoint_every=4)
 
@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from lorax.api import attach
 from lorax.models.registry import load
-from lorax.training.encode import Encoded
-from lorax.training.train import Lane, TrainPlan, train
+from lorax.forward.encode import Encoded
+from lorax.training.loop import Lane, TrainPlan, train
 
 def data():
     return [Encoded([259, a, b, 257, 260], [(a + b) % 256, 257], None) for a in range(6) for b in range(a, 6)]

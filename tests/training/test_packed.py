@@ -8,11 +8,11 @@ import torch
 from lorax.adapters.install import install
 from lorax.api import make_factors
 from lorax.errors import UserError
+from lorax.evaluation.evaluate import evaluate
+from lorax.forward.encode import encode
+from lorax.forward.heads import install_heads
 from lorax.initializers.base import build
-from lorax.training.encode import encode
-from lorax.training.evaluate import evaluate
-from lorax.training.heads import install_heads
-from lorax.training.train import Lane, TrainPlan, train
+from lorax.training.loop import Lane, TrainPlan, train
 
 PLAN = TrainPlan(steps=20, batch_size=4, warmup=0.2)
 ARMS = [

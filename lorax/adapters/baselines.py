@@ -1,0 +1,223 @@
+"""The two arms without factors, with the face of `Adapters`: everything trains, or nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorax.adapters.factors import Factors
+from lorax.adapters.files import format
+from lorax.adapters.linear import effective, is_conv1d, is_linear
+from lorax.errors import UserError, near
+
+
+class FullModel:
+    """Full fine-tuning: the weights themselves train; W0 is kept in main memory.
+
+    Args:
+        model: trained in place.
+        targets: {name: module}: train only these modules' parameters. None: all parameters.
+        info: plain data that `save` writes beside the tensors.
+    """
+
+    kind = "full"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: dict[str, nn.Module] | None = None,
+        info: dict[str, Any] | None = None,
+    ):
+        self.model = model
+        self.info = dict(info or {})
+        self.generator: torch.Generator | None = None
+        self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        layers = targets if targets is not None else dict(model.named_modules())
+        self._layers = {name: module for name, module in sorted(layers.items()) if is_linear(module)}
+        chosen = self._choose(targets)
+        self._named = {name: p for name, p in model.named_parameters() if id(p) in chosen}
+        for parameter, _ in self._flags:
+            parameter.requires_grad_(id(parameter) in chosen)
+        self._start = {name: p.detach().to("cpu", copy=True) for name, p in self._named.items()}
+        self._places = {id(p): name for name, p in model.named_parameters(remove_duplicate=True) if id(p) in chosen}
+
+    def _choose(self, targets: dict[str, nn.Module] | None) -> set[int]:
+        if targets is None:
+            return {id(p) for p in self.model.parameters() if p.is_floating_point()}
+        return {id(p) for module in targets.values() for p in module.parameters(recurse=False)}
+
+    def names(self) -> list[str]:
+        """Return the trained linear layers, sorted."""
+        return list(self._layers)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what trains, by the model's own names."""
+        return dict(self._named)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what trains."""
+        return list(self._named.values())
+
+    def count_trainable(self) -> int:
+        """Return how many numbers train."""
+        return sum(parameter.numel() for parameter in self._named.values())
+
+    def eta(self) -> dict[str, float]:
+        """Return nothing: there is no scale."""
+        return {}
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Return nothing: there is no initialiser."""
+        return {}
+
+    def factors(self) -> dict[str, Factors]:
+        """Return nothing: there are no factors."""
+        return {}
+
+    def train(self, mode: bool = True) -> FullModel:
+        """Nothing to switch: these arms have no dropout of their own."""
+        return self
+
+    def eval(self) -> FullModel:
+        """Nothing to switch."""
+        return self
+
+    @torch.no_grad()
+    def delta(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return W' - W0 of linear layers, (m, n), float32; differenced in float32 or better."""
+        chosen = self.names() if names is None else [names] if isinstance(names, str) else list(names)
+        return {name: self._delta(name) for name in chosen}
+
+    def _delta(self, name: str) -> Tensor:
+        now = effective(self._layer(name))
+        kind = torch.promote_types(now.dtype, torch.float32)
+        return (now.to(kind) - self.frozen_weight(name).to(device=now.device, dtype=kind)).to(torch.float32)
+
+    def frozen_weight(self, name: str) -> Tensor:
+        """Return W0 of a layer, (m, n): nothing is frozen, this is where training started."""
+        module = self._layer(name)
+        place = self._places.get(id(module.weight))
+        if place is None:
+            return effective(module)
+        return self._start[place].mT if is_conv1d(module) else self._start[place]
+
+    def _layer(self, name: str) -> nn.Module:
+        if name not in self._layers:
+            raise UserError(f"no trained layer {name!r}; {near(name, self._layers)}")
+        return self._layers[name]
+
+    def merge(self) -> FullModel:
+        """Nothing to merge: the weights are W' already."""
+        return self
+
+    def unmerge(self) -> FullModel:
+        """Nothing to undo."""
+        return self
+
+    def detach(self) -> nn.Module:
+        """Put W0 and requires_grad back, bit for bit, and return the model."""
+        self._put(self._start)
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+        return self.model
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Compute with W0 for a while."""
+        now = {name: parameter.data for name, parameter in self._named.items()}
+        for name, parameter in self._named.items():
+            parameter.data = self._start[name].to(device=parameter.device, dtype=parameter.dtype, copy=True)
+        try:
+            yield
+        finally:
+            for name, parameter in self._named.items():
+                parameter.data = now[name]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the trained parameters and, as `start.<name>`, where they started."""
+        starts = {f"start.{name}": value for name, value in self._start.items()}
+        return {**{name: p.detach() for name, p in self._named.items()}, **starts}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state_dict` returned, bit for bit."""
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())
+            raise UserError(f"the state has other tensors than this model: {', '.join(odd[:4])}")
+        for name, value in own.items():
+            value.copy_(state[name])
+
+    def save(self, path: str | Path, quiet: bool = False) -> int:
+        """Write the trained parameters to a folder that `lorax.load` reads; prints and returns the size.
+
+        What else requires a gradient in the model now (a new head) travels along.
+        """
+        now = dict(self.model.named_parameters())
+        state = {name: p.detach().clone() for name, p in now.items() if name in self._named or p.requires_grad}
+        exchanged = {name.rpartition(".")[0] for name, p in self._named.items() if now.get(name) is not p}
+        base = [name for name in self._layers if name not in exchanged]  # a new head is no part of it
+        layers = {name: format.fingerprint(self.frozen_weight(name)) for name in base}
+        header = {
+            "format": format.FORMAT,
+            "kind": self.kind,
+            "info": self.info,
+            "heads": [],
+            "tensors": format.TENSORS,
+            "layers": layers,
+            "parameters": list(state),
+        }
+        return format.write(path, header, state, format.TENSORS, quiet)
+
+    def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:
+        """Refuse: this arm is no low-rank adapter.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"init={self.kind} has no low-rank form to export; save the model itself")
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(values[name])
+
+
+class Frozen(FullModel):
+    """The base model as it is. Nothing trains."""
+
+    kind = "none"
+
+    def __init__(self, model: nn.Module, info: dict[str, Any] | None = None):
+        super().__init__(model, targets={}, info=info)
+
+
+class HeadOnly(Frozen):
+    """The base model as it is; what trains is the head that the caller put on it."""
+
+    kind = "head"
+
+
+def restore(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) -> FullModel:
+    """Rebuild a saved arm on its base.
+
+    Raises:
+        UserError: the model lacks a saved parameter.
+    """
+    if header["kind"] == "none":
+        return Frozen(model, header["info"])
+    named = dict(model.named_parameters())
+    for name, value in state.items():
+        if name not in named or named[name].shape != value.shape:
+            raise UserError(f"the saved model holds {name} {tuple(value.shape)}; {near(name, named)}")
+    owners = {name.rsplit(".", 1)[0] for name in state}
+    everything = set(state) == set(named)
+    targets = None if everything else {owner: model.get_submodule(owner) for owner in owners}
+    arm = FullModel(model, targets, header["info"])
+    arm._put(state)
+    return arm

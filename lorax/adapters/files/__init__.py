@@ -1,0 +1,1 @@
+"""Adapters on disk: lorax's own format, PEFT's, and Trainer's checkpoints."""

@@ -1,0 +1,58 @@
+"""Blocks of rows: which of the active lanes a group of lanes takes, and products on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorax.adapters.dropout import kept
+from lorax.adapters.layer_adapter import Lane
+
+
+class Rows:
+    """Some positions among `count` blocks of rows.
+
+    Args:
+        positions: ascending.
+        count: number of blocks.
+    """
+
+    def __init__(self, positions: list[int], count: int):
+        self.positions = positions
+        first, last = positions[0], positions[-1] + 1
+        self.slice = slice(first, last) if last - first == len(positions) else None
+        self.all = len(positions) == count
+
+    def take(self, x3: Tensor) -> Tensor:
+        """Return the blocks, as a view where they are neighbours."""
+        if self.all:
+            return x3
+        return x3[self.slice] if self.slice is not None else x3[self.positions]
+
+    def add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a @ b to the blocks of `out3`, in place."""
+        if self.slice is not None:
+            self.take(out3).baddbmm_(a, b)
+        else:
+            self.accumulate(out3, product(a, b))
+
+    def accumulate(self, out3: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
+        """Add a value, times a mask if there is one, to the blocks of `out3`, in place."""
+        if self.slice is not None:
+            own = self.take(out3)
+            own.add_(value) if mask is None else own.addcmul_(value, mask)
+        else:
+            value = value if mask is None else value * mask
+            out3.index_add_(0, torch.tensor(self.positions, device=out3.device), value)
+
+
+def keep(drawn: Tensor, lanes: list[Lane], dtype: torch.dtype) -> Tensor:
+    """Return the dropout masks of a group's lanes, (K, T, n), from their random bytes."""
+    if len(lanes) == 1:
+        return kept(drawn, lanes[0].q, dtype)
+    return torch.stack([kept(own, lane.q, dtype) for own, lane in zip(drawn, lanes, strict=True)])
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b, or the batch of products a[k] @ b[k]."""
+    return torch.mm(a, b) if a.ndim == 2 else torch.bmm(a, b)

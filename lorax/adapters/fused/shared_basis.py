@@ -1,0 +1,154 @@
+"""Lanes that share frozen factors (singular vectors): the outer products are done once for all.
+
+h = drop(x) A^T        one product for all lanes of the group, A: (k, n)
+y += h_k (eta_k M_k)^T B^T
+
+Where B and A are all singular vectors of the frozen weight, W = B diag(sigma) A, the input's gradient needs
+no product with W: dx_k = (g_k B) (eta_k M_k + diag(sigma)) A, and g_k B is there for M's gradient. The
+output still comes from W itself, so that step 0 stays exact.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from lorax.adapters import core
+from lorax.adapters.fused.blocks import Rows, keep
+from lorax.adapters.layer_adapter import Lane
+
+
+class Wide:
+    """Lanes of a layer whose B and A are the same frozen tensors.
+
+    Args:
+        lanes: (position among the active lanes, adapter).
+        count: number of active lanes.
+    """
+
+    def __init__(self, lanes: list[tuple[int, Lane]], count: int):
+        self.lanes = [lane for _, lane in lanes]
+        self.rows = Rows([position for position, _ in lanes], count)
+        self.leaves = [leaf for lane in self.lanes for leaf in lane.trained().values()]
+        self.diagonal = all(core.is_diagonal(lane.core(lane.current("M"))) for lane in self.lanes)
+        self._kept: tuple[object, Tensor] | None = None
+        self._cast: dict[str, tuple[object, Tensor]] = {}
+
+    def values(self, W: Tensor) -> Tensor | None:
+        """Return sigma, (k,), with W = B diag(sigma) A to rounding; None where the factors do not span W."""
+        B, A = self.lanes[0].start("B"), self.lanes[0].start("A")
+        k = min(W.shape)
+        if W.dtype != A.dtype or B.shape[1] != k or A.shape[0] != k:
+            return None
+        sigma = ((B.mT @ W) * A).sum(1)
+        z = torch.randn(W.shape[1], 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(W)
+        missed = torch.linalg.norm(W @ z - B @ (sigma[:, None] * (A @ z)))  # on average 2 ||W - B diag(sigma) A||_F
+        return sigma if missed <= 64 * torch.finfo(W.dtype).eps * torch.linalg.norm(W) else None
+
+    def whole(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, steady: object | None, spans: bool
+    ) -> Tensor | None:
+        """Return x (W + eta B M A)^T + b by the whole matrix where that takes fewer operations, else None.
+
+        Multiplications beyond the base's own, with T rows: token by token 2 T k (m + n) with the
+        gradient (half without), T m n fewer where the factors span W; with the whole matrix
+        2 m n k + T m n (m n k; none again while `steady`). Only in float32 or better: in a coarser dtype
+        W + update would lose the update.
+        """
+        lane = self.lanes[0]
+        (m, k), n = lane.start("B").shape, lane.start("A").shape[1]
+        T = x.numel() // x.shape[-1]
+        learns = torch.is_grad_enabled()
+        whole = 2 * m * n * k + T * m * n if learns else 0 if steady is not None else m * n * k
+        thin = (1 + learns) * T * k * (m + n) - spans * T * m * n
+        if x.dtype != lane.start("A").dtype or weight.dtype != x.dtype or whole >= thin:
+            return None
+        if learns or steady is None or self._kept is None or self._kept[0] is not steady:
+            M, B = lane.core(lane.current("M")), lane.start("B")
+            left = B * core.diagonal(M) if self.diagonal else core.after(B, M)
+            matrix = weight + lane.eta * (left @ lane.start("A"))
+            self._kept = None if learns or steady is None else (steady, matrix)
+        else:
+            matrix = self._kept[1]
+        return F.linear(x, matrix, bias)
+
+    def outer(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return B or A in the dtype of the products; the cast is kept."""
+        tensor = self.lanes[0].start(name)
+        if tensor.dtype == dtype:
+            return tensor
+        key = (tensor.data_ptr(), tensor._version, dtype)
+        if self._cast.get(name, (None,))[0] != key:
+            with torch.inference_mode(False):
+                self._cast[name] = (key, tensor.to(dtype))
+        return self._cast[name][1]
+
+    def cores(self, dtype: torch.dtype, each: list[float]) -> Tensor:
+        """Return s_k M_k, stacked: (K, 1, k) if all are diagonal, else (K, r_out, r_in)."""
+        stacked = []
+        for lane, s in zip(self.lanes, self._own(each), strict=True):
+            M = lane.core(lane.current("M").detach())
+            like = lane.start("A")
+            stacked.append(s * (core.diagonal(M)[None] if self.diagonal else core.dense(M, 0, like)))
+        return torch.stack(stacked).to(dtype)
+
+    def _own(self, each: list[float]) -> list[float]:
+        return [each[position] for position in self.rows.positions]
+
+    def forward(self, x3: Tensor, out3: Tensor, each: list[float], drawn: Tensor | None) -> list[Tensor | None]:
+        """Add the lanes' outputs to `out3` in place; return what `backward` needs; see `Thin.forward`."""
+        A, B = self.outer("A", x3.dtype), self.outer("B", x3.dtype)
+        x = self.rows.take(x3)
+        h = (x if drawn is None else keep(drawn, self.lanes, x.dtype).mul_(x)) @ A.mT
+        C = self.cores(x3.dtype, each)
+        self._add(out3, h * C if self.diagonal else h @ C.mT, B.mT)
+        return [h, C, A, B, drawn]
+
+    def backward(
+        self,
+        saved: list[Tensor | None],
+        each: list[float],
+        g3: Tensor,
+        dx3: Tensor | None,
+        sigma: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Add the input's gradient to `dx3` in place; return the gradients of `leaves`.
+
+        Args:
+            saved: from `forward`.
+            each: s of every active lane.
+            g3: gradient of the output.
+            dx3: gradient of the input.
+            sigma: from `values`; then `dx3` is filled with all of the gradient, W's part included.
+        """
+        h, C, A, B, drawn = saved
+        gh2 = self.rows.take(g3) @ B
+        grads = self._grads(gh2, h, self._own(each)) if self.leaves else []
+        if dx3 is not None:
+            if sigma is not None:
+                C = C + (sigma if self.diagonal else torch.diag(sigma))
+            gh = gh2.mul_(C) if self.diagonal else gh2 @ C
+            if sigma is not None:
+                torch.mm(gh.flatten(0, 1), A, out=dx3.flatten(0, 1))
+            elif drawn is None:
+                self._add(dx3, gh, A)
+            else:
+                self.rows.accumulate(dx3, gh @ A, keep(drawn, self.lanes, gh.dtype))
+        return grads
+
+    def _grads(self, gh2: Tensor, h: Tensor, own: list[float]) -> list[Tensor]:
+        """The gradients of the trained cores: all of M from one product, then the cells that train."""
+        full = (gh2 * h).sum(1) if self.diagonal else gh2.mT @ h
+        return [
+            core.pick(lane.core(lane.start("M")), full[k].to(lane.start("M").dtype) * own[k])
+            for k, lane in enumerate(self.lanes)
+            if "M" in lane.trainable
+        ]
+
+    def _add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a @ b, one matrix b for all lanes, in place."""
+        if self.rows.slice is not None:
+            self.rows.take(out3).flatten(0, 1).addmm_(a.flatten(0, 1), b)
+        else:
+            self.rows.accumulate(out3, a @ b)

@@ -1,0 +1,119 @@
+"""Site: what installing changed in a model, and how it is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorax.adapters.linear import AdaptedLinear
+from lorax.adapters.pack_state import Pack
+from lorax.errors import UserError
+
+
+class Site:
+    """A model with adapted layers in the place of linear ones.
+
+    Args:
+        model: the model, changed in place.
+        pack: the run-time state of its lanes.
+    """
+
+    def __init__(self, model: nn.Module, pack: Pack):
+        self.model = model
+        self.pack = pack
+        self.layers: dict[str, AdaptedLinear] = {}
+        self._originals: dict[str, nn.Module] = {}
+        self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._undo: list[Any] = []
+
+    def freeze(self) -> None:
+        """Let nothing of the base train."""
+        for parameter, _ in self._flags:
+            parameter.requires_grad_(False)
+
+    def put(self, layers: dict[str, AdaptedLinear]) -> None:
+        """Put adapted layers wherever their originals stand (a module may stand in several places)."""
+        self._originals = {name: self.model.get_submodule(name) for name in layers}
+        self.layers = dict(layers)
+        _swap(self.model, [(self._originals[name], layer) for name, layer in layers.items()])
+
+    def on_restore(self, action: Any) -> None:
+        """Call `action()` when the last lane goes."""
+        self._undo.append(action)
+
+    def remove(self, number: int) -> None:
+        """Take a lane's tensors away; with the last one the model is as it was."""
+        self.pack.remove(number)
+        for layer in self.layers.values():
+            if str(number) in layer.lanes:
+                del layer.lanes[str(number)]
+            layer.forget()
+        if self.pack.lanes or not self.layers:
+            return
+        for layer in self.layers.values():
+            layer.restore_weight()
+        _swap(self.model, [(layer, self._original(name)) for name, layer in self.layers.items()])
+        self.layers = {}
+        self._restore_flags()
+        for action in self._undo:
+            action()
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Have the replaced modules back for a while, computing with the weights as they are now."""
+        pairs = [(layer, self._original(name)) for name, layer in self.layers.items()]
+        _swap(self.model, pairs)
+        try:
+            yield
+        finally:
+            _swap(self.model, [(original, layer) for layer, original in pairs])
+
+    def _original(self, name: str) -> nn.Module:
+        original, layer = self._originals[name], self.layers[name]
+        original.weight, original.training = layer.weight, layer.training
+        if layer.bias is not None:
+            original.bias = layer.bias
+        return original
+
+    def _restore_flags(self) -> None:
+        now = list(self.model.parameters())
+        moved = len(now) == len(self._flags) and any(a is not b for a, (b, _) in zip(now, self._flags, strict=True))
+        for position, (parameter, flag) in enumerate(self._flags):
+            (now[position] if moved else parameter).requires_grad_(flag)
+
+    def refuse_tied(self, names: Iterable[str], verb: str) -> None:
+        """Refuse to write into a weight that another parameter or module shares.
+
+        Raises:
+            UserError: names the layer and who shares its storage.
+        """
+        named = list(self.model.named_parameters(remove_duplicate=False))
+        places: dict[int, list[str]] = {}
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            places.setdefault(id(module), []).append(name)
+        for name in names:
+            layer = self.layers[name]
+            own = {f"{place}.weight" for place in places[id(layer)]}
+            other = next((o for o, p in named if o not in own and _overlap(p, layer.weight)), None)
+            if other is not None:
+                raise UserError(f"cannot {verb} {name}: its weight is shared with {other}; use recenter='carry'")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have memory in common (taken as one stretch each)."""
+    if a.is_meta or b.is_meta or a.device != b.device:
+        return False
+    starts, sizes = (a.data_ptr(), b.data_ptr()), (a.numel() * a.element_size(), b.numel() * b.element_size())
+    return starts[0] < starts[1] + sizes[1] and starts[1] < starts[0] + sizes[0]
+
+
+def _swap(model: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Put the second of every pair wherever the first stands."""
+    new = {id(old): to for old, to in pairs}
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[key] = new[id(child)]

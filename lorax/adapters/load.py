@@ -1,0 +1,111 @@
+"""Put saved adapters, or a wholly trained model, on a base."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorax.adapters import baselines, core
+from lorax.adapters.factors import Factors
+from lorax.adapters.files.format import fingerprint, read_header, read_tensors
+from lorax.adapters.install import install
+from lorax.adapters.linear import AdaptedLinear, effective, is_linear
+from lorax.errors import UserError, near
+
+
+def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
+    """Put a saved adapter (or wholly trained model) on `model`, without repeating any decomposition.
+
+    Args:
+        model: the base it was trained on.
+        path: folder written by `save`, or a Trainer checkpoint.
+        check: "error" refuses a base whose adapted weights differ from those it was trained on;
+            "warn" only warns, for another dtype of the same weights.
+
+    Returns:
+        Adapters, or the object of the arm that was saved.
+
+    Raises:
+        UserError: another base (names both digests), a missing layer, a damaged file.
+    """
+    if check not in ("error", "warn"):
+        raise UserError(f"check={check!r}; {near(check, ['error', 'warn'])}")
+    header = read_header(path)
+    state = read_tensors(path, header)
+    modules, differing = dict(model.named_modules()), []
+    if any(isinstance(module, AdaptedLinear) for module in modules.values()):
+        raise UserError("this model has adapters already; detach() them first")
+    for name, layer in header["layers"].items():
+        if name not in modules:
+            raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
+        if line := _other_base(str(path), name, layer, modules[name]):
+            differing.append(line)
+    if differing and check == "error":
+        raise UserError(differing[0] + _more(differing) + "; check='warn' loads it all the same")
+    if differing:
+        warnings.warn(differing[0] + _more(differing), stacklevel=2)
+    if header["kind"] != "adapter":
+        return baselines.restore(model, header, state)
+    heads = _heads(model, {name: state.pop(name) for name in header["heads"]}, str(path))
+    factors, trained = {}, {}
+    for name, layer in header["layers"].items():
+        prefix = f"{name}.lanes.0."
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        factors[name] = _factors(layer, own)
+        trained |= {f"{name}.{key}": value for key, value in own.items()}
+    adapters = install(model, factors, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
+    adapters.load_state_dict(trained)
+    for parameter, value in heads:
+        parameter.requires_grad_(True).data.copy_(value)
+    return adapters
+
+
+def _factors(layer: dict[str, Any], own: dict[str, Tensor]) -> Factors:
+    mark = "0" if layer["shifts_base"] else ""
+    pattern = {key: own[key] for key in ("rows", "cols") if key in own}
+    M = core.restore(layer["core"], {"M": own.get(f"M{mark}"), **pattern})
+    return Factors(
+        own[f"B{mark}"],
+        M,
+        own[f"A{mark}"],
+        layer["eta"],
+        frozenset(layer["trainable"]),
+        layer["shifts_base"],
+        layer["report"],
+        frozenset(layer["shared"]),
+    )
+
+
+def _heads(model: nn.Module, heads: dict[str, Tensor], path: str) -> list[tuple[nn.Parameter, Tensor]]:
+    named = dict(model.named_parameters())
+    for name, value in heads.items():
+        if name not in named or named[name].shape != value.shape:
+            shape = tuple(value.shape)
+            raise UserError(f"{path}: holds {name} {shape}, which this model lacks; {near(name, named)}")
+    return [(named[name], value) for name, value in heads.items()]
+
+
+def _other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module) -> str | None:
+    """Say how a base weight differs from the one that was trained on, or None if it does not."""
+    if not is_linear(module):
+        raise UserError(f"{path}: adapts {name}, which is {type(module).__name__} here, not a linear layer")
+    here = effective(module)
+    if list(here.shape) != saved["shape"]:
+        raise UserError(f"{path}: {name} has shape {tuple(saved['shape'])}, here it is {tuple(here.shape)}")
+    found = fingerprint(here)
+    if found["digest"] == saved["digest"]:
+        return None
+    close = torch.allclose(torch.tensor(found["sample"]), torch.tensor(saved["sample"]), rtol=2**-7, atol=1e-6)
+    why = "the same weights in another dtype" if close and found["dtype"] != saved["dtype"] else "other weights"
+    return (
+        f"{path}: trained on {name} with digest {saved['digest']} ({saved['dtype']}), "
+        f"this model has {found['digest']} ({found['dtype']}): {why}"
+    )
+
+
+def _more(lines: list[str]) -> str:
+    return f" (and {len(lines) - 1} more layers)" if len(lines) > 1 else ""

@@ -1,0 +1,1 @@
+"""Shows by simulation that the verdicts keep their error rates: `python -m lorax.calibration`."""

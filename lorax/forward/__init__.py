@@ -1,0 +1,1 @@
+"""From examples to losses and logits: tokens, batches, shared beginnings, the output head."""

@@ -1,0 +1,1 @@
+"""From a study or a sweep to tables, texts and pages."""

@@ -1,0 +1,164 @@
+"""The conclusion in plain language: what was found, what is undecided, what would decide it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pandas as pd
+
+from lorax.reports.figures.learning_rates import stretches
+from lorax.reports.frames.learning_rates import selection
+from lorax.reports.text import numbers
+from lorax.stats.judge import would_need
+from lorax.stats.result import Comparison, StudyResult
+from lorax.studies.study import Study
+
+MANY = 12
+"""More undecided rows of a task than this are summed up in one sentence."""
+
+_SAYS = {"better": "scores higher than", "worse": "scores lower than", "equivalent": "is equivalent to"}
+
+
+def found(result: StudyResult) -> list[str]:
+    """Return a sentence for every comparison that reached a verdict, and one on the pairs."""
+    lines = [
+        f"{c.task}: {c.arm} {_SAYS[c.verdict]} {c.reference}: {_effect(c)}."
+        for c in result.comparisons
+        if c.verdict in _SAYS
+    ]
+    if not lines:
+        lines = [f"No difference from {result.reference} was found, and no equivalence shown."]
+    for task in result.tasks:
+        pairs = [pair for pair in result.pairs if pair.task == task]
+        apart = sum(pair.separated for pair in pairs)
+        if pairs:
+            lines.append(f"{task}: {apart} of {len(pairs)} pairs of arms are separated (letters, Holm over all pairs).")
+    return lines
+
+
+def undecided(result: StudyResult) -> list[str]:
+    """Return a sentence for every undecided comparison, or for all of a task's where they are more than `MANY`.
+
+    Each says how wide the interval is and what would decide it.
+    """
+    lines = []
+    for task in result.tasks:
+        own = [c for c in result.comparisons if c.task == task and c.verdict == "undecided"]
+        known = [c for c in own if math.isfinite(c.se)]
+        lines += [
+            f"{task}: {c.arm} against {c.reference} cannot be judged ({c.note or 'one seed'})."
+            for c in own
+            if not math.isfinite(c.se)
+        ]
+        if len(known) > MANY:
+            lines.append(_summed(result, task, known))
+        else:
+            lines += [
+                f"{task}: {c.arm} against {c.reference} is undecided: {_effect(c)}. {_needed(result, c)}" for c in known
+            ]
+    return lines
+
+
+def _summed(result: StudyResult, task: str, known: list[Comparison]) -> str:
+    """One sentence for many undecided comparisons of a task."""
+    estimates, reaches = [c.estimate for c in known], [(c.high - c.low) / 2 for c in known]
+    seeds = [need.seeds for c in known if (need := would_need(result, c)).seeds is not None]
+    line = (
+        f"{task}: {len(known)} rows against {known[0].reference} are undecided; their estimates lie between "
+        f"{numbers.points(min(estimates), True)} and {numbers.points(max(estimates), True)} points, "
+        f"their intervals reach {numbers.points(min(reaches))} to {numbers.points(max(reaches))} points to either side."
+    )
+    if not seeds:
+        return line + " 200 seeds would decide none of them at the present estimates."
+    now = min(len(c.seeds) for c in known)
+    return line + (
+        f" If estimates and spreads stay, {min(seeds)} to {max(seeds)} seeds in all (now {now}) would decide "
+        f"{len(seeds)} of them, half of these with {statistics.median_high(seeds)}."
+    )
+
+
+def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:
+    """Return what papers that fix one learning rate for all arms would have reported.
+
+    Args:
+        frame: tuning runs, from `figures_study.tuning_frame`.
+        reference: named where it never leads.
+    """
+    parts = stretches(frame)
+    lines = []
+    for task in dict.fromkeys(part.task for part in parts):
+        own = [part for part in parts if part.task == task]
+        winners = list(dict.fromkeys(part.winner for part in own))
+        if len(winners) == 1:
+            lines.append(f"{task}: {winners[0]} leads at every shared learning rate (validation means, no test).")
+            continue
+        spans = "; ".join(
+            f"{part.winner} from {numbers.rate(part.low)} to {numbers.rate(part.high)} (up to "
+            f"{numbers.points(part.gap)} points over {part.runner_up})"
+            for part in own
+        )
+        never = "" if reference in winners else f" {reference} leads nowhere."
+        lines.append(
+            f"{task}: the winner depends on the rate given to all arms: {spans}.{never} Validation means, no test."
+        )
+    return lines
+
+
+def tuning(study: Study) -> list[str]:
+    """Return how firm the selected rates are: edges, and how often resampling selects another."""
+    if study.spec.tuning is None:
+        return ["No tuning: every arm ran at one learning rate. This is not a tuned comparison."]
+    plan = study.spec.tuning
+    more = " and more where any arm's best was at its edge" if plan.extend * plan.rounds else ""
+    lines = [
+        f"Every arm: {plan.points} learning rates{more}, {plan.per_decade} a decade, {len(plan.seeds)} tuning seeds "
+        f"({', '.join(map(str, plan.seeds))}), selected on validation {study.spec.metric}, ties by validation loss."
+    ]
+    for (task, arm), choice in study.choices.items():
+        trials = [trial for trial in study.trials if (trial.task, trial.arm) == (task, arm)]
+        if not trials:
+            continue
+        if choice.edge:
+            lines.append(
+                f"{task}: the best rate of {arm}, {numbers.rate(choice.lr)}, is still at the {choice.edge} end of its "
+                "grid: a better one may lie beyond."
+            )
+        items = trials[0].record.score("validation", "n") or study.spec.validation_items
+        drawn = selection(trials, int(items))
+        if drawn.stability < 0.5:
+            lines.append(
+                f"{task}: resampling selects {numbers.rate(choice.lr)} for {arm} in only {100 * drawn.stability:.0f} % "
+                f"of draws (mean regret {numbers.points(drawn.regret)} points on validation)."
+            )
+    if plan.halving is not None:
+        lines.append(
+            f"Successive halving, alike for all: all rates at {plan.halving.steps} steps, then the best "
+            f"{100 * plan.halving.keep:g} % at full length."
+        )
+    for (task, arm, lr), runs in study.runners_up.items():
+        scores = [score for run in runs.values() if (score := run.score("test", study.spec.metric)) is not None]
+        if scores:
+            mean = numbers.points(statistics.fmean(scores))
+            lines.append(
+                f"{task}: {arm} at the runner-up rate {numbers.rate(lr)} scores {mean} on test over {len(scores)} "
+                "seeds (description only)."
+            )
+    return lines
+
+
+def _effect(c: Comparison) -> str:
+    ends = f"[{numbers.points(c.low, True)}, {numbers.points(c.high, True)}]"
+    return f"{numbers.points(c.estimate, True)} points, interval {ends} at {100 * c.confidence:.3g} %"
+
+
+def _needed(result: StudyResult, c: Comparison) -> str:
+    need = would_need(result, c)
+    ways = []
+    if need.seeds is not None:
+        ways.append(f"{need.seeds} seeds in all (now {len(c.seeds)})")
+    if need.items is not None:
+        ways.append(f"{need.items:,} test items (now {c.n_items:,})")
+    if not ways:
+        return "Neither 200 seeds nor more items would decide it at the present estimate."
+    return f"If estimate and spread stay, {' or '.join(ways)} would make it {need.verdict}."

@@ -1,0 +1,1 @@
+"""Drawing, and nothing else: what is drawn comes from `lorax.reports.frames`."""

@@ -1,0 +1,1 @@
+"""Tables that others published: read, and judged for what they can separate."""

@@ -1,0 +1,168 @@
+"""Others' tables: what their published scores can and cannot separate.
+
+Intervals and tests here know items only: one run a row says nothing about what another seed of the
+same method would score, so every separation found is more than the methods can be granted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tabulate import tabulate
+
+from lorax.errors import UserError
+from lorax.records import write_atomic
+from lorax.reports.published.read import Published, read_folder
+from lorax.stats.effects import holm, mcnemar, two_proportions, wilson
+from lorax.stats.letters import compact_letters
+
+LEVEL = 0.05
+
+
+def interval(row: Published) -> tuple[float, float]:
+    """Return the 95 % interval of one score over items: Wilson for counts, else Student's t.
+
+    Source: Wilson (1927); unlike the normal interval it stays inside 0..1 at rates near the ends.
+    """
+    if row.items is None or set(row.items.values()) <= {0.0, 1.0}:
+        return wilson(row.score, row.n, 1 - LEVEL)
+    values = np.array(list(row.items.values()))
+    half = stats.t.ppf(1 - LEVEL / 2, row.n - 1) * values.std(ddof=1) / np.sqrt(row.n)
+    return float(row.score - half), float(row.score + half)
+
+
+def pair_p(a: Published, b: Published) -> float:
+    """Return the two-sided p of a difference between two rows, over items.
+
+    Paired where both published the same items: exact McNemar for right or wrong, else a paired t.
+    Otherwise the pooled two-proportion z, z = (a - b) / sqrt(p (1 - p) (1 / n_a + 1 / n_b)).
+    """
+    if a.items is not None and b.items is not None and a.items.keys() == b.items.keys():
+        first, second = np.array([(a.items[key], b.items[key]) for key in a.items]).T
+        if {*first, *second} <= {0.0, 1.0}:
+            return mcnemar(first, second)[2]
+        return float(stats.ttest_rel(first, second).pvalue) if np.any(first != second) else 1.0
+    return two_proportions(a.score, a.n, b.score, b.n)
+
+
+@dataclass(frozen=True)
+class Separability:
+    """What a table of published scores can tell apart."""
+
+    table: pd.DataFrame
+    """name, score, low, high, letters, and the facts; sorted by score."""
+    pairs: int
+    raw: int
+    """Pairs with p < 5 % before correction."""
+    corrected: int
+    """Pairs that survive Holm over all pairs."""
+    top: int
+    """How many rows the next three are about."""
+    top_pairs: int
+    top_raw: int
+    top_corrected: int
+    like_best: int
+    """Rows among all that the uncorrected test cannot tell from the best, the best included."""
+    paired: bool
+
+
+def separate(rows: list[Published], top: int = 20) -> Separability:
+    """Compare all pairs of rows, and all pairs among the best `top`, with Holm over each family.
+
+    Letters: rows that share one are not separated after correction over all pairs.
+
+    Raises:
+        UserError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise UserError(f"import: {len(rows)} row, nothing to compare")
+    rows = sorted(rows, key=lambda row: (-row.score, row.name))
+    pairs = list(itertools.combinations(range(len(rows)), 2))
+    p = np.array([pair_p(rows[i], rows[j]) for i, j in pairs])
+    rejected = holm(p) < LEVEL
+    top = min(top, len(rows))
+    best = np.array([max(pair) < top for pair in pairs])
+    apart = np.zeros((len(rows), len(rows)), dtype=bool)
+    for (i, j), no in zip(pairs, rejected, strict=True):
+        apart[i, j] = apart[j, i] = no
+    marks = compact_letters(apart)
+    lines = []
+    for row, mark in zip(rows, marks, strict=True):
+        low, high = interval(row)
+        facts = row.facts or {}
+        lines.append({"name": row.name, "score": row.score, "low": low, "high": high, "n": row.n,
+                      "letters": mark, **facts})  # fmt: skip
+    like = 1 + sum(value >= LEVEL for (i, _), value in zip(pairs, p, strict=True) if i == 0)
+    paired = all(row.items is not None for row in rows) and len({frozenset(row.items) for row in rows}) == 1
+    return Separability(
+        pd.DataFrame(lines), len(pairs), int((p < LEVEL).sum()), int(rejected.sum()), top,
+        int(best.sum()), int((p[best] < LEVEL).sum()), int((holm(p[best]) < LEVEL).sum()), like, paired,
+    )  # fmt: skip
+
+
+def conclusion(found: Separability) -> list[str]:
+    """Return in plain words what the table can tell apart, and what it cannot."""
+    table, n = found.table, int(found.table["n"].max())
+    seeds = set(table["seed"]) if "seed" in table else set()
+    one = f" (all at seed {next(iter(seeds))})" if len(seeds) == 1 else ""
+    lines = [
+        f"{len(table)} rows, {n:,} items, one run a row{one}: intervals and tests cover the choice of items "
+        "only. Another seed of the same method would move every score further.",
+        f"Of the {found.top_pairs:,} pairs among the top {found.top}, {_count(found.top_corrected)} Holm's "
+        f"correction at {100 * LEVEL:g} % ({found.top_raw} are below {100 * LEVEL:g} % before correction, "
+        f"{found.top_pairs - found.top_raw} are not).",
+        f"Of all {found.pairs:,} pairs, {_count(found.corrected)} the correction ({found.raw:,} before it).",
+        f"{found.like_best} rows, the best included, cannot be told from the best even without correction.",
+        "Pairs are compared item by item (exact McNemar, or paired t)." if found.paired else
+        "No per-item answers were published: pairs are compared unpaired, which costs power.",
+    ]  # fmt: skip
+    if "lr" in table:
+        rate, count = Counter(table["lr"].dropna()).most_common(1)[0]
+        lines.append(
+            f"{count} of {len(table)} rows share the learning rate {rate:g}; the others have their own: "
+            "the rows were not tuned alike."
+        )
+    return lines
+
+
+def _count(number: int) -> str:
+    return {0: "none survives", 1: "1 survives"}.get(number, f"{number:,} survive")
+
+
+def write_imported(folder: str | Path, results_dir: str | Path, items: int | None = None) -> tuple[str, list[Path]]:
+    """Re-analyse a folder of published results and write `tables/import-<folder>.{md,csv}`.
+
+    Returns:
+        The Markdown text and the paths.
+    """
+    folder = Path(folder)
+    parts, frames = [f"# {folder}: what these scores can tell apart"], []
+    for task, rows in read_folder(folder, items).items():
+        found = separate(rows)
+        frames.append(found.table.assign(task=task))
+        parts += [f"## {task}", "\n".join(f"- {line}" for line in conclusion(found)), _markdown(found.table)]
+    name = "import-" + "-".join(re.sub(r"[^\w.]+", "_", part) for part in folder.resolve().parts[-2:])
+    paths = [Path(results_dir) / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
+    text = "\n\n".join(parts) + "\n"
+    write_atomic(paths[0], text)
+    write_atomic(paths[1], pd.concat(frames).to_csv(index=False, lineterminator="\n"))
+    return text, paths
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    body = [
+        [line["name"], f"{100 * line['score']:.1f} [{100 * line['low']:.1f}, {100 * line['high']:.1f}]",
+         line["letters"], *([f"{line['lr']:g}"] if "lr" in table and line["lr"] is not None else []),
+         *([f"{line['parameters']:,}"] if "parameters" in table else [])]
+        for line in table.to_dict("records")
+    ]  # fmt: skip
+    head = ["row", "score [95 %]", "letters", *(["lr"] if "lr" in table else []),
+            *(["trained"] if "parameters" in table else [])]  # fmt: skip
+    return tabulate(body, head, "pipe", disable_numparse=True, colalign=["left"] + ["right"] * (len(head) - 1))

@@ -1,0 +1,1 @@
+"""Numbers, documents and their formats: Markdown, LaTeX, HTML."""

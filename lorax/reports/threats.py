@@ -1,0 +1,187 @@
+"""Threats to validity, filled from the records: what a sceptical reader would ask, answered first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lorax.records import RunRecord, canonical
+from lorax.records.fields import shots
+from lorax.records.staleness import several_digests
+from lorax.reports.frames.asymmetries import Asymmetry
+from lorax.reports.text import numbers
+from lorax.studies.study import Study
+
+_FEW_TEST, _FEW_VALIDATION, _FEW_SEEDS = 1000, 300, 5
+
+
+def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
+    """Return one line a threat that the records bear out, the graver first.
+
+    Args:
+        study: from `protocol_study.read_study`.
+        asymmetries: from `main_table.asymmetries`.
+    """
+    finals = [record for runs in study.finals.values() for record in runs.values()]
+    lines = _incomplete(study)
+    if asymmetries:
+        lines.append(
+            f"Rows differ in more than the method: {'; '.join(item.field for item in asymmetries)} (listed above)."
+        )
+    if study.spec.tuning is None:
+        lines.append(
+            "Nothing was tuned: every row is about its one rate, at another the rows may order otherwise; and a field "
+            "that scales the update (alpha, zeta, rank through alpha / rank) is here a step size as well."
+        )
+    lines += _size(study, finals)
+    lines += _ends(study)
+    lines += _format(study)
+    lines += _provenance(finals + [trial.record for trial in study.trials])
+    lines += _scope(study, finals)
+    if study.stale:
+        shown = ", ".join(f"{run} ({why})" for run, why in sorted(study.stale.items())[:5])
+        lines.append(f"{len(study.stale)} stale records are left out: {shown}{' ...' if len(study.stale) > 5 else ''}.")
+    if study.unasked:
+        names = ", ".join(record.run_id for record in study.unasked[:5])
+        lines.append(
+            f"{len(study.unasked)} records of this name belong to no job of the study and are left out: {names}."
+        )
+    return lines
+
+
+def _incomplete(study: Study) -> list[str]:
+    if study.complete:
+        return []
+    return [f"The study is not complete: {len(study.rest.jobs)} runs of the {study.rest.kind} round are missing."]
+
+
+def _size(study: Study, finals: list[RunRecord]) -> list[str]:
+    lines = []
+    seeds = len(study.spec.seeds)
+    if seeds < _FEW_SEEDS:
+        lines.append(f"{seeds} final seeds: the spread between seeds is itself poorly known.")
+    for task in study.spec.tasks:
+        entries = [record for record in finals if record.task.get("name") == task]
+        n = min((int(record.score("test", "n") or 0) for record in entries), default=0)
+        if 0 < n < _FEW_TEST:
+            lines.append(f"{task}: {n} test items, fewer than {_FEW_TEST:,}.")
+        checks = [int(t.record.score("validation", "n") or 0) for t in study.trials if t.task == task]
+        if checks and 0 < min(checks) < _FEW_VALIDATION:
+            lines.append(
+                f"{task}: {min(checks)} validation items choose the learning rate, fewer than {_FEW_VALIDATION}."
+            )
+    return lines
+
+
+def _ends(study: Study) -> list[str]:
+    """Scores near floor, ceiling, the majority class or the frozen base compress differences."""
+    if study.result is None:
+        return []
+    lines = []
+    for task in study.result.tasks:
+        rows = [row for row in study.result.arms if row.task == task and study.spec.arm(row.arm).trained]
+        best = max((row.mean for row in rows), default=0.5)
+        if best > 0.97:
+            lines.append(f"{task}: the best mean is {numbers.points(best)} %: near the ceiling arms look alike.")
+        records = [record for (where, _), runs in study.finals.items() if where == task for record in runs.values()]
+        majority = next((record.task["majority"] for record in records if record.task.get("majority")), None)
+        low = [row.arm for row in rows if majority is not None and row.mean <= majority + 0.01]
+        if low:
+            lines.append(f"{task}: {', '.join(low)} is at the majority class's share ({numbers.points(majority)} %).")
+        base = next(
+            (row for row in study.result.arms if row.task == task and not study.spec.arm(row.arm).trained), None
+        )
+        idle = [row.arm for row in rows if base is not None and row.mean <= base.mean]
+        if idle:
+            lines.append(f"{task}: {', '.join(idle)} does not exceed the frozen base ({numbers.points(base.mean)} %).")
+        lost = [f"{row.arm} ({row.diverged} of {row.n_seeds})" for row in rows if row.diverged]
+        if lost:
+            lines.append(f"{task}: diverged final runs count with their score: {', '.join(lost)}.")
+    return lines
+
+
+def _format(study: Study) -> list[str]:
+    """Say so where arms are asked otherwise, and where the strict and the tolerant score part (format is learnt)."""
+    lines = []
+    for (task, arm), runs in study.finals.items():
+        few = max(map(shots, runs.values()), default=0)
+        if few:
+            lines.append(f"{task}: {arm} has {few} worked examples in its prompt, trained arms none.")
+        gaps = [
+            tolerant - strict
+            for record in runs.values()
+            if (tolerant := record.score("test", "tolerant")) is not None
+            and (strict := record.score("test")) is not None
+        ]
+        if gaps and max(gaps) > 0.05:
+            mean = numbers.points(sum(gaps) / len(gaps))
+            lines.append(f"{task}: {arm} scores {mean} points higher when format is forgiven.")
+    return lines
+
+
+def _provenance(records: list[RunRecord]) -> list[str]:
+    lines = []
+    commits = _distinct(record.provenance.get("commit") for record in records)
+    if len(commits) > 1:
+        lines.append(f"Runs come from {len(commits)} commits of the code: {', '.join(str(c)[:9] for c in commits)}.")
+    if any(record.provenance.get("dirty") for record in records):
+        lines.append("Some runs were made with uncommitted changes in the code.")
+    devices = _distinct(_device(record) for record in records)
+    if len(devices) > 1:
+        lines.append(f"Runs were made on different devices: {', '.join(map(str, devices))}.")
+    versions: dict[str, list[Any]] = {}
+    for record in records:
+        for package, version in (record.provenance.get("versions") or {}).items():
+            if version is not None and version not in versions.setdefault(package, []):
+                versions[package].append(version)
+    mixed = [f"{package} {' and '.join(map(str, found))}" for package, found in versions.items() if len(found) > 1]
+    if mixed:
+        lines.append(f"Package versions differ between runs: {'; '.join(mixed)}.")
+    return lines
+
+
+def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
+    model = next((record.model for record in finals), {})
+    size = f" ({model['parameters'] / 1e6:,.3g} M parameters)" if model.get("parameters") else ""
+    several = several_digests(finals)
+    lines = [
+        f"{name}: arms differ in the {place} itself (listed above): their differences are not the method's alone"
+        + (", and where test items differ, runs are paired by seed only." if place == "task" else ".")
+        for place, name in sorted(several)
+    ]
+    one = "One model" if "model" not in {place for place, _ in several} else "Models of one name"
+    lines.append(
+        f"{one}, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "
+        f"{', '.join(study.spec.tasks)}: nothing here speaks about others."
+    )
+    lines += _twins(study)
+    splits = _distinct(record.config.get("data_seed") for record in finals)
+    if splits and "task" not in {place for place, _ in several}:
+        lines.append(
+            f"One fixed split a task (data_seed {', '.join(map(str, splits))}): the estimand is the expected score "
+            + ("over seeds on this test set." if study.spec.procedure == "paired_t" else "over seeds and like items.")
+        )
+    steps = _distinct(record.config.get("steps") for record in finals if record.costs.get("trainable"))
+    if steps:
+        lines.append(f"Training lasts {' or '.join(map(str, steps))} steps; longer training may order arms otherwise.")
+    return lines
+
+
+def _twins(study: Study) -> list[str]:
+    """Name the arms that mean one run, such as SVFT at two ranks."""
+    found: dict[str, dict[str, None]] = {}
+    for place, fields in study.spec.consumes.items():
+        task, _, arm = place.partition("/")
+        if study.spec.arm(arm).lr is None:
+            found.setdefault(f"{task} {canonical(fields)}", {})[arm] = None
+    groups = dict.fromkeys(tuple(arms) for arms in found.values() if len(arms) > 1)
+    return [f"{' and '.join(arms)} are one run under several names: nothing that it uses differs." for arms in groups]
+
+
+def _device(record: RunRecord) -> Any:
+    device = record.provenance.get("device")
+    return device.get("name", str(device)) if isinstance(device, dict) else device
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(value for value in values if value is not None))

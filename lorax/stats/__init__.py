@@ -1,0 +1,1 @@
+"""Effects, power, verdicts: what paired scores allow to say."""

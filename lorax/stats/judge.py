@@ -1,0 +1,230 @@
+"""From the final runs of a study to its arms, comparisons and letters.
+
+The rule, and why it holds, is in `verdicts_rule`; what goes in and out in `verdicts_result`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from lorax.errors import UserError, near
+from lorax.stats import effects, power
+from lorax.stats.letters import compact_letters
+from lorax.stats.pairing import Cells, Contrast, cells_of, contrast
+from lorax.stats.result import ArmResult, Comparison, Final, Pair, StudyResult
+from lorax.stats.rule import VERDICTS, Verdicts, decide
+
+__all__ = [
+    "VERDICTS",
+    "ArmResult",
+    "Comparison",
+    "Final",
+    "Pair",
+    "StudyResult",
+    "compact_letters",
+    "decide",
+    "judge",
+    "would_need",
+]
+PROCEDURES = ("paired_t", "crossed")
+
+
+def judge(
+    finals: Sequence[Final],
+    *,
+    reference: str,
+    margin: float,
+    alpha: float = 0.05,
+    procedure: str = "paired_t",
+    metric: str = "score",
+    arms: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> StudyResult:
+    """Judge the final runs of a study.
+
+    Args:
+        finals: one entry a final run, each (arm, task, seed) once.
+        reference: the arm that the others are compared with.
+        margin: differences smaller than this do not matter; in the unit of the scores.
+        alpha: chance of any false verdict among all comparisons with the reference, and of any
+            false separation among all pairs.
+        procedure: `paired_t` (estimand: this test set) or `crossed` (new items of the same kind too).
+        metric: name of the score, passed through.
+        arms: planned arms in display order; all that occur unless told. Arms without runs still
+            count in the family.
+        tasks: planned tasks, likewise.
+
+    Returns:
+        StudyResult: arms and comparisons in order tasks x arms.
+
+    Raises:
+        UserError: the reference has no final run, or one (arm, task, seed) occurs twice.
+    """
+    if procedure not in PROCEDURES:
+        raise UserError(f"procedure={procedure}: {near(procedure, PROCEDURES)}")
+    arms = list(arms or dict.fromkeys(final.arm for final in finals))
+    tasks = list(tasks or dict.fromkeys(final.task for final in finals))
+    cells = cells_of(finals)
+    if not any((reference, task) in cells for task in tasks):
+        raise UserError(f"the reference arm {reference!r} has no final run; {near(reference, arms)}")
+    others = [arm for arm in arms if arm != reference]
+    wanted = [(task, arm) for task in tasks for arm in others]
+    family = len(wanted)
+    contrasts = [contrast(cells, task, arm, reference, procedure) for task, arm in wanted]
+    comparisons: tuple[Comparison, ...] = ()
+    if contrasts:
+        verdicts = decide(_stack(contrasts), margin, alpha, family)
+        comparisons = tuple(_comparison(at, c, reference, verdicts) for at, c in enumerate(contrasts))
+    pairs = _all_pairs(cells, tasks, arms, alpha, procedure)
+    rows = _rows(cells, tasks, arms, alpha)
+    return StudyResult(
+        reference=reference,
+        metric=metric,
+        margin=margin,
+        alpha=alpha,
+        procedure=procedure,
+        arms=_lettered(rows, pairs),
+        comparisons=comparisons,
+        pairs=pairs,
+        design=_design(rows, comparisons, reference, family, margin, alpha),
+        notes=_notes(rows, comparisons),
+    )
+
+
+def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> power.Need:
+    """How many seeds, or how many test items, would decide an undecided comparison.
+
+    Supposes that estimate and spread stay as they are. Items help only with the part of the spread
+    that items make (`item_noise`).
+    """
+    if comparison.verdict != "undecided" or not np.isfinite(comparison.se):
+        return power.Need(None, None, None)
+    return power.need(
+        comparison.estimate,
+        comparison.sd,
+        len(comparison.seeds),
+        comparison.n_items,
+        result.alpha / max(result.design.family, 1),
+        result.margin,
+        comparison.item_noise,
+        most,
+    )
+
+
+def _stack(contrasts: Sequence[Contrast]) -> effects.Effect:
+    parts = [(c.effect.estimate, c.effect.se, c.effect.df) for c in contrasts]
+    estimate, se, df = (np.array(column, dtype=float) for column in zip(*parts, strict=True))
+    return effects.Effect(np.nan_to_num(estimate), se, df)
+
+
+def _comparison(at: int, c: Contrast, reference: str, v: Verdicts) -> Comparison:
+    return Comparison(
+        task=c.task,
+        arm=c.first,
+        reference=reference,
+        verdict=VERDICTS[v.code[at]],
+        estimate=float(c.effect.estimate),
+        low=float(v.low[at]),
+        high=float(v.high[at]),
+        confidence=float(v.confidence[at]),
+        se=float(c.effect.se),
+        df=float(c.effect.df),
+        sd=float(c.differences.std(ddof=1)) if len(c.seeds) > 1 else float("nan"),
+        p=float(v.p[at]),
+        p_adjusted=float(v.p_adjusted[at]),
+        p_equivalence=float(v.p_equivalence[at]),
+        p_equivalence_adjusted=float(v.p_equivalence_adjusted[at]),
+        seeds=c.seeds,
+        n_items=c.n_items,
+        item_noise=c.item_noise,
+        note=c.note,
+    )
+
+
+def _all_pairs(
+    cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float, procedure: str
+) -> tuple[Pair, ...]:
+    """Family 2: every pair of arms in every task, Holm over all of them."""
+    wanted = [(task, i, j) for task in tasks for i, j in combinations(arms, 2)]
+    if not wanted:
+        return ()
+    effect = _stack([contrast(cells, task, i, j, procedure) for task, i, j in wanted])
+    p = effects.p_zero(effect)
+    adjusted = effects.holm(p)
+    return tuple(
+        Pair(task, i, j, float(effect.estimate[at]), float(p[at]), float(adjusted[at]), bool(p_ok))
+        for at, ((task, i, j), p_ok) in enumerate(zip(wanted, adjusted <= alpha, strict=True))
+    )
+
+
+def _rows(cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float) -> list[ArmResult]:
+    rows = []
+    for task in tasks:
+        for arm in arms:
+            runs = cells.get((arm, task))
+            if not runs:
+                continue
+            scores = {seed: run.score for seed, run in runs.items()}
+            n_items = min(run.n_items for run in runs.values())
+            mean, sd, low, high = effects.mean_interval(
+                list(scores.values()), 1 - alpha, 1 / n_items if n_items else 0.0
+            )
+            diverged = sum(run.diverged for run in runs.values())
+            rows.append(ArmResult(arm, task, scores, mean, sd, low, high, len(runs), n_items, diverged))
+    return rows
+
+
+def _lettered(rows: Sequence[ArmResult], pairs: Sequence[Pair]) -> tuple[ArmResult, ...]:
+    apart = {(pair.task, pair.first, pair.second) for pair in pairs if pair.separated}
+    out = []
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [row for row in rows if row.task == task]
+        matrix = [[bool({(task, x.arm, y.arm), (task, y.arm, x.arm)} & apart) for y in mine] for x in mine]
+        order = sorted(range(len(mine)), key=lambda at: -mine[at].mean)
+        letters = compact_letters(np.array(matrix), order)
+        out += [replace(row, letters=text) for row, text in zip(mine, letters, strict=True)]
+    return tuple(out)
+
+
+def _design(
+    rows: Sequence[ArmResult],
+    comparisons: Sequence[Comparison],
+    reference: str,
+    family: int,
+    margin: float,
+    alpha: float,
+) -> power.Design:
+    known = [c for c in comparisons if np.isfinite(c.se)]
+    sd = float("inf")
+    if known:
+        columns = [(c.se, len(c.seeds), c.df) for c in known]
+        sd = float(power.typical_sd(*(np.array(column, dtype=float) for column in zip(*columns, strict=True))))
+    base = [row.mean for row in rows if row.arm == reference]
+    return power.design(
+        family=family,
+        n_seeds=min((len(c.seeds) for c in known), default=1),
+        n_items=min((c.n_items for c in known), default=0),
+        sd=sd,
+        margin=margin,
+        alpha=alpha,
+        room=max((max(mean, 1 - mean) for mean in base), default=1.0),
+    )
+
+
+def _notes(rows: Sequence[ArmResult], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    notes = [
+        f"{row.task}: {row.diverged} of {row.n_seeds} final runs of {row.arm} diverged; their scores count"
+        for row in rows
+        if row.diverged
+    ]
+    most = max((len(c.seeds) for c in comparisons), default=0)
+    notes += [
+        f"{c.task}: {c.arm} has {len(c.seeds)} of {most} pairs with {c.reference}"
+        for c in comparisons
+        if len(c.seeds) < most
+    ]
+    return tuple(notes)

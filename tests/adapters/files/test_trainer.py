@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from lorax.adapters.install import find_targets, install
+from lorax.adapters.load import load
+from lorax.errors import UserError
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        ids = (torch.arange(6) * (index + 1)) % 20
+        return {"input_ids": ids, "labels": ids}
+
+
+def tiny():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config)
+
+
+def trainer(model, path, steps):
+    arguments = TrainingArguments(
+        output_dir=str(path), max_steps=steps, save_steps=3, per_device_train_batch_size=4, learning_rate=1e-2,
+        report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=1, seed=1, lr_scheduler_type="constant",
+    )  # fmt: skip
+    return Trainer(model=model, args=arguments, train_dataset=Rows())
+
+
+@pytest.mark.parametrize("kind", ["pissa", "svft"])
+def test_trainer_checkpoints_hold_the_adapter_only_and_resume(make, tmp_path, kind, capsys):
+    model = tiny()
+    factors = make(kind, find_targets(model))
+    adapters = install(model, factors, dropout=0.2)
+    run = trainer(model, tmp_path / "a", 6)
+    run.train()
+    saved = load_file(tmp_path / "a" / "checkpoint-3" / "model.safetensors")
+    assert saved and all(".lanes." in key for key in saved)
+
+    again = tiny()
+    resumed = install(again, factors, dropout=0.2)
+    second = trainer(again, tmp_path / "b", 6)
+    second.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert second.state.global_step == 6
+    for key, value in adapters.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+    assert "missing" not in capsys.readouterr().err
+
+    fresh = tiny()
+    load(fresh, tmp_path / "a" / "checkpoint-6")
+    ids = torch.arange(6)[None]
+    assert torch.equal(fresh.eval()(ids).logits, model.eval()(ids).logits)
+    with pytest.raises(UserError, match="lacks"):
+        model.load_state_dict({key: value for key, value in list(saved.items())[1:]}, strict=False)
+    base = copy.deepcopy(tiny().state_dict())
+    model.load_state_dict(base, strict=False)
+    adapters.detach()
+    assert all(torch.equal(value, base[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["pissa", "svft", "adalora"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_gradient_checkpointing_changes_nothing(make, kind, reentrant, own_generator):
+    grads = []
+    for on in (False, True):
+        model = tiny()
+        adapters = install(model, make(kind, find_targets(model)), dropout=0.3)
+        model.train()
+        if own_generator:
+            adapters.generator = torch.Generator().manual_seed(4)
+        if on:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        torch.manual_seed(5)
+        for _ in range(2):
+            model(**{key: value[None] for key, value in Rows()[2].items()}).loss.backward()
+        grads.append([p.grad.clone() for p in adapters.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pissa", "svft"])
+def test_torch_compile_traces_the_readable_form(make, kind, shake):
+    model = tiny().eval()
+    adapters = shake(install(model, make(kind, find_targets(model))), 0.05)
+    ids = torch.arange(6)[None]
+    results = []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        logits = run(ids).logits
+        logits.square().mean().backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in adapters.parameters())])
+        model.zero_grad()
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

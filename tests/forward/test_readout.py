@@ -1,0 +1,92 @@
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from lorax.forward.batch import Encoded, collate
+from lorax.forward.readout import Readout
+from lorax.models.registry import Loaded
+
+SMALL = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MODELS = {
+    "gemma2 soft-capped": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=0.05)),
+    "cohere scaled": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.3)),
+    "granite divided": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
+    "gpt2 tied": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2)),
+    "bloom alibi": lambda: BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2)),
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=40, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ),
+    "bart biased": lambda: BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=40,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+        )  # fmt: skip
+    ),
+}
+
+
+class _Tokens:
+    pad_token_id, eos_token_id = 0, 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_at_the_labels_are_those_of_the_whole_model(name):
+    torch.manual_seed(0)
+    model = MODELS[name]().double().eval()
+    kind = "seq2seq" if name.startswith(("t5", "bart")) else "causal"
+    loaded = Loaded(model, _Tokens, kind, name, "")
+    batch = collate([Encoded([5, 6, 7, 8], [9, 2], None), Encoded([5, 6], [3, 4, 2], None)], loaded)
+    with Readout(loaded) as readout:
+        some, _ = readout(batch.inputs, batch.positions)
+        assert readout._used
+    whole = model(**batch.inputs, use_cache=False).logits
+    assert whole.ndim == 3 and torch.allclose(some, whole.flatten(0, 1)[batch.positions], atol=1e-12)
+
+
+def test_the_head_is_cast_once_for_autocast_and_left_as_it_was(toy):
+    loaded = toy()
+    batch = collate([Encoded([5, 6, 7], [9, 257], None)], loaded)
+    loaded.model.requires_grad_(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = loaded.model(**batch.inputs).logits[0]
+        with Readout(loaded) as readout:
+            first, _ = readout(batch.inputs, batch.positions)
+            readout(batch.inputs, batch.positions)
+            assert len(readout._casts) == 1
+    assert torch.equal(first, whole[batch.positions]) and "forward" not in vars(loaded.model.lm_head)
+
+
+def test_a_head_that_is_not_called_gives_the_full_logits(toy):
+    loaded = toy()
+    batch = collate([Encoded([5, 6, 7], [9, 257], None)], loaded)
+    whole = loaded.model(**batch.inputs).logits[0]
+    head, loaded.model.lm_head = loaded.model.lm_head, torch.nn.Identity()
+    loaded.model.get_output_embeddings = lambda: head
+    loaded.model.lm_head.forward = lambda hidden: torch.nn.functional.linear(hidden, head.weight)
+    with Readout(loaded) as readout:
+        some, _ = readout(batch.inputs, batch.positions)
+    assert torch.equal(some, whole[batch.positions])

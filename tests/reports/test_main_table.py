@@ -1,0 +1,51 @@
+"""The main table says what the statistics say, row by row, and shows every gap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lorax.records import Store
+from lorax.reports.main_table import SCORE_HEAD, SETTING_HEAD, main_table, score_cells, setting_cells
+from lorax.studies.study import read_study
+
+
+@pytest.fixture(scope="module")
+def study(demo):
+    return read_study(demo.spec, demo.store)
+
+
+def test_numbers_are_those_of_the_judgement(study):
+    table = main_table(study).set_index(["task", "arm"])
+    for versus in study.result.comparisons:
+        line = table.loc[(versus.task, versus.arm)]
+        assert (line["verdict"], line["difference"]) == (versus.verdict, versus.estimate)
+        assert (line["difference_low"], line["confidence"]) == (versus.low, versus.confidence)
+    row = table.loc[("words", "lora")]
+    assert row["verdict"] == "reference" and np.isnan(row["difference"])
+    assert (row["lr"], row["seeds"], row["items"], row["parameters"]) == (1e-3, 5, 200, 40_000)
+    assert len({table.loc[("words", arm), "trials"] for arm in ("lora", "pissa", "svft", "full")}) == 1
+    assert table.loc[("words", "pissa"), "verdict"] == "better" and table.loc[("words", "base"), "seeds"] == 1
+
+
+def test_text_has_one_cell_a_column_and_marks_asymmetries(study):
+    table = main_table(study)
+    scores, settings = (cells(table, study.spec.labels, "words") for cells in (score_cells, setting_cells))
+    assert {len(line) for line in scores} == {len(SCORE_HEAD)} and {len(line) for line in settings} == {
+        len(SETTING_HEAD)
+    }
+    assert [line[0] for line in scores] == ["lora", "rslora (2)", "pissa (1)", "svft", "full", "base"]
+    assert scores[0][1].startswith("55.") and "[" in scores[0][1] and "[" not in scores[-1][1]
+    assert settings[0][1:3] == ["1e-3", str(study.choices["words", "lora"].trials)]
+
+
+def test_edges_divergence_and_missing_rounds_show(tmp_path, make_study):
+    store = Store(tmp_path)
+    arms = [{"init": "lora", "label": "lora"}, {"init": "svft", "label": "svft", "lr": 1e-3}]
+    tuning = {"points": 6, "rounds": 0, "seeds": [101, 102]}
+    spec = make_study(store, arms, tuning=tuning, costs=None, stop="final")
+    table = main_table(read_study(spec, store)).set_index("arm")
+    assert table["mean"].isna().all() and (table["verdict"] == "").all()
+    assert table.loc["svft", "edge"] == "high" and table.loc["lora", "edge"] == ""
+    cells = setting_cells(table.reset_index(), ["svft"], "words")[0]
+    assert cells[1].endswith("↑") and cells[5:8] == ["-", "-", "-"]

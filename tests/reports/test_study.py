@@ -1,0 +1,166 @@
+"""The report of a study: files, words that follow from the records, an HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from lorax.errors import UserError
+from lorax.records import Store
+from lorax.reports import conclusions, rescore
+from lorax.reports.frames.items import descriptions, item_scores
+from lorax.reports.main_table import main_table
+from lorax.reports.rescore import write_rescored
+from lorax.reports.rescore_verdicts import verdict_changes
+from lorax.reports.study import as_markdown, sections, wandb_payload, write_study
+from lorax.reports.text.html import page
+from lorax.studies.registration import frozen
+from lorax.studies.study import read_study
+
+
+def words(store):
+    """The text of the report, without its figures."""
+    study = read_study(frozen(store.root, "demo"), store)
+    return as_markdown(study, sections(study, main_table(study), descriptions(study, item_scores(study, store))))
+
+
+def test_all_four_tables_and_both_kinds_of_picture(demo, written):
+    text, paths = written
+    assert {"demo.md", "demo.csv", "demo.tex", "demo.html", "price.png", "price.svg"} <= set(paths)
+    assert all(path.is_file() and path.stat().st_size for path in paths.values())
+    rows = list(csv.DictReader(io.StringIO(paths["demo.csv"].read_text())))
+    assert len(rows) == len(demo.spec.labels) * len(demo.spec.tasks)
+    assert paths["demo.md"].read_text() == text
+
+
+def test_words_say_found_undecided_and_what_would_decide(written):
+    text, _ = written
+    assert "words: pissa scores higher than lora: +6.8 points" in text
+    assert re.search(r"undecided: .* If estimate and spread stay, \d+ seeds in all \(now 5\)", text)
+    assert "Minimum detectable effect" in text and "Smallest corrected p attainable" in text
+    assert "the winner depends on the rate given to all arms" in text
+    assert "(1) alpha / rank: 2 (lora, rslora, svft, full), 1 (pissa)" in text
+    assert "words: 200 test items, fewer than 1,000." in text
+    assert "No verdict rests on them" in text
+
+
+def test_many_undecided_rows_are_one_sentence(demo, monkeypatch):
+    result = read_study(demo.spec, demo.store).result
+    each = [line for line in conclusions.undecided(result) if line.startswith("words")]
+    needed = [int(n) for line in each for n in re.findall(r"(\d+) seeds in all", line)]
+    assert needed
+    monkeypatch.setattr(conclusions, "MANY", 0)
+    line = conclusions.undecided(result)[0]
+    assert line.startswith(f"words: {len(each)} rows against lora are undecided")
+    assert f"{min(needed)} to {max(needed)} seeds in all" in line
+
+
+class Page(HTMLParser):
+    """Collects what a page loads, its tables' shapes, and whether tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.open, self.rows = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.loads += [named[key] for key in ("src", "href") if key in named]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append(0)
+        if tag in ("td", "th"):
+            self.rows[-1] += 1
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_html_is_self_contained_and_well_formed(written):
+    reader = Page()
+    reader.feed(written[1]["demo.html"].read_text())
+    assert reader.open == [] and set(reader.rows) <= {4, 5, 7, 9}
+    assert len(reader.loads) == 8 and all(source.startswith("data:image/svg+xml;base64,") for source in reader.loads)
+
+
+def test_html_escapes_what_records_say(tmp_path, make_study):
+    store = Store(tmp_path)
+    arms = [{"init": "lora", "label": "lora"}, {"init": "pissa", "label": "pissa"}]
+    make_study(store, arms, tuning=None, seeds=(0, 1), question="<script>alert(1)</script>")
+    study = read_study(frozen(store.root, "demo"), store)
+    text = page("demo", sections(study, main_table(study), descriptions(study, {})), study.spec.question)
+    assert "<script>alert" not in text and "&lt;script&gt;" in text
+    assert "not a tuned comparison" in text and "2 final seeds" in text
+
+
+def test_an_unfinished_study_says_what_is_missing(tmp_path, make_study):
+    store = Store(tmp_path)
+    arms = [{"init": "lora", "label": "lora"}, {"init": "pissa", "label": "pissa"}]
+    make_study(store, arms, stop="final", seeds=(0, 1, 2))
+    text = words(store)
+    assert "nothing can be compared" in text
+    assert "The study is not complete: 6 runs of the final round are missing." in text
+
+
+def test_stale_and_foreign_records_are_reported_not_mixed(tmp_path, make_study):
+    store = Store(tmp_path)
+    arms = [{"init": "lora", "label": "lora"}, {"init": "pissa", "label": "pissa"}]
+    make_study(store, arms, tuning=None, seeds=(0, 1))
+    before = words(store)
+    old = store.read("demo")[0]
+    old.run_id, old.identity = "old", old.identity | {"versions": {"training": 0}}
+    old.provenance, old.scores = {"finished": "2020-01-01"}, {"test": {"score": 0.01, "n": 200}}
+    store.write(old)
+    after = words(store)
+    assert "1 stale records are left out: old (another versions.training)." in after
+    assert after.split("## Threats")[0] == before.split("## Threats")[0]
+
+
+def test_payload_for_tracking_is_plain(demo, written, tmp_path):
+    sweep = Store(tmp_path)
+    first = next(record for record in demo.store.read("demo") if record.label == "lora")
+    sweep.write(replace(first, name="sweep"))
+    payload = wandb_payload(demo.store, demo.name)
+    assert len(payload["rows"]) == 12 and payload["rows"][0]["arm"] == "lora"
+    assert all(value == value for row in payload["rows"] for value in row.values()), "null, never NaN"
+    assert wandb_payload(sweep, "sweep")["rows"][0]["method"] == "lora"
+    assert set(payload["figures"]) >= {"price", "training"} and all(p.is_file() for p in payload["figures"].values())
+
+
+def test_rescoring_judges_a_study_again(demo):
+    text, _ = write_rescored(demo.store, demo.name)
+    assert "| pissa" in text and "Judged by lm_eval_strict" not in text, "the same answers, the same verdicts"
+    assert "Every verdict of the study is the same" in text or "Judged by" in text
+
+
+def test_rescoring_takes_final_runs_alone_and_gives_a_shared_run_to_both_arms(demo, monkeypatch):
+    study = read_study(demo.spec, demo.store)
+    shared = study.finals["words", "lora"]
+    twins = replace(study, finals=study.finals | {("words", "pissa"): shared})
+    monkeypatch.setattr(rescore, "read_study", lambda *_, **__: twins)
+    table = rescore.rescored(demo.store, demo.name)
+    finals = {(arm, run.run_id) for (_, arm), runs in twins.finals.items() for run in runs.values()}
+    assert set(zip(table["row"], table["run_id"], strict=True)) == finals
+    assert any("words pissa" in line and "instead of better" in line for line in verdict_changes(twins, table))
+    nothing = verdict_changes(twins, table[table["row"] != "lora"])
+    assert nothing[0].startswith("No verdict was judged again")
+
+
+def test_no_such_study_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no study 'x'"):
+        write_study(Store(tmp_path), "x")
+
+
+def test_a_halved_study_shows_its_screening(tmp_path, make_study):
+    store = Store(tmp_path)
+    spec = make_study(store, ["lora", "pissa"], tuning={"halving": {"steps": 20, "keep": 0.5}}, fixed={"steps": 60})
+    study = read_study(spec, store)
+    assert study.complete and len(study.screened) >= 2 * 6 * 2 and len(study.trials) == 2 * 3 * 2
+    text, paths = write_study(store, "demo")
+    assert {"screening.png", "learning_rate.png"} <= {path.name for path in paths}
+    assert "Successive halving, alike for all: all rates at 20 steps" in text

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats as sps
+from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint, proportions_ztest
+
+from lorax.stats import effects
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0.01, 0.02, shape)
+
+
+def test_paired_t_is_the_textbook_test():
+    d = draw(5, 6)
+    effect = effects.paired_t(d)
+    oracle = sps.ttest_1samp(d, 0.0, axis=-1)
+    assert np.allclose(effects.p_zero(effect), oracle.pvalue)
+    low, high = oracle.confidence_interval(0.9)
+    assert np.allclose(effects.interval(effect, 0.9), (low, high))
+
+
+def test_interval_and_p_values_are_one_procedure():
+    effect = effects.paired_t(draw(200, 5))
+    low, high = effects.interval(effect, 0.99)
+    assert np.array_equal((low > 0) | (high < 0), effects.p_zero(effect) < 0.01)
+    inside = (low > -0.05) & (high < 0.05)
+    assert inside.any() and np.array_equal(inside, effects.p_margin(effect, 0.05) < 0.005)
+
+
+def test_one_seed_or_no_spread_says_nothing():
+    for effect in (effects.paired_t([[0.3]]), effects.paired_t([[0.3, 0.3, 0.3]]), effects.crossed(np.ones((1, 9)))):
+        assert np.all(effects.p_zero(effect) == 1) and np.all(np.isinf(effects.interval(effect)))
+
+
+def test_spread_below_one_item_is_not_believed():
+    effect = effects.paired_t([0.01, 0.01, 0.01], resolution=1 / 200)
+    assert effect.se == pytest.approx(1 / 200 / np.sqrt(3))
+
+
+def test_crossed_without_item_effects_is_the_paired_t():
+    by_seed = draw(6)
+    effect = effects.crossed(np.repeat(by_seed[:, None], 50, axis=1))
+    assert effect.se == pytest.approx(float(effects.paired_t(by_seed).se)) and effect.df == pytest.approx(5)
+
+
+def test_crossed_estimates_the_variance_of_seeds_items_and_rest():
+    g = np.random.default_rng(1)
+    d = 0.1 * g.normal(size=(400, 8, 1)) + 0.2 * g.normal(size=(400, 1, 30)) + 0.3 * g.normal(size=(400, 8, 30))
+    truth = 0.1**2 / 8 + 0.2**2 / 30 + 0.3**2 / 240
+    assert np.mean(effects.crossed(d).se ** 2) == pytest.approx(truth, rel=0.05)
+
+
+def test_holm_agrees_with_statsmodels_row_by_row():
+    p = np.random.default_rng(2).uniform(0, 0.05, (4, 7))
+    oracle = [multipletests(row, method="holm")[1] for row in p]
+    assert np.allclose(effects.holm(p), oracle)
+    assert effects.holm([0.01], family=8) == pytest.approx([0.08])
+
+
+def test_descriptions_agree_with_statsmodels():
+    a, b = np.random.default_rng(3).integers(0, 2, (2, 60))
+    table = [[np.sum((a == x) & (b == y)) for y in (0, 1)] for x in (0, 1)]
+    assert effects.mcnemar(a, b)[2] == pytest.approx(sm_mcnemar(table, exact=True).pvalue)
+    assert effects.two_proportions(0.5, 100, 0.6, 200) == pytest.approx(proportions_ztest([50, 120], [100, 200])[1])
+    assert effects.wilson(0.3, 50) == pytest.approx(proportion_confint(15, 50, method="wilson"))
+
+
+def test_two_level_bootstrap_covers_both_levels():
+    g = np.random.default_rng(4)
+    d = 0.02 * g.normal(size=(6, 1)) + 0.05 * g.normal(size=(1, 300)) + 0.1 * g.normal(size=(6, 300))
+    low, high = effects.bootstrap(d)
+    width = (high - low) / 2 / 1.96
+    assert low < d.mean() < high
+    assert width**2 == pytest.approx(d.mean(axis=1).var() / 6 + d.mean(axis=0).var() / 300 + 0.1**2 / 1800, rel=0.25)

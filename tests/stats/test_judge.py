@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lorax.calibration.measure import rules
+from lorax.errors import UserError
+from lorax.stats import effects
+from lorax.stats.judge import VERDICTS, Final, compact_letters, decide, judge, would_need
+
+
+def runs(arm: str, mean: float, wobble: float = 0.002, seeds: int = 6, task: str = "t", n: int = 1000) -> list[Final]:
+    noise = np.random.default_rng([*arm.encode()]).normal(0, wobble, seeds)
+    return [Final(arm, task, seed, mean + noise[seed], n) for seed in range(seeds)]
+
+
+def verdicts(result) -> dict[str, str]:
+    return {c.arm: c.verdict for c in result.comparisons}
+
+
+def test_four_verdicts():
+    finals = runs("lora", 0.6) + runs("up", 0.65) + runs("down", 0.5) + runs("same", 0.6) + runs("vague", 0.62, 0.03)
+    result = judge(finals, reference="lora", margin=0.02)
+    assert verdicts(result) == {"up": "better", "down": "worse", "same": "equivalent", "vague": "undecided"}
+    letters = {row.arm: row.letters for row in result.arms}
+    assert letters["up"][0] == "a" and letters["lora"] == letters["same"]
+    assert set(letters["vague"]) & set(letters["lora"]) and not set(letters["up"]) & set(letters["down"])
+
+
+def test_inside_the_margin_is_equivalent_even_off_zero():
+    effect = effects.Effect(np.array([0.004]), np.array([0.0005]), np.array([5.0]))
+    found = decide(effect, margin=0.01)
+    assert VERDICTS[found.code[0]] == "equivalent" and found.low[0] > 0
+
+
+def test_verdict_is_what_its_interval_says():
+    g = np.random.default_rng(0)
+    effect = effects.Effect(g.normal(0, 0.02, (500, 6)), g.uniform(0.0005, 0.01, (500, 6)), np.full((500, 6), 4.0))
+    v = decide(effect, margin=0.02)
+    inside, above, below = (v.low > -0.02) & (v.high < 0.02), v.low > 0, v.high < 0
+    named = np.where(inside, "equivalent", np.where(above, "better", np.where(below, "worse", "undecided")))
+    assert np.array_equal(np.array(VERDICTS)[v.code], named) and len(set(named.ravel())) == 4
+
+
+def test_stepping_down_finds_what_simultaneous_intervals_miss():
+    far, near = [0.5] * 7, 0.003
+    effect = effects.Effect(np.array([*far, near]), np.full(8, 0.001), np.full(8, 9.0))
+    found = decide(effect, margin=0.001)
+    assert VERDICTS[found.code[-1]] == "better" and 1 - 0.05 / 8 > found.confidence[-1]
+    assert effects.interval(effect, 1 - 0.05 / 8)[0][-1] < 0 < found.low[-1]
+
+
+def test_false_verdicts_stay_rare_where_plain_holm_fails():
+    found = rules(20_000)
+    assert found["stepped"] <= 0.053 and found["plain"] > 0.06
+
+
+def test_the_planned_family_counts_arms_without_runs():
+    finals = runs("lora", 0.6) + runs("pissa", 0.61)
+    alone = judge(finals, reference="lora", margin=0.01)
+    planned = judge(finals, reference="lora", margin=0.01, arms=["lora", "pissa", "svft"], tasks=["t", "u"])
+    assert planned.design.family == 4 and len(planned.comparisons) == 4
+    assert planned.comparison("t", "pissa").p_adjusted > alone.comparison("t", "pissa").p_adjusted
+    assert planned.comparison("u", "svft").verdict == "undecided"
+    assert planned.comparison("u", "svft").note == "no pair of runs"
+
+
+def test_one_seed_decides_nothing():
+    result = judge(runs("lora", 0.6, seeds=1) + runs("pissa", 0.9, seeds=1), reference="lora", margin=0.01)
+    only = result.comparisons[0]
+    assert only.verdict == "undecided" and "one seed" in only.note and result.design.attainable_p == 1
+    assert result.arms[0].letters == result.arms[1].letters == "a"
+
+
+def test_pairs_are_the_shared_seeds_and_a_frozen_base_meets_all():
+    finals = runs("lora", 0.6) + runs("pissa", 0.7)[:4] + [Final("none", "t", None, 0.1, 1000)]
+    result = judge(finals, reference="lora", margin=0.01)
+    assert result.comparison("t", "pissa").seeds == (0, 1, 2, 3)
+    assert result.comparison("t", "none").seeds == (0, 1, 2, 3, 4, 5)
+    assert result.comparison("t", "none").verdict == "worse"
+    assert any("pissa has 4 of 6 pairs" in note for note in result.notes)
+
+
+def test_alike_at_the_ceiling_is_equivalent_only_within_one_item():
+    finals = [Final(arm, "t", seed, 1.0, 1000) for arm in ("lora", "pissa") for seed in range(6)]
+    assert verdicts(judge(finals, reference="lora", margin=0.01)) == {"pissa": "equivalent"}
+    assert verdicts(judge(finals, reference="lora", margin=0.0005)) == {"pissa": "undecided"}
+
+
+def test_a_diverged_run_is_a_result():
+    finals = runs("lora", 0.6) + [Final("bad", "t", seed, 0.01, 1000, diverged=True) for seed in range(6)]
+    result = judge(finals, reference="lora", margin=0.01)
+    assert verdicts(result) == {"bad": "worse"} and any("6 of 6" in note for note in result.notes)
+
+
+def test_crossed_uses_items_and_is_wider():
+    g = np.random.default_rng(5)
+    finals = []
+    for arm, hard in (("lora", g.uniform(size=200)), ("pissa", g.uniform(size=200))):
+        for seed in range(6):
+            items = {str(i): float(g.uniform() < p) for i, p in enumerate(hard)}
+            finals.append(Final(arm, "t", seed, float(np.mean(list(items.values()))), 200, items=items))
+    paired = judge(finals, reference="lora", margin=0.01).comparisons[0]
+    crossed = judge(finals, reference="lora", margin=0.01, procedure="crossed").comparisons[0]
+    assert crossed.se > paired.se and crossed.estimate == pytest.approx(paired.estimate)
+    assert paired.item_noise == pytest.approx(np.sqrt(2 / 6 / 200), rel=0.15)
+
+
+def test_more_seeds_would_decide_and_are_counted():
+    finals = runs("lora", 0.6, 0.01) + runs("pissa", 0.62, 0.01)
+    result = judge(finals, reference="lora", margin=0.001)
+    only = result.comparisons[0]
+    need = would_need(result, only)
+    assert only.verdict == "undecided" and 6 < need.seeds < 60 and need.verdict == "better" and need.items is None
+
+
+def test_letters_mean_not_separated_on_any_pattern():
+    g = np.random.default_rng(6)
+    for count in (2, 5, 9):
+        for _ in range(30):
+            apart = np.triu(g.uniform(size=(count, count)) < 0.5, 1)
+            apart = apart | apart.T
+            letters = [set(text) for text in compact_letters(apart)]
+            assert all(bool(letters[i] & letters[j]) != apart[i, j] for i in range(count) for j in range(i))
+
+
+def test_bad_input_is_one_line():
+    with pytest.raises(UserError, match="reference arm 'lroa' has no final run; did you mean 'lora'"):
+        judge(runs("lora", 0.6), reference="lroa", margin=0.01)
+    with pytest.raises(UserError, match="seed 0 occurs twice"):
+        judge(runs("lora", 0.6) + runs("lora", 0.6)[:1], reference="lora", margin=0.01)
+    with pytest.raises(UserError, match="procedure=t"):
+        judge(runs("lora", 0.6), reference="lora", margin=0.01, procedure="t")
+
+
+def test_other_test_items_are_noted():
+    ours = [Final("lora", "t", seed, 0.5, 2, items={"a": 1.0, "b": 0.0}) for seed in range(3)]
+    theirs = [Final("longer", "t", seed, 0.5, 2, items={"a": 1.0, "c": 0.0}) for seed in range(3)]
+    (found,) = judge(ours + theirs, reference="lora", margin=0.02).comparisons
+    assert "not the same test items" in found.note

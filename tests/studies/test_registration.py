@@ -1,0 +1,79 @@
+"""The design's file: read back whole, no change, no editing, and when it was fixed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lorax.errors import UserError
+from lorax.reports.study import protocol
+from lorax.studies.plan import bind
+from lorax.studies.registration import fixed_at, freeze, frozen, frozen_path
+from lorax.studies.spec import from_mapping
+from lorax.studies.study import read_study
+
+DATA = {"name": "s", "model": "toy", "tasks": ["t"], "reference": "lora", "margin": 0.01, "arms": ["lora", "svft"]}
+
+
+def bound(**changes):
+    return bind(
+        from_mapping(DATA | changes),
+        lr=lambda words: 2e-3,
+        consumes=lambda words: {"init": {"name": words[0]}, "lr": None},
+    )
+
+
+def test_a_fixed_study_reads_back_whole_and_refuses_change(tmp_path):
+    spec = bound()
+    path = freeze(spec, tmp_path)
+    assert frozen(tmp_path, "s") == spec and freeze(spec, tmp_path) == path
+    freeze(replace(spec, question="reworded", assumed_sd=0.5), tmp_path)
+    for changes, line in (
+        ({"margin": 0.02}, "margin was fixed as 0.01 before the first run and is now 0.02"),
+        ({"metric": "tolerant"}, 'metric was fixed as "score"'),
+        ({"seeds": [0, 1]}, "seeds was fixed"),
+        ({"arms": [*DATA["arms"], "pissa"]}, "was fixed"),
+    ):
+        with pytest.raises(UserError, match=line):
+            freeze(bound(**changes), tmp_path)
+
+
+def test_a_fixed_study_changed_by_hand_is_noticed(tmp_path):
+    freeze(bound(), tmp_path)
+    path = frozen_path(tmp_path, "s")
+    path.write_text(path.read_text().replace('"margin": 0.01', '"margin": 0.05'))
+    with pytest.raises(UserError, match="changed by hand"):
+        frozen(tmp_path, "s")
+    with pytest.raises(UserError, match="no study 'x'"):
+        frozen(tmp_path, "x")
+
+
+def test_the_report_says_when_the_design_was_fixed_and_what_had_started(demo, tmp_path):
+    """The words follow from the file and the records: nothing is claimed that they do not bear out."""
+
+    def said(at):
+        return next(line for line in protocol(replace(study, fixed_at=at)) if "fixed" in line)
+
+    study = read_study(frozen(demo.store.root, "demo"), demo.store)
+    assert study.fixed_at == fixed_at(demo.store.root, "demo") is not None
+    for record in next(iter(study.finals.values())).values():
+        record.provenance["started"] = "2026-01-02T00:00:00+00:00"
+    count = len(next(iter(study.finals.values())))
+    assert "2026-01-02T00:00:00+00:00 (design" in said("2026-01-02T00:00:00+00:00")
+    assert "before the first run" in said("2026-01-02T00:00:00+00:00")
+    assert f"when {count} of" in said("2026-01-03T00:00:00+00:00")
+    assert f"{count} of them final ones" in said("2026-01-03T00:00:00+00:00")
+    assert "is not written down" in said(None)
+
+
+def test_an_older_file_without_a_date_gets_none(tmp_path):
+    path = freeze(bound(), tmp_path)
+    since = fixed_at(tmp_path, "s")
+    assert freeze(replace(bound(), question="reworded"), tmp_path) == path and fixed_at(tmp_path, "s") == since
+    data = json.loads(path.read_text())
+    del data["fixed"]
+    path.write_text(json.dumps(data))
+    freeze(bound(), tmp_path)
+    assert fixed_at(tmp_path, "s") is None and fixed_at(tmp_path, "other") is None
