@@ -87,7 +87,7 @@ class Session:
     def train(self) -> list[Any]:
         """Train every lane; the frozen base is trained in no steps."""
         from lorax.forward.encode import encode
-        from lorax.training.loop import Lane, Outcome, train
+        from lorax.training.loop import Outcome, Run, train
 
         if not self.trains:
             return [Outcome("finished")]
@@ -98,7 +98,7 @@ class Session:
             head_lr = None if ready.initializer.kind == "head" else config.train["head_lr"]
             state = ready.store.state(config.name, ready.run_id)
             lanes.append(
-                Lane(
+                Run(
                     adapters=adapters,
                     data=data,
                     lr=config.lr,
