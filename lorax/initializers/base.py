@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lorax.errors import UserError, near
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
     from lorax.adapters.factors import Factors
     from lorax.probing.probe import Probe
 
@@ -27,7 +30,13 @@ class Initializer(Protocol):
     name: ClassVar[str]
     """Set by `register`."""
     kind: ClassVar[str]
-    """adapter | full | none."""
+    """adapter | full | none | head: how saved files call it; what depends on it asks the three below."""
+    trains: ClassVar[bool]
+    """Whether a run of it has training steps."""
+    changes_layers: ClassVar[bool]
+    """Whether its target layers end with another weight."""
+    has_factors: ClassVar[bool]
+    """Whether it returns factors; a method without them has `install` instead."""
     version: ClassVar[int]
     """Bumped when the meaning of the method changes: it enters the run id."""
     needs: frozenset[str]
@@ -45,6 +54,16 @@ class Initializer(Protocol):
         """Return the number of trained values on an (m, n) weight, in closed form."""
         ...
 
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Without factors only: make trainable what trains, and return its handle; arguments as `lorax.attach`."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
@@ -58,6 +77,9 @@ class Ranked:
     """standard: eta = alpha / r; rslora: eta = alpha / sqrt(r) (arXiv:2312.03732)."""
 
     kind: ClassVar[str] = "adapter"
+    trains: ClassVar[bool] = True
+    changes_layers: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = True
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
     default_alpha: ClassVar[float | None] = 16.0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from lorax.errors import UserError
 from lorax.initializers.base import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
     from lorax.probing.probe import Probe
 
 
@@ -18,6 +22,9 @@ class Full:
     """Train W' itself: all parameters of the model, or the layers that `targets` names."""
 
     kind: ClassVar[str] = "full"
+    trains: ClassVar[bool] = True
+    changes_layers: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = False
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -27,6 +34,20 @@ class Full:
     def count(self, m: int, n: int) -> int:
         """Return m n (a bias comes on top)."""
         return m * n
+
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Make all parameters trainable, or the named layers' own; return the handle."""
+        from lorax.adapters.baselines import FullModel
+        from lorax.adapters.install import find_targets
+
+        layers = None if targets == "all-linear" else find_targets(model, targets, head)
+        return FullModel(model, layers, info)
 
     def __call__(self, probe: Probe) -> NoReturn:
         """Full fine-tuning has no factors."""

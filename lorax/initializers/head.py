@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from lorax.errors import UserError
 from lorax.initializers.base import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
     from lorax.probing.probe import Probe
 
 
@@ -22,6 +26,9 @@ class Head:
     """
 
     kind: ClassVar[str] = "head"
+    trains: ClassVar[bool] = True
+    changes_layers: ClassVar[bool] = False
+    has_factors: ClassVar[bool] = False
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -31,6 +38,18 @@ class Head:
     def count(self, m: int, n: int) -> int:
         """Return 0: the head is counted apart."""
         return 0
+
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Freeze the model, but for the head that the caller puts on it; return the handle."""
+        from lorax.adapters.baselines import HeadOnly
+
+        return HeadOnly(model, info)
 
     def __call__(self, probe: Probe) -> NoReturn:
         """The frozen encoder has no factors."""

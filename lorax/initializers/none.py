@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from lorax.errors import UserError
 from lorax.initializers.base import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
     from lorax.probing.probe import Probe
 
 
@@ -18,6 +22,9 @@ class Frozen:
     """W' = W0: evaluated, never trained."""
 
     kind: ClassVar[str] = "none"
+    trains: ClassVar[bool] = False
+    changes_layers: ClassVar[bool] = False
+    has_factors: ClassVar[bool] = False
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -27,6 +34,18 @@ class Frozen:
     def count(self, m: int, n: int) -> int:
         """Return 0."""
         return 0
+
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Freeze the model and return the handle."""
+        from lorax.adapters.baselines import Frozen
+
+        return Frozen(model, info)
 
     def __call__(self, probe: Probe) -> NoReturn:
         """The frozen base has no factors."""

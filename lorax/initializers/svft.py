@@ -38,6 +38,9 @@ class SVFT:
     """Half width d of the band, which also sets the number of cells of random and top_k."""
 
     kind: ClassVar[str] = "adapter"
+    trains: ClassVar[bool] = True
+    changes_layers: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = True
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"svd"})
     eta: ClassVar[float] = 1.0
