@@ -8,7 +8,7 @@ import torch
 
 from lorax.adapters.baselines import Frozen, FullModel
 from lorax.adapters.install import find_targets, install
-from lorax.adapters.linear import effective
+from lorax.adapters.kinds import effective
 from lorax.api import attach, make_factors
 from lorax.diagnostics.alignment import measure_init
 from lorax.diagnostics.measure import base_gradients, measure

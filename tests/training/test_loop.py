@@ -104,8 +104,8 @@ def test_padding_is_left_out_of_the_frozen_products_and_changes_nothing(toy, sum
     task, results, counted = parity if labels else sums, [], []
     for place, example in enumerate(task.train):
         example.prompt = "long " * (5 * (place % 4 == 0)) + example.prompt  # uneven lengths
-    product = function._chosen
-    monkeypatch.setattr(function, "_chosen", lambda x, live, own: counted.append(live is None) or product(x, live, own))
+    product = function.on_rows
+    monkeypatch.setattr(function, "on_rows", lambda x, live, own: counted.append(live is None) or product(x, live, own))
     for skip in (True, False):
         loaded = toy(labels=labels, dtype="float64")
         one = lane(loaded, task, init, dropout=0.1)
