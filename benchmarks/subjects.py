@@ -17,7 +17,7 @@ from lorax.api import make_factors
 from lorax.forward.encode import Encoded, collate
 from lorax.forward.heads import install_heads
 from lorax.forward.readout import autocast
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.models import registry
 from lorax.models.attention import register
 from lorax.models.registry import Loaded

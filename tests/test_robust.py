@@ -9,7 +9,7 @@ import pytest
 from lorax.records import RunRecord, Store, Unwritable
 from lorax.records.store import write_together
 from lorax.running import identity
-from lorax.running.packing import group
+from lorax.running.packing import make_packs
 
 PACK = ["-m", "base=false", "rank=2", "hydra/launcher=packed"]
 STUDY = [
@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(lorax, capsys, mon
 
 
 def test_a_failing_and_a_diverging_lane_leave_their_pack_going(lorax, capsys, monkeypatch):
-    from lorax.initializers.base import get
+    from lorax.initializers.registry import get
 
     def broken(self, probe):
         raise RuntimeError("no convergence")
@@ -254,8 +254,8 @@ def test_packs_of_what_is_left_are_the_packs_there_were(lorax):
     register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         jobs = [resolve(compose("config", overrides=["model=toy", "task=toy", f"seed={seed}"])) for seed in range(10)]
-    whole = group(jobs, 4)
+    whole = make_packs(jobs, 4)
     assert [len(pack) for pack in whole] == [4, 4, 2]
     for done in range(3):
         left = [number for pack in whole[done:] for number in pack]
-        assert [[left[at] for at in pack] for pack in group([jobs[number] for number in left], 4)] == whole[done:]
+        assert [[left[at] for at in pack] for pack in make_packs([jobs[number] for number in left], 4)] == whole[done:]

@@ -16,7 +16,7 @@ from lorax.api import attach, make_factors
 from lorax.evaluation.evaluate import batches, evaluate, summarise
 from lorax.forward.encode import encode
 from lorax.forward.readout import caches_plainly
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.training.loop import Run, TrainPlan, train
 
 

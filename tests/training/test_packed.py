@@ -11,7 +11,7 @@ from lorax.errors import UserError
 from lorax.evaluation.evaluate import evaluate
 from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.training.loop import Run, TrainPlan, train
 
 PLAN = TrainPlan(steps=20, batch_size=4, warmup=0.2)

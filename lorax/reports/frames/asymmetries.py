@@ -6,15 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorax.records import RunRecord, canonical
+from lorax.records import RunRecord, canonical, knobs
 from lorax.records.fields import flatten, task
 from lorax.records.staleness import variants
 
 # Where rows may differ by intent: who they are, the replicate, what the protocol tunes, and provenance.
-_FREE = {
-    "init.name", "rank", "alpha", "zeta", "zeta_rule", "gamma", "lr", "seed", "name", "results_dir", "device",
-    "track", "task", "model", "evaluate", "scaling",
-}  # fmt: skip
+_FREE = {*knobs.METHOD, *knobs.BOOKKEEPING, "lr", "seed", "task", "model", "evaluate"}
 _FREE_PREFIX = ("init.", "task.", "model.", "study.", "hydra.")
 _NAMES = {
     "dtype": "precision",

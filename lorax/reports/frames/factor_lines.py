@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lorax.records import RunRecord, canonical
+from lorax.records.knobs import FACTORS
 from lorax.records.staleness import variants
 from lorax.reports.text import html, numbers
 
-FACTORS = ("alpha", "zeta", "gamma")
 _ELSEWHERE = {"evaluate", "versions", "diagnostics"}
 _NOT_FIXED = {"name", "version", "eta", "rank"}
 
