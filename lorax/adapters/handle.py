@@ -195,7 +195,7 @@ class Adapters:
         self.installation.refuse_tied(layers, "merge")
         merged: list[AdaptedLinear] = []
         try:
-            for name, layer in layers.items():
+            for layer in layers.values():
                 layer.merge(layer.all_adapters()[self.number])
                 merged.append(layer)
         except UserError:
