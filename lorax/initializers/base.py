@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lorax.errors import UserError, near
+from lorax.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.face import Trainable
     from lorax.adapters.factors import Factors
     from lorax.probing.probe import Probe
 
 SCALINGS = ("standard", "rslora")
 NOT_FIELDS = frozenset({"name", "lr_prior"})  # keys of conf/init/<name>.yaml that are not the method's
 
-_registry: dict[str, type] = {}
+_methods: Registry[Any] = Registry("init", "lorax.initializers")
 
 
 class Initializer(Protocol):
@@ -60,7 +59,7 @@ class Initializer(Protocol):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Without factors only: make trainable what trains, and return its handle; arguments as `lorax.attach`."""
         ...
 
@@ -125,12 +124,9 @@ def register(name: str) -> Callable[[type], type]:
     """
 
     def enter(cls: type) -> type:
-        taken = _registry.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(f"init={name} is taken by {taken.__module__}.{taken.__qualname__}")
-        cls.name = name
-        _registry[name] = cls
-        return cls
+        registered = _methods.register(name)(cls)
+        registered.name = name  # type: ignore[attr-defined]  # a class attribute of the protocol
+        return registered
 
     return enter
 
@@ -142,8 +138,7 @@ def names() -> list[str]:
         >>> "pissa" in names()
         True
     """
-    _discover()
-    return sorted(_registry)
+    return _methods.names()
 
 
 def get(name: str) -> type:
@@ -152,10 +147,7 @@ def get(name: str) -> type:
     Raises:
         UserError: unknown name; the line holds the near misses.
     """
-    _discover()
-    if name not in _registry:
-        raise UserError(f"init={name} is unknown: {near(name, names())}")
-    return _registry[name]
+    return _methods.get(name)
 
 
 def build(name: str, *, shared: Mapping[str, Any] | None = None, own: Mapping[str, Any] | None = None) -> Any:
@@ -215,9 +207,3 @@ def one_of(field: str, value: Any, options: tuple[str, ...]) -> None:
     """Raise UserError, with the near misses, unless `value` is one of `options`."""
     if value not in options:
         raise UserError(f"{field}={value} is unknown: {near(value, options)}")
-
-
-def _discover() -> None:
-    package = importlib.import_module("lorax.initializers")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"lorax.initializers.{module.name}")

@@ -12,7 +12,7 @@ from lorax.initializers.base import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.face import Trainable
     from lorax.probing.probe import Probe
 
 
@@ -45,7 +45,7 @@ class Head:
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Freeze the model, but for the head that the caller puts on it; return the handle."""
         from lorax.adapters.baselines import HeadOnly
 

@@ -12,7 +12,7 @@ from lorax.initializers.base import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.face import Trainable
     from lorax.probing.probe import Probe
 
 
@@ -41,7 +41,7 @@ class Frozen:
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Freeze the model and return the handle."""
         from lorax.adapters.baselines import Frozen
 
