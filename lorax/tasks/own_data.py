@@ -127,7 +127,7 @@ def classification(
     Args:
         options: sizes and training defaults.
         pairs: train, and where given validation and test.
-        data_seed: decides the cut.
+        data_seed: decides which example enters which split.
         labels: class names in order; empty: those of train, sorted.
 
     Raises:
