@@ -12,8 +12,7 @@ from lorax.errors import UserError, near
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
-    from lorax.adapters.face import LayerPlan, TrainingRule
+    from lorax.adapters.face import LayerPlan, Trainable, TrainingRule
     from lorax.probing.probe import Probe
 
 SCALINGS = ("standard", "rslora")
@@ -83,7 +82,7 @@ class Initializer(Protocol):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Without factors only: make trainable what trains, and return its handle; arguments as `lorax.attach`."""
         ...
 
@@ -129,7 +128,7 @@ class Method:
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Refuse: what a method with factors returns is installed by `lorax.adapters.install`."""
         raise UserError(f"init={self.name} has factors, which `lorax.attach` installs")
 

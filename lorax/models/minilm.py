@@ -88,6 +88,6 @@ class MiniLM:
 
 
 def _class() -> Any:
-    from lorax.models.mean_pooled import MeanPooledBert
+    from lorax.models._mean_pooled import MeanPooledBert
 
     return MeanPooledBert

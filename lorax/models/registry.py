@@ -1,15 +1,16 @@
-"""The registry of models: one frozen dataclass per family, its fields are what conf/model may set.
+"""What a model family is, and the registry of them: a frozen dataclass each, whose fields conf/model may set.
 
 Torch-free until something is loaded, so that names, options and digests are known without waiting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lorax.errors import UserError, near
+from lorax.registry import Registry
 
 KINDS = ("causal", "classification", "seq2seq")
 
@@ -49,28 +50,8 @@ class Family(Protocol):
         """Return the model with its weights."""
 
 
-_FAMILIES: dict[str, str] = {
-    "hf": "lorax.models.hf",
-    "minilm": "lorax.models.minilm",
-    "smollm2": "lorax.models.smollm2",
-    "toy": "lorax.models.toy",
-}
-_REGISTERED: dict[str, type] = {}
-
-
-def register(name: str) -> Callable[[type], type]:
-    """Make a model family known as `name` (class decorator)."""
-
-    def add(cls: type) -> type:
-        _REGISTERED[name] = cls
-        return cls
-
-    return add
-
-
-def names() -> list[str]:
-    """Return the names of all model families, sorted."""
-    return sorted({*_FAMILIES, *_REGISTERED})
+_families: Registry[Family] = Registry("model", "lorax.models")
+register, names = _families.register, _families.names
 
 
 def build(spec: Mapping[str, Any]) -> Family:
@@ -83,22 +64,10 @@ def build(spec: Mapping[str, Any]) -> Family:
     Raises:
         UserError: unknown family or field, with near misses; a value the family does not take.
     """
-    import importlib
-
-    name = spec.get("family") or spec.get("name")
-    if name not in names():
-        raise UserError(f"model={name}: unknown model; {near(name, names())}")
-    if name not in _REGISTERED:
-        importlib.import_module(_FAMILIES[name])
-    family = _REGISTERED[name]
-    own = {key: value for key, value in spec.items() if key != "family"}
-    known = [item.name for item in fields(family)]
-    for key in own:
-        if key not in known:
-            raise UserError(f"model.{key}={own[key]}: {name} has no such field; {near(key, known)}")
-    if own.get("kind") is not None and own["kind"] not in (*KINDS, "auto"):
-        raise UserError(f"model.kind={own['kind']}: {near(own['kind'], [*KINDS, 'auto'])}")
-    return family(**own)
+    kind = spec.get("kind")
+    if kind is not None and kind not in (*KINDS, "auto"):
+        raise UserError(f"model.kind={kind}: {near(kind, [*KINDS, 'auto'])}")
+    return _families.build(spec)
 
 
 def load(

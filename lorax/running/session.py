@@ -17,8 +17,7 @@ from lorax.running.prepared import PreparedRun
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
-    from lorax.adapters.install import Adapters
+    from lorax.adapters.face import Trainable
     from lorax.models.registry import Loaded
     from lorax.probing.cache import Cache
     from lorax.training.run import Outcome, TrainPlan
@@ -52,7 +51,7 @@ class Session:
         self.heads = install_heads(loaded, [run.config.seed if self.trains else 0 for run in runs])
         self.trackers = [self._tracker(run) for run in runs]
 
-    def _install(self) -> Sequence[Adapters | FullModel]:
+    def _install(self) -> Sequence[Trainable]:
         from lorax.adapters.install import install
 
         model, first = self.loaded.model, self.runs[0]

@@ -1,16 +1,16 @@
-"""What a single run prints when it is over: a handful of lines, every number from its record."""
+"""What a single run prints when it is over: a few lines, every number from its record."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from lorax.records import RunRecord, Store
+from lorax.records import RunRecord, Store, knobs
 from lorax.records.fields import shots
 
 
 def show_summary(store: Store, record: RunRecord, tables: list[Path]) -> None:
-    """Print scores with intervals, step-0 error, trained share, times, memory and where things are."""
+    """Print scores with intervals, step-0 error, trained share, times, memory, and the paths of record and table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -56,10 +56,9 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
 
 def base_record(store: Store, record: RunRecord) -> RunRecord | None:
     """Return the frozen base's record of the same task, model and split, if there is one."""
-    same = ("task", "model", "data_seed", "dtype", "evaluate")
     for other in store.read(record.name):
-        frozen = other.costs.get("trainable") == 0
-        if frozen and all(other.identity.get(key) == record.identity.get(key) for key in same):
+        alike = all(other.identity.get(key) == record.identity.get(key) for key in knobs.EVERY_RUN)
+        if alike and other.costs.get("trainable") == 0:
             return other
     return None
 
