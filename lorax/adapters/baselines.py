@@ -26,6 +26,8 @@ class FullModel:
     """
 
     kind = "full"
+    pack: None = None
+    """It shares its base with no others."""
 
     def __init__(
         self,

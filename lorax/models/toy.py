@@ -76,12 +76,13 @@ class Toy:
     def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-        sizes = {
+        options: dict[str, Any] = {
             "hidden_size": self.hidden, "intermediate_size": 2 * self.hidden, "num_hidden_layers": self.layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": self.context,
+            "vocab_size": 256 + len(SPECIAL), "pad_token_id": 256, "eos_token_id": 257, "bos_token_id": None,
+            "tie_word_embeddings": False, "attn_implementation": attention,
         }  # fmt: skip
-        ids = {"vocab_size": 256 + len(SPECIAL), "pad_token_id": 256, "eos_token_id": 257, "bos_token_id": None}
-        config = LlamaConfig(**sizes, **ids, tie_word_embeddings=False, attn_implementation=attention)
+        config = LlamaConfig(**options)
         if self._classifies(labels):
             config.num_labels = len(labels or ())
             config.problem_type = "single_label_classification"

@@ -16,14 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorax.errors import UserError
-from lorax.forward.active import active, one_base, set_live, set_widths
-from lorax.forward.batch import widths
-from lorax.forward.prefix_tree import lay_out
-from lorax.forward.readout import Readout, autocast, device_of, run_batch
+from lorax.forward.active import active, pack_of, set_unpadded, set_widths
+from lorax.forward.modality import modality_of
+from lorax.forward.readout import autocast, device_of
 from lorax.training.checkpoint import save_checkpoints
 from lorax.training.run import Lane, LaneRun, Outcome, TrainPlan
 
 if TYPE_CHECKING:
+    from lorax.models.modality import Modality
     from lorax.models.registry import Loaded
 
 __all__ = ["Lane", "Outcome", "TrainPlan", "train"]
@@ -32,7 +32,7 @@ __all__ = ["Lane", "Outcome", "TrainPlan", "train"]
 def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcome]:
     """Train K lanes on one frozen base, each as it would train alone.
 
-        loss_k = sum over the labels of lane k's batch of the cross-entropy / their number
+        loss_k = sum over the labels of lane k's batch of their losses / number of the labels
 
     The lanes' losses are added and differentiated once; no parameter is shared, so each lane gets
     the gradient of its own loss. A lane whose loss or gradient is not finite is retired before its
@@ -51,6 +51,7 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
         UserError: lanes of one pack that differ in batch shape or autocast; a batch that cannot be
             split into `accumulation` parts; no training data.
     """
+    modality = modality_of(loaded)
     runs = [LaneRun(lane, lane.plan or plan, device_of(loaded.model)) for lane in lanes]
     _check(runs)
     modes = {module: module.training for module in loaded.model.modules()}
@@ -58,11 +59,11 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
     for lane in lanes:
         lane.adapters.train(True)
     try:
-        with Readout(loaded) as readout, _bar(runs, plan) as bar:
+        with modality.open(), _bar(runs, plan) as bar:
             while going := [run for run in runs if run.going]:
                 start = time.perf_counter()
                 with active([run.lane.adapters for run in going], [run.lane.head for run in going]):
-                    losses = _gradients(loaded, readout, going)
+                    losses = _gradients(modality, going)
                 norms = [run.gradient_norm() for run in going]
                 # The one wait for the device in a step.
                 numbers = torch.stack([losses, torch.stack(norms).to(losses.dtype)]).tolist()
@@ -77,31 +78,32 @@ def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcom
                 bar.update(max(run.step for run in runs) - bar.n)
     finally:
         set_widths([lane.adapters for lane in lanes], [{} for _ in lanes])
-        set_live([lane.adapters for lane in lanes], None)
+        set_unpadded([lane.adapters for lane in lanes], None)
         for module, mode in modes.items():
             module.training = mode
     return [run.outcome() for run in runs]
 
 
-def _gradients(loaded: Loaded, readout: Readout, going: list[LaneRun]) -> Tensor:
-    """Accumulate every active lane's gradient; return their losses, (K,)."""
+def _gradients(modality: Modality[Any], going: list[LaneRun]) -> Tensor:
+    """Accumulate the gradient of every active run; return their losses, (K,)."""
     plan, device = going[0].plan, going[0].device
+    adapters = [run.lane.adapters for run in going]
     parts = [run.micro_batches() for run in going]
-    labels = [sum(len(row.labels) for part in lane for row in part) for lane in parts]
+    labels = [sum(len(row.labels) for part in run_parts for row in part) for run_parts in parts]
     scale = going[0].loss_scale
-    share = plan.share_prefix and not any(run.drops for run in going)  # rows draw masks of their own
-    losses: Any = 0
-    for rows in zip(*parts, strict=True):
-        batch = lay_out([row for part in rows for row in part], loaded, len(going), share)
-        set_widths([run.lane.adapters for run in going], widths(rows, loaded.kind))
-        set_live([run.lane.adapters for run in going], batch if plan.skip_padding else None)
+    share = plan.share_prefix and not any(run.drops for run in going)  # under dropout each row has a mask of its own
+    total = torch.zeros(len(going), device=device)
+    for blocks in zip(*parts, strict=True):
+        batch = modality.collate([row for block in blocks for row in block], len(going), share=share)
+        set_widths(adapters, batch.widths)
+        set_unpadded(adapters, batch if plan.skip_padding else None)
         with autocast(device, plan.autocast):
-            _, token = run_batch(readout, batch)
-        blocks = token.split([sum(len(row.labels) for row in part) for part in rows])
-        shares = torch.stack([block.sum() / count for block, count in zip(blocks, labels, strict=True)])
+            losses = modality.losses(modality.forward(batch), batch)
+        per_run = losses.split([sum(len(row.labels) for row in block) for block in blocks])
+        shares = torch.stack([part.sum() / count for part, count in zip(per_run, labels, strict=True)])
         (shares.sum() * scale).backward()
-        losses = losses + shares.detach()
-    return losses
+        total = total + shares.detach()
+    return total
 
 
 def _check(runs: list[LaneRun]) -> None:
@@ -111,7 +113,7 @@ def _check(runs: list[LaneRun]) -> None:
     for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding"):
         if len({getattr(run.plan, key) for run in runs}) > 1:
             raise UserError(f"lanes of one pack differ in {key}")
-    one_base([run.lane.adapters for run in runs])
+    pack_of([run.lane.adapters for run in runs])
 
 
 def _bar(runs: list[LaneRun], plan: TrainPlan) -> tqdm:
