@@ -47,13 +47,13 @@ class Batch:
 
     inputs: dict[str, Tensor]
     """What the model's forward takes, by keyword."""
-    positions: Tensor | None
-    """(N,) flat indices into the grid of the model's outputs, where the labels are predicted. For models with one
-    output a row: the rows' numbers, or None."""
     targets: Tensor
     """(N, ...) what is to be predicted: a token, a class, a number, ..."""
     counts: list[int]
     """Labels of each row; sums to N."""
+    positions: Tensor | None = None
+    """(N,) flat indices into the grid of the model's outputs, where the labels are predicted. For models with one
+    output a row: the rows' numbers, or None."""
     prefix: Tensor | None = None
     """(K, p) tokens before those in `inputs`, the same for all rows of a lane; see `shared_prefix`."""
     unpadded: Tensor | None = None
@@ -76,9 +76,8 @@ class Batch:
 
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         targets = self.targets.to(device)
-        return Batch(
-            inputs, moved(self.positions), targets, self.counts, moved(self.prefix), moved(self.unpadded), self.widths
-        )
+        positions, prefix, unpadded = moved(self.positions), moved(self.prefix), moved(self.unpadded)
+        return Batch(inputs, targets, self.counts, positions, prefix, unpadded, self.widths)
 
 
 def order(seed: int, n: int, batch_size: int, steps: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lorax.models.hf import init_head
+from lorax.models.fresh_head import init_head
 
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded

@@ -79,13 +79,13 @@ def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
 
     options |= {"tokenize": False, "enable_thinking": False}
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        return str(tokenizer.apply_chat_template(messages, **options))
     except TemplateError:
         if messages[0]["role"] != "system":
             raise
         system, first, *others = messages
         joined = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
-        return tokenizer.apply_chat_template([joined, *others], **options)
+        return str(tokenizer.apply_chat_template([joined, *others], **options))
 
 
 def _messages(system: str | None, turns: Turns, prompt: str) -> list[dict[str, str]]:

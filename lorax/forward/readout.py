@@ -48,7 +48,7 @@ class Readout:
         head = self.model.get_output_embeddings()
         if isinstance(head, nn.Module):
             self._head, self._head_forward, self._instance_forward = head, head.forward, vars(head).get("forward")
-            head.forward = self._project  # type: ignore[method-assign]  # a hook would still compute every row
+            head.forward = self._project
         return self
 
     def __exit__(

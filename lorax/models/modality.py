@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from lorax.forward.batch import Batch
     from lorax.models.registry import Loaded
 
@@ -165,6 +165,8 @@ def row_means(losses: Tensor, counts: Sequence[int]) -> list[float]:
         losses: (N,).
         counts: labels of each row; sums to N.
     """
+    import torch
+
     return torch.stack([part.mean() for part in losses.split(list(counts))]).tolist()
 
 

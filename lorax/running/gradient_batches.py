@@ -29,7 +29,7 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bo
     """
     from lorax.forward.batch import order
     from lorax.forward.modality import modality_of
-    from lorax.models.hf import init_head
+    from lorax.models.fresh_head import init_head
 
     modality = modality_of(loaded)
     split = "train" if config.calibration == "train" else "heldout"
