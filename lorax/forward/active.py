@@ -15,8 +15,8 @@ from lorax.forward.heads import heads_active
 if TYPE_CHECKING:
     from lorax.adapters.install import Adapters
     from lorax.adapters.pack_state import Pack
-    from lorax.forward.batch import Batch
     from lorax.forward.heads import Head
+    from lorax.models.modality import Batch
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lorax.errors import UserError
-from lorax.models.modality import by_lane
+from lorax.models.modality import Batch, by_lane
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,45 +39,6 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.labels)
-
-
-@dataclass
-class Batch:
-    """The tensors of some rows. Those of a lane lie next to each other."""
-
-    inputs: dict[str, Tensor]
-    """What the model's forward takes, by keyword."""
-    targets: Tensor
-    """(N, ...) what is to be predicted: a token, a class, a number, ..."""
-    counts: list[int]
-    """Labels of each row; sums to N."""
-    positions: Tensor | None = None
-    """(N,) flat indices into the grid of the model's outputs, where the labels are predicted. For models with one
-    output a row: the rows' numbers, or None."""
-    prefix: Tensor | None = None
-    """(K, p) tokens before those in `inputs`, the same for all rows of a lane; see `shared_prefix`."""
-    unpadded: Tensor | None = None
-    """Flat indices into the grid of `input_ids` of the tokens that are no padding. None where there is too little
-    padding to be worth leaving out, or two grids (seq2seq)."""
-    widths: list[dict[int, int]] = field(default_factory=list)
-    """For each lane, {tokens of a padded row of this batch: tokens of a padded row if the lane were alone}; empty
-    where that makes no difference."""
-
-    @property
-    def width(self) -> int:
-        """Tokens in a padded row, the prefix included."""
-        return self.inputs["input_ids"].shape[1] + (0 if self.prefix is None else self.prefix.shape[1])
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on another device."""
-
-        def moved(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device)
-
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        targets = self.targets.to(device)
-        positions, prefix, unpadded = moved(self.positions), moved(self.prefix), moved(self.unpadded)
-        return Batch(inputs, targets, self.counts, positions, prefix, unpadded, self.widths)
 
 
 def order(seed: int, n: int, batch_size: int, steps: int) -> list[list[int]]:

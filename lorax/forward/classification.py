@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lorax.forward.batch import Batch, Encoded, flat_labels, grid, lane_widths, pad_id, unpadded_tokens
+from lorax.forward.batch import Encoded, flat_labels, grid, lane_widths, pad_id, unpadded_tokens
 from lorax.forward.text import Text, limit
+from lorax.models.modality import Batch
 
 if TYPE_CHECKING:
     from lorax.forward.prompts import Pair, Turns

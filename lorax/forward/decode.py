@@ -114,7 +114,7 @@ def decode(
     losses = row_means(token_losses(logits, batch.targets), batch.counts)
     greedy = [part.tolist() for part in logits.argmax(-1).cpu().split(batch.counts)]
     completions = [_Completion.checked(row, tokens, stop, verify) for row, tokens in zip(repeated, greedy, strict=True)]
-    _complete(readout, cache, batch.width, completions, lanes, active, stop)
+    _complete(readout, cache, prefix + batch.inputs["input_ids"].shape[1], completions, lanes, active, stop)
     return [stop.cut(completion.tokens) for completion in completions], losses
 
 

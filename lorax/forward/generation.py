@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lorax.forward.batch import Batch, Encoded, flat_labels, grid, label_positions, lane_widths, pad_id
+from lorax.forward.batch import Encoded, flat_labels, grid, label_positions, lane_widths, pad_id
 from lorax.forward.classification import masked
 from lorax.forward.decode import Stop, decode
 from lorax.forward.prefix_tree import lay_out, size
 from lorax.forward.prompts import causal_pair, ended, prompt_text
 from lorax.forward.readout import Readout, caches_by_position
 from lorax.forward.text import Text
-from lorax.models.modality import Prediction, by_lane, row_means
+from lorax.models.modality import Batch, Prediction, by_lane, row_means
 
 if TYPE_CHECKING:
     from lorax.forward.prompts import Pair, Turns

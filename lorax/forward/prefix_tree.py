@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lorax.forward.batch import Batch, Encoded, flat_labels, pad_causal, pad_id, shared_prefix, unpadded_tokens
+from lorax.forward.batch import Encoded, flat_labels, pad_causal, pad_id, shared_prefix, unpadded_tokens
 from lorax.forward.readout import caches_by_position, device_of
-from lorax.models.modality import by_lane
+from lorax.models.modality import Batch, by_lane
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

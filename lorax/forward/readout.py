@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lorax.forward.batch import Batch
+    from lorax.models.modality import Batch
 
 
 class Readout:

@@ -15,8 +15,8 @@ from lorax.forward.token_cache import cached
 from lorax.models.modality import Modality
 
 if TYPE_CHECKING:
-    from lorax.forward.batch import Batch
     from lorax.forward.prompts import Pair, Turns
+    from lorax.models.modality import Batch
     from lorax.models.registry import Loaded
     from lorax.tasks.base import Example, Task
 

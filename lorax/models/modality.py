@@ -10,14 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lorax.forward.batch import Batch
     from lorax.models.registry import Loaded
 
 ActiveLanes = Callable[[Sequence[int]], AbstractContextManager[None]]
@@ -41,6 +40,40 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+
+
+@dataclass
+class Batch:
+    """The tensors of some rows; the rows of a lane lie next to each other. What has a default concerns text."""
+
+    inputs: dict[str, Tensor]
+    """What the model's forward takes, by keyword."""
+    targets: Tensor
+    """(N, ...) what is to be predicted: a token, a class, a number, ..."""
+    counts: list[int]
+    """Labels of each row; sums to N."""
+    positions: Tensor | None = None
+    """(N,) flat indices into the grid of the model's outputs, where the labels are predicted. For models with one
+    output a row: the rows' numbers, or None."""
+    prefix: Tensor | None = None
+    """(K, p) tokens before those in `inputs`, the same for all rows of a lane."""
+    unpadded: Tensor | None = None
+    """Flat indices into the grid of `input_ids` of the tokens that are no padding. None where there is too little
+    padding to be worth leaving out, or two grids (seq2seq)."""
+    widths: list[dict[int, int]] = field(default_factory=list)
+    """For each lane, {tokens of a padded row of this batch: tokens of a padded row if the lane were alone}; empty
+    where that makes no difference."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device."""
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        targets = self.targets.to(device)
+        positions, prefix, unpadded = moved(self.positions), moved(self.prefix), moved(self.unpadded)
+        return Batch(inputs, targets, self.counts, positions, prefix, unpadded, self.widths)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ KINDS = ("causal", "classification", "seq2seq")
 
 @dataclass
 class Loaded:
-    """A model ready to be adapted, and what the rest of a run asks about it."""
+    """A model ready to be adapted, and the facts about it that a run needs."""
 
     model: Any
     """The module, in eval mode: a transformers model where the data is text."""

@@ -103,7 +103,7 @@ class Toy:
         return Loaded(model.eval(), tokens, kind, self.name, self.digest(), head, attention)
 
     def _draw(self, model: Any) -> None:
-        """Draw each parameter from its name: matrices N(0, 1/n), embeddings N(0, 1), norms stay 1."""
+        """Draw each parameter from its name: matrices N(0, 1/n), embeddings N(0, 1), norms are 1."""
         import torch
 
         for name, parameter in model.named_parameters():

@@ -59,6 +59,6 @@ def _to_fields(batch: Any) -> dict[str, Any]:
 
 
 def _from_fields(fields: dict[str, Any]) -> Any:
-    from lorax.forward.batch import Batch
+    from lorax.models.modality import Batch
 
     return Batch(**{name: value for name, value in fields.items() if name != "live"}, unpadded=fields["live"])

@@ -60,25 +60,30 @@ def test_logits_at_the_labels_are_those_of_the_whole_model(name):
     model = MODELS[name]().double().eval()
     kind = "seq2seq" if name.startswith(("t5", "bart")) else "causal"
     loaded = Loaded(model, _Tokens, kind, name, "")
+    head, seen = model.get_output_embeddings(), []
+    plain = head.forward
+    head.forward = lambda hidden: seen.append(hidden.flatten(0, -2).shape[0]) or plain(hidden)
     rows = [Encoded([5, 6, 7, 8], [9, 2], None), Encoded([5, 6], [3, 4, 2], None)]
     batch = modality_of(loaded).collate(rows, share=False)
     with Readout(model) as readout:
         some = readout(batch.inputs, batch.positions)
-        assert readout._used
+    assert seen == [len(batch.targets)]  # the head's product has no other rows
     whole = model(**batch.inputs, use_cache=False).logits
     assert whole.ndim == 3 and torch.allclose(some, whole.flatten(0, 1)[batch.positions], atol=1e-12)
 
 
-def test_the_head_is_cast_once_for_autocast_and_left_as_it_was(toy):
-    loaded = toy()
+def test_the_head_is_cast_once_for_autocast_and_left_as_it_was(toy, monkeypatch):
+    loaded, used, linear = toy(), [], torch.nn.functional.linear
     batch = pad_causal([Encoded([5, 6, 7], [9, 257], None)], 0)
     loaded.model.requires_grad_(False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         whole = loaded.model(**batch.inputs).logits[0]
+        monkeypatch.setattr(torch.nn.functional, "linear", lambda x, W, b=None: used.append(W) or linear(x, W, b))
         with Readout(loaded.model) as readout:
             first = readout(batch.inputs, batch.positions)
             readout(batch.inputs, batch.positions)
-            assert len(readout._casts) == 1
+    heads = [W for W in used if W.shape == loaded.model.lm_head.weight.shape]
+    assert len(heads) == 2 and heads[0] is heads[1] and heads[0].dtype == torch.bfloat16
     assert torch.equal(first, whole[batch.positions]) and "forward" not in vars(loaded.model.lm_head)
 
 
