@@ -18,9 +18,10 @@ from benchmarks.subjects import load, twin
 from lorax import tasks
 from lorax.adapters.install import install
 from lorax.api import attach
-from lorax.evaluation.decode import end_tokens
 from lorax.evaluation.evaluate import evaluate
-from lorax.forward.encode import Encoded, encode
+from lorax.forward.batch import Encoded
+from lorax.forward.generation import CausalText, end_tokens
+from lorax.forward.modality import modality_of
 from lorax.models.registry import Loaded
 from lorax.training.loop import Run, TrainPlan, train
 
@@ -55,11 +56,11 @@ def _model(name: str, lanes: int, plan: Plan) -> list[Row]:
         one.export_peft(folder)
         theirs = twin(loaded, "sdpa")
         theirs.model = PeftModel.from_pretrained(theirs.model, folder).eval()
-    rows = encode(task, loaded, "test")
+    rows = modality_of(loaded).encode(task, "test")
     said: dict[str, list[int]] = {}
 
     def ours(verify: bool = True) -> int:
-        found = evaluate(many, task, "test", adapters, batch_size=BATCH, verify=verify)
+        found = evaluate(many, task, "test", adapters, batch_size=BATCH, modality=CausalText(many, verify=verify))
         said["ours"] = [item["score"] for item in found[0]]
         return lanes
 
@@ -86,7 +87,7 @@ def _trained(loaded: Loaded, task: Any, steps: int) -> Any:
     adapters = attach(loaded.model, "lora", rank=8)
     plan = TrainPlan(steps=steps, batch_size=8, progress=False)
     say(f"{loaded.name}: training a lane for {steps} steps")
-    train(loaded, [Run(adapters=adapters, data=encode(task, loaded, "train"), lr=1e-3)], plan)
+    train(loaded, [Run(adapters=adapters, data=modality_of(loaded).encode(task, "train"), lr=1e-3)], plan)
     return adapters
 
 

@@ -14,8 +14,9 @@ from torch import nn
 from benchmarks.harness import Stopwatch, Trial, interleave, say
 from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
-from lorax.forward.encode import Encoded, collate
+from lorax.forward.batch import Encoded
 from lorax.forward.heads import install_heads
+from lorax.forward.modality import modality_of
 from lorax.forward.readout import autocast
 from lorax.initializers.registry import build
 from lorax.models import registry
@@ -101,7 +102,7 @@ def batches_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[
     batches = []
     for start in range(0, len(rows), shape.rows):
         part = rows[start : start + shape.rows]
-        batch = dict(collate(part, loaded).inputs)
+        batch = dict(modality_of(loaded).collate(part, share=False).inputs)
         if loaded.kind == "classification":
             batch["labels"] = torch.tensor([row.labels[0] for row in part])
         else:

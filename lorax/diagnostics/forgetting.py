@@ -15,8 +15,10 @@ from lorax.diagnostics.layers import short
 from lorax.diagnostics.text import Text, load_text
 from lorax.errors import UserError
 from lorax.forward.active import active
-from lorax.forward.encode import limit
-from lorax.forward.readout import Readout, autocast, device_of, token_losses
+from lorax.forward.generation import CausalText
+from lorax.forward.modality import modality_of
+from lorax.forward.readout import Readout, autocast, device_of
+from lorax.forward.text import limit, token_losses
 from lorax.probing.cache import Cache, key_of
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def forgetting(
     Raises:
         UserError: the text has fewer tokens than asked for.
     """
-    if loaded.kind != "causal":
+    if not isinstance(modality_of(loaded), CausalText):
         return None
     source = text if isinstance(text, Text) else load_text(text, characters=32 * tokens)
     rows, start = windows(loaded, source, tokens, window)
@@ -130,11 +132,11 @@ class _Losses:
         device, width = device_of(self.loaded.model), self.rows.shape[1] - 1
         size = max(1, LOGITS // (width * self.loaded.model.config.get_text_config().vocab_size))
         sums = []
-        with Readout(self.loaded) as readout, autocast(device, self.autocast) if self.autocast else nullcontext():
+        with Readout(self.loaded.model) as readout, autocast(device, self.autocast) if self.autocast else nullcontext():
             for part in self.rows.split(size):
                 part = part.to(device)
                 positions = torch.arange(len(part) * width, device=device)
-                logits, _ = readout({"input_ids": part[:, :-1]}, positions)
+                logits = readout({"input_ids": part[:, :-1]}, positions)
                 losses = token_losses(logits, part[:, 1:].flatten()).view(len(part), width)
                 sums.append(losses[:, self.start - 1 :].double().sum(dim=1).cpu())
         return torch.cat(sums)

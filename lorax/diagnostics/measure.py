@@ -18,8 +18,9 @@ from lorax.diagnostics.spectrum import EPSILON, SUBSPACE, TOP_K, update_shape
 from lorax.diagnostics.text import Text
 from lorax.errors import UserError, near
 from lorax.forward.active import active
-from lorax.forward.encode import collate, encode, order
-from lorax.forward.readout import Readout, autocast, device_of, run_batch
+from lorax.forward.batch import order
+from lorax.forward.modality import modality_of
+from lorax.forward.readout import autocast, device_of
 from lorax.probing.cache import Cache
 from lorax.probing.gradient import layer_gradients
 from lorax.probing.probe import Probe
@@ -145,18 +146,19 @@ def base_gradients(
     modules = {name: loaded.model.get_submodule(name) for name in names}
     if task is None or loaded.head or not modules or not task.train:
         return {}
-    data = encode(task, loaded, "train")
+    modality = modality_of(loaded)
+    data = modality.encode(task, "train")
     size = min(BATCH, len(data))
     batches = order(seed, len(data), size, max(1, min(examples, len(data)) // size))
     device = device_of(loaded.model)
 
     def loss(model: nn.Module, indices: list[int]) -> tuple[Tensor, int]:
-        batch = collate([data[index] for index in indices], loaded).to(device)
+        batch = modality.collate([data[index] for index in indices], share=False)
         with autocast(device, autocast_dtype):
-            _, losses = run_batch(readout, batch)
+            losses = modality.losses(modality.forward(batch), batch)
         return losses.mean(), len(losses)
 
-    with Readout(loaded) as readout, active([adapters]), adapters.disabled():
+    with modality.open(), active([adapters]), adapters.disabled():
         return layer_gradients(loaded.model, modules, loss, batches)
 
 

@@ -5,26 +5,29 @@ Torch-free until something is loaded, so that names, options and digests are kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lorax.errors import UserError, near
 from lorax.registry import Registry
+
+if TYPE_CHECKING:
+    from lorax.models.modality import Modality
 
 KINDS = ("causal", "classification", "seq2seq")
 
 
 @dataclass
 class Loaded:
-    """A model ready to be adapted, and what the rest of a run asks about it."""
+    """A model ready to be adapted, and the facts about it that a run needs."""
 
     model: Any
-    """The transformers model, in eval mode."""
+    """The module, in eval mode: a transformers model where the data is text."""
     tokenizer: Any
-    """Its tokenizer; None on a skeleton."""
+    """Its tokenizer; None on a skeleton, and where the data is no text."""
     kind: str
-    """causal | classification | seq2seq."""
+    """causal | classification | seq2seq for text; else a word for messages and records."""
     name: str
     """The name in the configuration."""
     digest: str
@@ -33,6 +36,8 @@ class Loaded:
     """Module names of freshly initialised heads: trained whole, and counted."""
     attention: str = "eager"
     """The attention kernel in use."""
+    modality: Callable[[Loaded], Modality[Any]] | None = None
+    """What data, loss and answer are; None: text, of the kind above."""
 
 
 class Family(Protocol):

@@ -8,7 +8,6 @@ from lorax.config import RunConfig
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
-    from lorax.forward.encode import Encoded
     from lorax.models.registry import Loaded
     from lorax.probing.gradient import Loss
     from lorax.tasks import Task
@@ -34,44 +33,38 @@ def gradient_batches(
     Raises:
         UserError: the split is empty.
     """
-    from lorax.forward.encode import Batch, encode, order
-    from lorax.forward.prefix_tree import lay_out
-    from lorax.forward.readout import Readout, run_batch
-    from lorax.models.hf import init_head
+    from lorax.forward.batch import order
+    from lorax.forward.modality import modality_of
+    from lorax.models.fresh_head import init_head
 
+    modality = modality_of(loaded)
     split = "train" if config.calibration == "train" else "heldout"
-    rows = encode(task, loaded, split)
+    rows = modality.encode(task, split)
     if not rows:
         raise UserError(f"calibration={config.calibration}: task {task.name} has no {split} examples")
     init_head(loaded.model, loaded.head, config.seed)
     count = config.train["calibration_batches"]
-    chosen = order(config.seed, len(rows), config.batch_size, count)
+    parts = [[rows[index] for index in indices] for indices in order(config.seed, len(rows), config.batch_size, count)]
 
-    def loss(model: Any, batch: Any) -> tuple[Any, int]:
-        with Readout(loaded) as readout:
-            _, losses = run_batch(readout, Batch(**batch))
+    def loss(model: Any, fields: dict[str, Any]) -> tuple[Any, int]:
+        batch = _from_fields(fields)
+        with modality.open():
+            losses = modality.losses(modality.forward(batch), batch)
         return losses.mean(), losses.numel()
 
-    loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
-    parts = [[rows[index] for index in indices] for indices in chosen]
-    parts = join_small(parts, loaded) if share else parts
-    return loss, [vars(lay_out(part, loaded, share=share, cached=False)) for part in parts]
+    # Gradients are cached under this text and the batches.
+    loss.digest = f"mean {modality.loss_name} of the labels, version 1"  # type: ignore[attr-defined]
+    parts = modality.regroup(parts) if share else parts
+    return loss, [_to_fields(modality.collate(part, share=share, single_pass=True)) for part in parts]
 
 
-def join_small(parts: list[list[Encoded]], loaded: Loaded) -> list[list[Encoded]]:
-    """Join neighbouring batches while that takes no more tokens and they stay within `prefix_tree.LONGEST`.
+def _to_fields(batch: Any) -> dict[str, Any]:
+    """Return what decides a batch's loss; names and values are part of the key that its gradient is cached under."""
+    fields = {name: getattr(batch, name) for name in ("inputs", "positions", "targets", "counts", "prefix")}
+    return fields | {"live": batch.unpadded}
 
-    Every batch weighs in the gradient by its number of labels, so it does not matter how the examples are cut.
-    Fewer, larger products are faster: those of a hundred tokens take twice the time per token of those of five
-    hundred. And what all prompts begin with is computed less often.
-    """
-    from lorax.forward.prefix_tree import LONGEST, size
 
-    joined: list[list[Encoded]] = []
-    for part in parts:
-        together = [*joined[-1], *part] if joined else []
-        if together and size(together, loaded) <= min(LONGEST, size(joined[-1], loaded) + size(part, loaded)):
-            joined[-1] = together
-        else:
-            joined.append(part)
-    return joined
+def _from_fields(fields: dict[str, Any]) -> Any:
+    from lorax.models.modality import Batch
+
+    return Batch(**{name: value for name, value in fields.items() if name != "live"}, unpadded=fields["live"])

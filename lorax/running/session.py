@@ -64,36 +64,36 @@ class Session:
         return install(model, factors, first.config.recenter, dropouts, infos)
 
     def step0_errors(self) -> list[float]:
-        """Return, for each lane, the largest change of a logit on one training batch before step 1."""
+        """Return, for each lane, the largest change of an output on one training batch before step 1."""
         from lorax.forward.active import active
-        from lorax.forward.encode import encode
-        from lorax.forward.prefix_tree import lay_out
-        from lorax.forward.readout import Readout, autocast, run_batch
+        from lorax.forward.modality import modality_of
+        from lorax.forward.readout import autocast
 
         if not self.trains:
             return [0.0]
-        rows = encode(self.task, self.loaded, "train")[: self.config.batch_size]
-        batch, device = lay_out(rows, self.loaded), torch.device(self.placement.device)
+        modality = modality_of(self.loaded)
+        batch = modality.collate(modality.encode(self.task, "train")[: self.config.batch_size])
+        device = torch.device(self.placement.device)
         errors, base = [], None
-        with torch.inference_mode(), Readout(self.loaded) as readout:
+        with torch.inference_mode(), modality.open():
             for lane, adapters in enumerate(self.adapters):
                 heads = self.heads[lane : lane + 1]
                 with active([adapters], heads), autocast(device, self.placement.autocast):
-                    logits, _ = run_batch(readout, batch)
+                    output = modality.forward(batch)
                     if base is None or heads:  # a lane's head is its own, the rest of the base all lanes share
                         with adapters.disabled():
-                            base, _ = run_batch(readout, batch)
-                errors.append(float((logits.double() - base.double()).abs().max()))
+                            base = modality.forward(batch)
+                errors.append(float((output.double() - base.double()).abs().max()))
         return errors
 
     def train(self) -> list[Outcome]:
         """Train every run; the frozen base is trained in no steps."""
-        from lorax.forward.encode import encode
+        from lorax.forward.modality import modality_of
         from lorax.training.loop import Outcome, Run, train
 
         if not self.trains:
             return [Outcome("finished")]
-        data = encode(self.task, self.loaded, "train")
+        data = modality_of(self.loaded).encode(self.task, "train")
         lanes = []
         for lane, run in enumerate(self.runs):
             config = run.config
@@ -177,7 +177,7 @@ class Session:
 
     def _original(self, head: str) -> nn.Module:
         """Return the model's own module in whose place the lanes have their heads."""
-        return self.heads[0].wrappers[head].original[0]
+        return self.heads[0].packed[head].original[0]
 
     def save(self) -> None:
         """Save trained adapters, with their heads, where a run asked for it."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import encode
 
 from lorax.api import attach
-from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
 from lorax.training.checkpoint import load_checkpoint, save_checkpoint
 from lorax.training.loop import Run, TrainPlan, train
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from lorax.api import attach
 from lorax.models.registry import load
-from lorax.forward.encode import Encoded
+from lorax.forward.batch import Encoded
 from lorax.training.loop import Run, TrainPlan, train
 
 def data():

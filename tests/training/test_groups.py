@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_training import encode
 
 from lorax.adapters.face import TrainingRule
 from lorax.adapters.install import install
 from lorax.adapters.tying import tie
 from lorax.api import attach, make_factors
 from lorax.errors import UserError
-from lorax.forward.encode import encode
 from lorax.initializers.registry import build
 from lorax.training.loop import Run, TrainPlan, train
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_training import encode
 
 from lorax.adapters.face import TrainingRule
 from lorax.adapters.install import install
 from lorax.api import attach, make_factors
-from lorax.forward.encode import encode
 from lorax.initializers.registry import build, get, names
 from lorax.training.loop import Run, TrainPlan, train
 
