@@ -10,7 +10,7 @@ import torch
 
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
-from lorax.initializers.base import build, consumed
+from lorax.initializers.registry import build, consumed
 from lorax.probing.probe import probe_layers
 from lorax.probing.weight import shape_of
 from lorax.records import knobs

@@ -131,7 +131,7 @@ class RunConfig:
 
     def initializer(self) -> Initializer:
         """Build the run's initialiser from the keys that all methods share and from the method's own fields."""
-        from lorax.initializers.base import build
+        from lorax.initializers.registry import build
 
         return build(self.init["name"], shared={key: getattr(self, key) for key in knobs.METHOD}, own=self.init)
 

@@ -40,7 +40,7 @@ def test_the_yaml_of_all_keys_says_the_defaults_of_a_run():
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_method():
-    from lorax.initializers.base import names
+    from lorax.initializers.registry import names
 
     assert sorted(path.stem for path in (CONF / "init").glob("*.yaml")) == sorted(names())
 

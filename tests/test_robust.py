@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(lorax, capsys, mon
 
 
 def test_a_failing_and_a_diverging_lane_leave_their_pack_going(lorax, capsys, monkeypatch):
-    from lorax.initializers.base import get
+    from lorax.initializers.registry import get
 
     def broken(self, probe):
         raise RuntimeError("no convergence")
@@ -168,20 +168,20 @@ def test_a_diverged_arm_is_a_result_of_its_study(lorax, capsys):
 
 
 def test_ctrl_c_in_a_pack_leaves_no_record_and_no_difference(lorax, capsys, monkeypatch):
-    from lorax.training.run import LaneRun
+    from lorax.training.update import Update
 
     # One lane diverges before the interrupt: resumed, the others still have it beside them where they had it.
     grid = [*PACK, "init=lora,pissa", "lr=0.01,1e30", "train.clip=null", "steps=8", "train.checkpoint_every=3"]
     assert lorax(*grid, results="whole") == 0
-    step = LaneRun.step_with
+    step = Update.apply
 
-    def interrupted(self, loss, norm):
-        if self.step == 7:
+    def interrupted(self, *numbers):
+        if self.first.step == 7:
             raise KeyboardInterrupt
-        step(self, loss, norm)
+        step(self, *numbers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LaneRun, "step_with", interrupted)
+        patch.setattr(Update, "apply", interrupted)
         assert lorax(*grid) == 130
     assert "the same command goes on" in capsys.readouterr().err and not records()
     assert lorax(*grid) == 0

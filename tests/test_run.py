@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lorax import load
-from lorax.initializers.base import get, names
+from lorax.initializers.registry import get, names
 from lorax.records import Store
 
 SMALL = ["model=toy", "task=toy", "steps=4", "track=none", "dtype=float32", "task.n_test=20", "name=small"]

@@ -24,7 +24,8 @@ import numpy as np
 
 from lorax.adapters.kinds import linear_with
 from lorax.errors import UserError
-from lorax.initializers.base import Initializer, build
+from lorax.initializers.base import Initializer
+from lorax.initializers.registry import build
 
 if TYPE_CHECKING:
     from lorax.probing.cache import Cache

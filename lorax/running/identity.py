@@ -50,7 +50,7 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
     A frozen base consumes neither seed nor lr; full fine-tuning no dropout; SVFT no rank; LoRA no
     zeta. What is not consumed does not split runs: such twins are run once.
     """
-    from lorax.initializers.base import consumed
+    from lorax.initializers.registry import consumed
 
     kept: dict[str, Any] = {"init": consumed(initializer)}
     kept |= {key: getattr(config, key) for key in knobs.EVERY_RUN}

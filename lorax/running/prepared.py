@@ -134,7 +134,7 @@ def prepare(config: RunConfig) -> PreparedRun:
 
 def default_rate(config: RunConfig, initializer: Initializer) -> tuple[float, float]:
     """Return the method's prior, and the factor by which its scale moves the default rate."""
-    return float(config.init.get("lr_prior") or 1.0), float(getattr(initializer, "lr_factor", 1.0))
+    return float(config.init.get("lr_prior") or 1.0), float(initializer.lr_factor)
 
 
 def now() -> str:

@@ -89,7 +89,7 @@ class Session:
     def train(self) -> list[Outcome]:
         """Train every run; the frozen base is trained in no steps."""
         from lorax.forward.encode import encode
-        from lorax.training.loop import Lane, Outcome, train
+        from lorax.training.loop import Outcome, Run, train
 
         if not self.trains:
             return [Outcome("finished")]
@@ -99,12 +99,14 @@ class Session:
             config = run.config
             state = run.store.state(config.name, run.run_id)
             lanes.append(
-                Lane(
+                Run(
                     adapters=self.adapters[lane],
                     data=data,
                     lr=config.lr,
                     seed=config.seed,
                     weight_decay=config.weight_decay,
+                    rates=run.initializer.rates,
+                    rule=run.initializer.rule(),
                     head=self.heads[lane] if self.heads else None,
                     # A head that trains alone does so at the run's own rate.
                     head_lr=config.train["head_lr"] if run.initializer.changes_layers else None,

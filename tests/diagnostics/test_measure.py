@@ -13,7 +13,7 @@ from lorax.api import attach, make_factors
 from lorax.diagnostics.alignment import measure_init
 from lorax.diagnostics.measure import base_gradients, measure
 from lorax.errors import UserError
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.models.registry import load
 from lorax.records import RunRecord
 from lorax.tasks.base import Example, Task

@@ -13,7 +13,7 @@ from lorax.adapters.install import install
 from lorax.diagnostics.alignment import captured, first_step, measure_init
 from lorax.diagnostics.angles import cosine
 from lorax.diagnostics.step import adam, gradients, reach, sgd, tangent
-from lorax.initializers.base import build, get, names
+from lorax.initializers.registry import build, get, names
 from lorax.probing.probe import Probe
 
 M, N, R = 18, 14, 3

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, fields
 
 from lorax.config import RunConfig, Train
-from lorax.initializers.base import get, names
+from lorax.initializers.registry import get, names
 from lorax.records import knobs
 
 BY_READER = [

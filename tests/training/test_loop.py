@@ -13,13 +13,13 @@ from lorax.forward import prefix_tree
 from lorax.forward.batch import collate, order
 from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.training.loop import Run, TrainPlan, train
 from lorax.training.schedule import factor
 
 
 def lane(loaded, task, init="lora", seed=0, lr=1e-2, **more):
     fields = {"rank": 2, "dropout": more.pop("dropout", 0.0)} if init != "none" else {}
-    return Lane(adapters=attach(loaded.model, init, seed=seed, **fields), data=encode(task, loaded, "train"),
+    return Run(adapters=attach(loaded.model, init, seed=seed, **fields), data=encode(task, loaded, "train"),
                 lr=lr, seed=seed, **more)  # fmt: skip
 
 
