@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from lorax.stats import effects
-from lorax.stats.judge import Final
+from lorax.stats.result import Final
 from lorax.stats.rule import VERDICTS, decide
 
 _NORMAL = 50

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lorax.stats.judge import Final, judge
+from lorax.stats.judge import judge
+from lorax.stats.result import Final
 from lorax.studies.study import Study
 
 

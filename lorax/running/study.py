@@ -36,8 +36,8 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
     from lorax.studies import plan as planning
+    from lorax.studies.parse import from_mapping
     from lorax.studies.registration import freeze
-    from lorax.studies.spec import from_mapping
 
     data = OmegaConf.to_container(sweeper.config.study, resolve=True)
     design, outside = _split(sweeper, arguments)
@@ -150,7 +150,7 @@ class _Composer:
 
 def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Part the command line into changes of the design and words about where it runs."""
-    from lorax.studies.spec import OWNED
+    from lorax.studies.parse import OWNED
 
     design, outside = {}, []
     for override in sweeper.parse(arguments):
@@ -172,13 +172,13 @@ def _seconds(store: Store, spec: Any) -> dict[str, float] | None:
     """Return seconds a full run by `task/arm`, from the cost probes that are there."""
     if not store.folder(spec.name).is_dir():
         return None
-    from lorax.studies.job_index import Book
+    from lorax.studies.job_index import JobIndex
 
-    book, found = Book(spec, store.read(spec.name)), {}
+    index, found = JobIndex(spec, store.read(spec.name)), {}
     from lorax.studies.rounds import cost_jobs
 
     for job in cost_jobs(spec):
-        record = book.look(job)
+        record = index.find(job)
         if record is not None and record.costs.get("step_ms"):
             steps = spec.fixed.get("steps") or load_steps(record)
             costs = record.costs

@@ -8,7 +8,8 @@ from lorax.calibration.__main__ import main
 from lorax.calibration.measure import CANDIDATES, differences, measure
 from lorax.calibration.simulate import Scenario, Simulator
 from lorax.calibration.swaps import swap
-from lorax.stats.judge import Final, judge
+from lorax.stats.judge import judge
+from lorax.stats.result import Final
 
 
 def test_simulated_scores_have_the_wanted_truth_and_spread():

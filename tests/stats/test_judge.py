@@ -6,7 +6,10 @@ import pytest
 from lorax.calibration.measure import rules
 from lorax.errors import UserError
 from lorax.stats import effects
-from lorax.stats.judge import VERDICTS, Final, compact_letters, decide, judge, would_need
+from lorax.stats.judge import judge, would_need
+from lorax.stats.letters import compact_letters
+from lorax.stats.result import Final
+from lorax.stats.rule import VERDICTS, decide
 
 
 def runs(arm: str, mean: float, wobble: float = 0.002, seeds: int = 6, task: str = "t", n: int = 1000) -> list[Final]:

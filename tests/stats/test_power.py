@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorax.stats import effects, power
-from lorax.stats.judge import VERDICTS, decide
+from lorax.stats.rule import VERDICTS, decide
 
 
 def simulated(effect: float, sd: float, n: int, margin: float, family: int) -> dict[str, float]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from lorax.errors import UserError
+from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind, plan
-from lorax.studies.spec import from_mapping
 
 DATA = {
     "name": "s",

@@ -6,10 +6,11 @@ import random
 import pytest
 
 from lorax.records import RunRecord, Store, canonical, run_id
+from lorax.studies.job_index import JobIndex
 from lorax.studies.jobs import Job
+from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind
 from lorax.studies.rounds import next_round
-from lorax.studies.spec import from_mapping
 from lorax.studies.study import read_study
 from lorax.studies.tuning import grid, rate
 
@@ -287,3 +288,15 @@ def test_overrides_are_hydras():
     job = next_round(spec_of(arms=arms), []).jobs[1]
     parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(job.overrides)}
     assert parsed["label"] == "it's a=b, c" and parsed["targets"] == ["q", "v"] and parsed["base"] is False
+
+
+def test_a_study_is_read_by_one_search(tmp_path, monkeypatch):
+    """Every job is looked up once, however often the tuning was extended."""
+    monkeypatch.setitem(PEAK, "pissa", 1e-9)
+    spec, store = spec_of(tuning={"extend": 2, "rounds": 2, "runners_up": 1}), Store(tmp_path)
+    for one in play(spec)[1].values():
+        store.write(one)
+    asked, find = [], JobIndex.find
+    monkeypatch.setattr(JobIndex, "find", lambda self, job: asked.append(tuple(job.overrides)) or find(self, job))
+    assert read_study(spec, store).complete
+    assert len(asked) == len(set(asked)) > 0
