@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lorax.stats.judge import judge
-from lorax.stats.result import Final
+from lorax.stats.judge import Final, judge
 from lorax.studies.study import Study
 
 
