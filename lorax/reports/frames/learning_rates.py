@@ -1,7 +1,8 @@
-"""How sure the choice of learning rates is."""
+"""How sure the choice of learning rates is, and what a fixed learning rate would have concluded."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,35 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
         chosen=rates[int(pick(scores, losses))],
         regret=float(np.mean(truth.max() - truth[winners])),
     )
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What a comparison at one fixed learning rate would have shown on one task (validation scores)."""
+
+    task: str
+    lr: float
+    scores: dict[str, float]
+    """Arm -> mean score over tuning seeds; -inf where a run diverged. Only arms tried there."""
+    winner: str
+    gap: float
+    """Winner's score minus the reference's; nan where the reference was not tried."""
+
+
+def winner_flips(trials: Iterable[Trial], reference: str) -> list[Fixed]:
+    """Return, for every task and rate that at least two arms were tried at, who wins there."""
+    cells: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for trial in trials:
+        cells.setdefault((trial.task, trial.lr), {}).setdefault(trial.arm, []).append(trial.score)
+    out = []
+    for (task, lr), arms in sorted(cells.items()):
+        if len(arms) < 2:
+            continue
+        means = {arm: float(np.mean(scores)) for arm, scores in arms.items()}
+        winner = max(means, key=lambda arm: means[arm])
+        gap = means[winner] - means[reference] if reference in means else math.nan
+        out.append(Fixed(task, lr, means, winner, gap))
+    return out
 
 
 def table(trials: Sequence[Trial]) -> tuple[list[float], np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lorax.reports.frames.learning_rates import selection
+from lorax.reports.frames.learning_rates import selection, winner_flips
 from lorax.stats.selection import Trial
 
 
@@ -30,3 +30,10 @@ def test_more_validation_items_make_the_choice_surer():
     runs = trials("a", {1e-4: [0.60, 0.60], 1e-3: [0.62, 0.62]})
     few, many = selection(runs, 50), selection(runs, 5000)
     assert few.stability < many.stability and few.regret > many.regret
+
+
+def test_winner_flips_with_the_rate():
+    both = trials("lora", {1e-4: [0.4, 0.4], 1e-3: [0.7, 0.7]}) + trials("pissa", {1e-4: [0.6, 0.6], 1e-3: [0.2, 0.2]})
+    low, high = winner_flips(both, "lora")
+    assert (low.winner, high.winner) == ("pissa", "lora")
+    assert low.gap == pytest.approx(0.2) and high.gap == 0
