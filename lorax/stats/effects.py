@@ -9,7 +9,7 @@ one pair of checkpoints come from statsmodels, imported where needed because it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,25 +100,25 @@ def p_margin(effect: Effect, margin: float) -> Array:
     return sps.t.sf((margin - np.abs(effect.estimate)) / effect.se, effect.df)
 
 
-def step_down(p: ArrayLike, multipliers: ArrayLike) -> Array:
+def step_down(p: ArrayLike, correct: Callable[[Array], Array]) -> Array:
     """Adjusted p-values of a step-down procedure along the last axis.
 
-        adjusted_(j) = min(1, max_{i <= j} multiplier_i p_(i)),   p_(0) <= p_(1) <= ...
+        adjusted_(j) = min(1, max_{i <= j} correct(p)_(i)),   p_(0) <= p_(1) <= ...
 
     Args:
         p: (..., K) raw p-values.
-        multipliers: (K,) for the smallest p first.
+        correct: (..., K) p-values in rising order -> each corrected for its step.
     """
     p = np.asarray(p, dtype=float)
     order = np.argsort(p, axis=-1, kind="stable")
-    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * multipliers, axis=-1)
+    stepped = np.maximum.accumulate(correct(np.take_along_axis(p, order, -1)), axis=-1)
     adjusted = np.empty_like(p)
     np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
     return adjusted
 
 
 def holm(p: ArrayLike) -> Array:
-    """Holm-adjusted p-values along the last axis: the multipliers are K, K - 1, ..., 1.
+    """Holm-adjusted p-values along the last axis: the smallest times K, the next times K - 1, and so on.
 
     Equal to `statsmodels.stats.multitest.multipletests(method="holm")`, which takes one family a call and
     collects garbage at each (about 30 ms), so that the calibration's 40,000 families would take 20 minutes.
@@ -131,7 +131,7 @@ def holm(p: ArrayLike) -> Array:
         [0.03, 0.06, 0.06]
     """
     p = np.asarray(p, dtype=float)
-    return step_down(p, p.shape[-1] - np.arange(p.shape[-1]))
+    return step_down(p, lambda rising: rising * (p.shape[-1] - np.arange(p.shape[-1])))
 
 
 def mean_interval(

@@ -41,7 +41,7 @@ class Design:
 
     @property
     def can_differ(self) -> bool:
-        """Whether a difference that the scores allow would be found with probability 0.8."""
+        """Whether a difference that the scores allow would be called different with probability 0.8."""
         return self.mde <= self.room
 
     @property
@@ -50,7 +50,7 @@ class Design:
         return self.equivalence_power >= 0.5
 
     def sentences(self) -> list[str]:
-        """Say in words what the design can and cannot show."""
+        """Return in words what the design can and cannot show."""
         if self.n_seeds < 2:
             return ["One seed: no verdict is possible, whatever the scores."]
         lines = [

@@ -81,6 +81,6 @@ def decide(effect: effects.Effect, margin: float, alpha: float = 0.05, family: i
 def _step_down(p: effects.Array, family: int, alpha: float) -> tuple[effects.Array, effects.Array]:
     """Return the adjusted p of each comparison, and the level c_j of the step at which it stands."""
     j = np.arange(p.shape[-1])
-    multiplier = (family - j) / (1 - j / (2 * family))
+    share = (1 - j / (2 * family)) / (family - j)
     rank = p.argsort(axis=-1, kind="stable").argsort(axis=-1)
-    return effects.step_down(p, multiplier), (alpha / multiplier)[rank]
+    return effects.step_down(p, lambda rising: rising / share), alpha * share[rank]

@@ -58,7 +58,7 @@ def test_holm_agrees_with_statsmodels_family_by_family():
 
 
 def test_step_down_never_falls_and_keeps_the_order_of_p():
-    adjusted = effects.step_down([[0.03, 0.01, 0.9]], [3, 1, 2])
+    adjusted = effects.step_down([[0.03, 0.01, 0.9]], lambda rising: rising * [3, 1, 2])
     assert adjusted.tolist() == [[0.03, 0.03, 1.0]]
 
 
