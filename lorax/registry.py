@@ -1,7 +1,7 @@
 """Classes by name: methods, task families, model families. A class registers itself in the file that defines it.
 
-The folder of a package is the list. Where a name is asked for, the module of that name is imported if there is one,
-else every module of the package but those whose names begin with an underscore.
+The folder of a package is the list. When a name is looked up, the module of that name is imported if there is one;
+else every module of the package whose name does not begin with an underscore, and then other packages' entry points.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ class Registry(Generic[Interface]):
 
     Args:
         group: the configuration group that names them, for messages: task, model.
-        package: where their modules are, such as `lorax.tasks`; also the group of entry points by which another
-            distribution brings classes: each names a module, or a class, that registers itself when imported.
+        package: where their modules are, such as `lorax.tasks`.
+        entry_points: group of entry points by which another package brings classes: each names a module that
+            registers them, or a registered class.
     """
 
-    def __init__(self, group: str, package: str):
-        self.group, self.package = group, package
+    def __init__(self, group: str, package: str, entry_points: str | None = None):
+        self.group, self.package, self.entry_points = group, package, entry_points
         self._classes: dict[str, type] = {}
-        self._complete = False
+        self._is_complete = False
 
     def register(self, name: str) -> Callable[[Class], Class]:
         """Return a class decorator that makes a class known under `name`.
@@ -89,16 +90,17 @@ class Registry(Generic[Interface]):
         return cls(**values)
 
     def _import_all(self) -> None:
-        if self._complete:
+        """Import the package's modules, then other packages' entry points; of these one that fails is left out."""
+        if self._is_complete:
             return
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             if not module.name.startswith("_"):
                 importlib.import_module(f"{self.package}.{module.name}")
-        for entry in entry_points(group=self.package):
+        self._is_complete = True
+        for entry in entry_points(group=self.entry_points) if self.entry_points else ():
             try:
                 entry.load()
-            except Exception as error:  # another package's trouble must not stop what does not need it
-                line = (str(error).splitlines() or [type(error).__name__])[0]
-                warnings.warn(f"{self.group} {entry.name} ({entry.value}) cannot be loaded: {line}", stacklevel=4)
-        self._complete = True
+            except Exception as error:
+                line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                warnings.warn(f"{self.group}={entry.name} ({entry.value}) cannot be loaded: {line}", stacklevel=4)

@@ -60,3 +60,15 @@ def test_a_name_is_given_once(families):
     families.names()
     with pytest.raises(UserError, match="family=one is taken by made_families.one.Made"):
         families.register("one")(type("Other", (), {}))
+
+
+def test_another_package_brings_classes_by_entry_point(families, tmp_path):
+    (tmp_path / "other_package.py").write_text(MODULE.format(name="third"))
+    info = tmp_path / "other_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[made.families]\nthird = other_package\nbroken = no_such_module\n")
+    families.entry_points = "made.families"
+    with pytest.warns(UserWarning, match="family=broken .no_such_module. cannot be loaded: No module named"):
+        assert families.names() == ["one", "second", "third"]
+    assert families.build({"name": "third"}).size == 1

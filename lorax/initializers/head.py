@@ -37,7 +37,7 @@ class Head(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> Trainable:
+    ) -> FullModel:
         """Freeze the model, but for the head that the caller puts on it; return the handle."""
         from lorax.adapters.baselines import HeadOnly
 

@@ -34,7 +34,7 @@ class Frozen(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> Trainable:
+    ) -> FullModel:
         """Freeze the model and return the handle."""
         from lorax.adapters.baselines import Frozen
 

@@ -1,4 +1,4 @@
-"""The registry of initialisers: every module of this folder, and other packages' entry points; no list to keep."""
+"""The registry of initialisers: the modules of this folder, and other packages' entry points; no list to keep."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 from lorax.errors import UserError, near
 from lorax.registry import Registry
 
+ENTRY_POINTS = "lorax.initializers"
+"""Group of entry points by which another package brings initialisers: each names a module or a registered class."""
 NOT_FIELDS = frozenset({"name", "lr_prior"})  # keys of conf/init/<name>.yaml that are not the method's
 
-_methods: Registry[Any] = Registry("init", "lorax.initializers")
+_methods: Registry[Any] = Registry("init", "lorax.initializers", ENTRY_POINTS)
 
 
 def register(name: str) -> Callable[[Any], Any]:
@@ -22,9 +24,8 @@ def register(name: str) -> Callable[[Any], Any]:
     """
 
     def enter(cls: Any) -> Any:
-        registered = _methods.register(name)(cls)
-        registered.name = name
-        return registered
+        cls.name = name
+        return _methods.register(name)(cls)
 
     return enter
 

@@ -12,8 +12,8 @@ import pandas as pd
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.records.fields import eta_of, one_per_seed, task
-from lorax.records.grouping import Row, consumed, rows_of
+from lorax.records.fields import eta_of, learning_rate, one_per_seed, task
+from lorax.records.grouping import Row, rows_of
 from lorax.records.staleness import several_digests, shown
 from lorax.reports.sweep_notes import notes
 from lorax.reports.text.numbers import count, number, span
@@ -120,7 +120,7 @@ def _line(row: Row, cells: dict[str, list[RunRecord]], tasks: list[str], split: 
         for status in ("failed", "diverged"):
             line[f"{name}_{status}"] = sum(record.status == status for record in cells.get(name, []))
     line["eta"] = span([value for record in records for value in eta_of(record)])
-    line["lr"] = None if row.frozen else span([_rate(record) for record in records])
+    line["lr"] = None if row.frozen else span([learning_rate(record) for record in records])
     counts = [record.costs.get("trainable") for record in records]
     line["parameters"] = span(counts, count)
     errors = [record.init_report.get("step0_error") for record in records]
@@ -150,11 +150,6 @@ def _summary(name: str, scores: list[float]) -> dict[str, Any]:
         f"{name}_sd": statistics.stdev(scores) if len(scores) > 1 else None,
         f"{name}_n": len(scores),
     }
-
-
-def _rate(record: RunRecord) -> float | None:
-    rate = consumed(record).get("lr", record.config.get("lr"))
-    return record.init_report.get("lr") if rate is None else rate
 
 
 def _score_text(line: dict[str, Any], name: str) -> str:

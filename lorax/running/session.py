@@ -94,11 +94,11 @@ class Session:
         if not self.trains:
             return [Outcome("finished")]
         data = modality_of(self.loaded).encode(self.task, "train")
-        lanes = []
+        trained = []
         for lane, run in enumerate(self.runs):
             config = run.config
             state = run.store.state(config.name, run.run_id)
-            lanes.append(
+            trained.append(
                 Run(
                     adapters=self.adapters[lane],
                     data=data,
@@ -116,7 +116,7 @@ class Session:
                     name=run.run_id,
                 )  # fmt: skip
             )
-        return train(self.loaded, lanes, lanes[0].plan)
+        return train(self.loaded, trained, trained[0].plan)
 
     def _plan(self, run: PreparedRun) -> TrainPlan:
         from lorax.training.loop import TrainPlan

@@ -40,8 +40,8 @@ def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
 
     from lorax.running.study_time import seconds_per_run
     from lorax.studies import plan as planning
+    from lorax.studies.parse import from_mapping
     from lorax.studies.registration import freeze
-    from lorax.studies.spec import from_mapping
     from lorax.tables import draw
 
     data: Any = OmegaConf.to_container(sweeper.config.study, resolve=True)
@@ -156,7 +156,7 @@ class _JobFacts:
 
 def _split(sweeper: LoraxSweeper, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the overrides that change the study's design, and those that say where and how it runs."""
-    from lorax.studies.spec import OWNED
+    from lorax.studies.parse import OWNED
 
     design, outside = {}, []
     for override in sweeper.parse(arguments):

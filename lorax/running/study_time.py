@@ -32,14 +32,14 @@ def seconds_per_run(
 
 
 def _from_probes(spec: StudySpec, store: Store) -> dict[str, float]:
-    from lorax.studies.job_index import Book
+    from lorax.studies.job_index import JobIndex
     from lorax.studies.rounds import cost_jobs
 
     if not store.folder(spec.name).is_dir():
         return {}
-    index, seconds = Book(spec, store.read(spec.name)), {}
+    index, seconds = JobIndex(spec, store.read(spec.name)), {}
     for job in cost_jobs(spec):
-        record = index.look(job)
+        record = index.find(job)
         if record is not None and record.costs.get("step_ms"):
             costs = record.costs
             training = costs["step_ms"] * _full_steps(spec, record) / 1e3

@@ -18,8 +18,8 @@ from lorax.reports.figures.style import save
 from lorax.reports.frames.factor_lines import Line, factor_lines
 from lorax.reports.frames.items import Scores
 from lorax.reports.frames.learning_rates import selection as resample
+from lorax.stats.selection import Trial
 from lorax.studies.study import Study
-from lorax.studies.tuning import Trial
 
 MOST_ARMS = 16
 """Eight colours, each with two markers and line styles."""

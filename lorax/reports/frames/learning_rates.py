@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorax.studies.tuning import Trial, pick
+from lorax.stats.selection import Trial, pick
 
 
 @dataclass(frozen=True)

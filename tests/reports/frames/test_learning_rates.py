@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lorax.reports.frames.learning_rates import selection, winner_flips
-from lorax.studies.tuning import Trial, pick
+from lorax.stats.selection import Trial
 
 
 def trials(arm: str, scores: dict[float, list[float]]) -> list[Trial]:
@@ -37,8 +37,3 @@ def test_winner_flips_with_the_rate():
     low, high = winner_flips(both, "lora")
     assert (low.winner, high.winner) == ("pissa", "lora")
     assert low.gap == pytest.approx(0.2) and high.gap == 0
-
-
-def test_means_that_are_equal_on_paper_tie_and_the_loss_decides():
-    scores = [[0.225, 0.225], [0.215, 0.235]]  # the second mean is 0.22499999999999998
-    assert pick(scores, [[1.3, 1.3], [1.1, 1.1]]) == 1 and pick(scores, [[1.1, 1.1], [1.3, 1.3]]) == 0
