@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from lorax.records import RunRecord
-from lorax.records.fields import task
 from lorax.reports.figures.style import GREY, colours, panels, styled
 
 TITLES = {
@@ -42,44 +40,6 @@ MARKS = {
 TO_ONE = frozenset(name for name in TITLES if "cosine" in name) | {"reach"}
 """Drawn up to 1 whatever the values, so that panels compare."""
 FROM_ZERO = frozenset(TITLES) - {"effective_rank", "intruder_cosine", "forgetting"}
-KEYS = ("arm", "task", "seed", "quantity", "value")
-
-
-def diagnostics_frame(finals: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
-    """Return one row a run and measured number: arm, task, seed, quantity, value.
-
-    The record's headline numbers only (the median over layers); `layer_frame` has what is kept a layer.
-
-    Args:
-        finals: arm -> runs.
-    """
-    lines = [
-        (arm, task(record), record.config.get("seed"), key, float(value))
-        for arm, record in _each(finals)
-        for key, value in record.diagnostics.items()
-        if _finite(value)
-    ]
-    return pd.DataFrame(lines, columns=KEYS)
-
-
-def layer_frame(finals: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
-    """Return one row a run, layer and measured number: as `diagnostics_frame`, with `layer`.
-
-    Args:
-        finals: arm -> runs.
-    """
-    lines = []
-    for arm, record in _each(finals):
-        kept = dict(record.diagnostics.get("layers") or {})
-        names = kept.pop("names", [])
-        about = (arm, task(record), record.config.get("seed"))
-        lines += [
-            (*about, key, float(value), layer)
-            for key, values in kept.items()
-            for layer, value in zip(names, values, strict=True)
-            if _finite(value)
-        ]
-    return pd.DataFrame(lines, columns=[*KEYS, "layer"])
 
 
 @styled
@@ -187,11 +147,3 @@ def _common(frame: pd.DataFrame, quantity: str) -> float | None:
 
 def _values(frame: pd.DataFrame, arm: str, name: str) -> np.ndarray:
     return frame.loc[(frame["arm"] == arm) & (frame["quantity"] == name), "value"].to_numpy()
-
-
-def _each(finals: Mapping[str, Sequence[RunRecord]]) -> Iterator[tuple[str, RunRecord]]:
-    return ((arm, record) for arm, records in finals.items() for record in records)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

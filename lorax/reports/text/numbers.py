@@ -1,25 +1,18 @@
-"""Numbers as text, and tables as Markdown and LaTeX; one place, so that all outputs read alike."""
+"""Numbers as text, in one place, so that all tables read alike. Nothing measured is `-`."""
 
 from __future__ import annotations
 
 import math
-import re
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 NOTHING = "-"
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
-    "|": r"$|$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "∞": r"$\infty$",
-}  # fmt: skip
 
 
 def missing(value: Any) -> bool:
     """Return whether there is nothing to show: None or not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or str(value) == "<NA>"
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -103,47 +96,14 @@ def bounded(value: Any, low: Any, high: Any, signed: bool = False) -> str:
     return f"{points(value, signed)} [{points(low, signed)}, {points(high, signed)}]"
 
 
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return a Markdown table; the first `left` columns to the left, the others to the right."""
-    align = ["left"] * left + ["right"] * (len(head) - left)
-    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in body]
-    return tabulate(cells, list(head), "pipe", disable_numparse=True, colalign=align if cells else None)
-
-
-def latex(
-    head: Sequence[str], body: Sequence[Sequence[str]], caption: str, label: str, notes: Sequence[str] = ()
-) -> str:
-    """Return a LaTeX table that needs only `booktabs`: head in two rules, notes below in small print.
-
-    Args:
-        head: column titles; the first column is set to the left, the others to the right.
-        body: cells as plain text; everything special is escaped here.
-        caption: plain text.
-        label: the part after `tab:`.
-        notes: lines under the table, plain text.
-    """
-    columns = "l" + "r" * (len(head) - 1)
-    lines = [
-        r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"\caption{{{escape(caption)}}}", rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-        " & ".join(escape(cell) for cell in head) + r" \\", r"\midrule",
-        *(" & ".join(escape(str(cell)) for cell in line) + r" \\" for line in body),
-        r"\bottomrule", r"\end{tabular}",
-    ]  # fmt: skip
-    if notes:
-        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize\raggedright"]
-        lines += [escape(note) + r"\par" for note in notes]
-        lines += [r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-def escape(text: str) -> str:
-    r"""Return plain text with LaTeX's special characters escaped and minus signs as such.
+def mean_sd(scores: Sequence[float], remarks: Sequence[str] = ()) -> str:
+    """Return the mean ± SD (n - 1 below) of fractions in per cent, and their number with remarks.
 
     Examples:
-        >>> escape("lora_ga 95 %"), escape("-0.4 [-2.0, 1e-3]")
-        ('lora\\_ga 95 \\%', '$-$0.4 [$-$2.0, 1e-3]')
+        >>> mean_sd([0.5, 0.6], ["1 failed"]), mean_sd([0.5]), mean_sd([])
+        ('55.0 ± 7.1 (2, 1 failed)', '50.0 (1)', '-')
     """
-    plain = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", plain)
+    if not scores:
+        return ", ".join(remarks) or NOTHING
+    spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{100 * statistics.fmean(scores):.1f}{spread} ({', '.join([str(len(scores)), *remarks])})"
