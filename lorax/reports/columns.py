@@ -57,11 +57,11 @@ def table(columns: Iterable[Column[Row]], rows: Iterable[Row], title: str = "", 
     return Table([column.head for column in shown], body, title, footnotes)
 
 
-def _trained(row: RowOfRuns) -> float | str | None:
+def _trained(row: RowOfRuns) -> numbers.Value:
     return numbers.span([record.costs.get("trainable") for record in row.records], numbers.count)
 
 
-def _etas(row: RowOfRuns) -> float | str | None:
+def _etas(row: RowOfRuns) -> numbers.Value:
     return numbers.span([eta for record in row.records for eta in eta_of(record)])
 
 

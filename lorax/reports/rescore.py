@@ -42,7 +42,7 @@ def rescore_items(items: Iterable[Mapping[str, Any]], rules: Iterable[str] | Non
 
     Returns:
         One row an item and rule: id, split, recorded (the run's own score), rule, read (whether the
-        rule found an answer at all), score (0 or 1).
+        rule read an answer), score (0 or 1).
     """
     chosen = [extractors.get(name) for name in (extractors.names() if rules is None else rules)]
     lines = []

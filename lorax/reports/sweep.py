@@ -127,11 +127,11 @@ def _task_columns(name: str) -> list[Column[SweepRow]]:
     ]
 
 
-def _trained(row: SweepRow) -> float | str | None:
+def _trained(row: SweepRow) -> numbers.Value:
     return 0 if row.untouched else columns.TRAINED.value(row)
 
 
-def _rates(row: SweepRow) -> float | str | None:
+def _rates(row: SweepRow) -> numbers.Value:
     return None if row.frozen else numbers.span([_rate(record) for record in row.records])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 from lorax.records import RunRecord, canonical
 from lorax.records.fields import shots
@@ -14,6 +14,7 @@ from lorax.reports.text import numbers
 from lorax.studies.study import Study
 
 _FEW_TEST, _FEW_VALIDATION, _FEW_SEEDS = 1000, 300, 5
+T = TypeVar("T")
 
 
 def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
@@ -126,7 +127,7 @@ def _provenance(records: list[RunRecord]) -> list[str]:
     devices = _distinct(_device(record) for record in records)
     if len(devices) > 1:
         lines.append(f"Runs were made on different devices: {', '.join(map(str, devices))}.")
-    versions: dict[str, list[Any]] = {}
+    versions: dict[str, list[str]] = {}
     for record in records:
         for package, version in (record.provenance.get("versions") or {}).items():
             if version is not None and version not in versions.setdefault(package, []):
@@ -175,10 +176,10 @@ def _twins(study: Study) -> list[str]:
     return [f"{' and '.join(arms)} are one run under several names: nothing that it uses differs." for arms in groups]
 
 
-def _device(record: RunRecord) -> Any:
+def _device(record: RunRecord) -> str | None:
     device = record.provenance.get("device")
     return device.get("name", str(device)) if isinstance(device, dict) else device
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
+def _distinct(values: Iterable[T | None]) -> list[T]:
     return list(dict.fromkeys(value for value in values if value is not None))

@@ -37,7 +37,7 @@ def factor_map(lines: Mapping[str, Sequence[Line]], quantity: str) -> Figure | N
         across = axes[row * len(columns) : (row + 1) * len(columns)]
         for place, (panel, (method, factor)) in enumerate(zip(across, columns, strict=True)):
             of_panel = [line for line in of_task if (line.method, line.factor) == (method, factor)]
-            if place:  # before anything is drawn: an axis joined later takes the first panel's limits as they are
+            if place:  # before anything is drawn: axes joined later would only copy the first panel's limits
                 panel.sharey(across[0])
             _panel(panel, of_panel, quantity, ranks)
             panel.set_title(f"{method}, {task}" if len(measured) > 1 else method, fontsize=9)
@@ -55,8 +55,8 @@ def _panel(panel: Axes, lines: Sequence[Line], quantity: str, ranks: Sequence[in
     values = sorted({value for line in lines for value in line.runs["value"]})
     for line in lines:
         at = ranks.index(line.rank)
-        alike = [other for other in lines if other.rank == line.rank]
-        style = ("-", "--", ":", "-.")[alike.index(line) % 4]
+        of_rank = [other for other in lines if other.rank == line.rank]
+        style = ("-", "--", ":", "-.")[of_rank.index(line) % 4]
         means = line.runs.groupby("value")[quantity].mean()
         name = f"r={line.rank}" + (f", {line.fixed}" if line.fixed else "")
         panel.plot(means.index, means, style, color=PALETTE[at], marker=MARKERS[at], label=name)

@@ -46,10 +46,11 @@ def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | No
             panel.plot(x, middle, color=colour, ls=style)
             steps = [] if goal is None else [step for step in steps_to(curves, goal) if step is not None]
             ends.append((x[-1], middle[-1], f"{arm}: {np.mean(steps):.0f}" if steps else arm, colour))
+        panel.set_title(name)
         if goal is not None:
             panel.axhline(goal, color=GREY, lw=0.8)
-        panel.set_yscale("log" if panel.get_ylim()[0] > 0 and _wide(lines) else "linear")
-        panel.set_title(f"{name} (steps to loss {goal:.3g} after each name)")
+            panel.set_title(f"{name} (steps to loss {goal:.3g} after each name)")
+        panel.set_yscale("log" if panel.get_ylim()[0] > 0 and _spans_decades(lines) else "linear")
         panel.set_ylabel("training loss")
         panel.margins(x=0.01)
         label_ends(panel, ends)
@@ -82,7 +83,7 @@ def price(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | No
             panel.errorbar(line[column], line["mean"], yerr=known, color=colour, marker=marker, capsize=2, lw=1.2)
         panel.margins(x=0.12)
         low, high = panel.get_ylim()
-        panel.set_ylim(max(low, -0.02), min(high, 1.02))  # few seeds make t intervals wider than scores are
+        panel.set_ylim(max(low, -0.02), min(high, 1.02))  # t intervals of few seeds reach beyond 0 and 1
         _size_axis(panel, shown[shown["task"] == name][column].dropna())
         per_cent(panel)
         panel.set_title(name)
@@ -110,7 +111,7 @@ def agreement_map(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
     figure, axes = panels(len(tables), height=size, width=size + 2.6)
     for panel, (name, table) in zip(axes, tables.items(), strict=True):
         values = table.to_numpy()
-        # A fixed scale: a spread of three points must not look like a contrast.
+        # A fixed scale, so that a spread of three points does not look large.
         image = panel.imshow(values, cmap="cividis", vmin=min(0.5, np.nanmin(values)), vmax=1.0)
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
@@ -119,18 +120,19 @@ def agreement_map(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
         panel.set_xticks(range(len(table)), table.columns, rotation=35, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(table)), table.index)
         panel.grid(False)
-        panel.set_facecolor("#F2F2F2")  # no second run to agree with
+        panel.set_facecolor("#F2F2F2")  # a cell without a value: there is no second run to compare with
         panel.set_title(f"{name}: items on which two runs agree, %")
     return figure
 
 
-def _wide(arms: Mapping[str, np.ndarray]) -> bool:
+def _spans_decades(arms: Mapping[str, np.ndarray]) -> bool:
+    """Return whether the largest loss is more than twenty times the smallest."""
     values = np.concatenate([curves[np.isfinite(curves)] for curves in arms.values()])
     return values.size > 0 and values.min() > 0 and values.max() / values.min() > 20
 
 
 def _size_axis(panel: Axes, values: pd.Series) -> None:
-    """Logarithmic where values span more than a factor of five, with ticks such as 1k, 30k, 2M."""
+    """Set the axis of a size: logarithmic if values span more than a factor of five; ticks such as 1k, 30k, 2M."""
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     if values.max() <= 5 * values.min():
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from lorax.records import RunRecord
@@ -61,6 +62,14 @@ def wide(frame: pd.DataFrame) -> pd.DataFrame:
     order = list(dict.fromkeys(frame["quantity"]))
     keys = ["arm", "task", "seed"]
     return frame.pivot_table(index=keys, columns="quantity", values="value", sort=False)[order].reset_index()
+
+
+def common_median(frame: pd.DataFrame, quantity: str) -> float | None:
+    """Return the median of a quantity if it is the same in every arm that has it, to one part in a thousand."""
+    medians = frame[frame["quantity"] == quantity].groupby("arm")["value"].median()
+    if medians.empty or not np.allclose(medians, medians.iloc[0], rtol=1e-3):
+        return None
+    return float(medians.iloc[0])
 
 
 def measured_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

@@ -34,8 +34,8 @@ class Selection:
 def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: int = 0) -> Selection:
     """Resample the tuning runs of one arm on one task: seeds with replacement, items binomially.
 
-    With two or three seeds the seeds alone say little, so the noise of a finite validation split
-    (score s over n items: s (1 - s) / n) is added to each resampled mean. Description only.
+    Two or three seeds alone say little, so the noise of a finite validation split (score s over n items:
+    variance s (1 - s) / n) is added to each resampled mean. Description only.
 
     Args:
         trials: all full-length tuning runs of one arm on one task.
@@ -44,7 +44,7 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
         seed: of the resampling.
     """
     trials = list(trials)
-    rates, scores, losses = table(trials)
+    rates, scores, losses = by_rate_and_seed(trials)
     generator = np.random.default_rng(seed)
     finite = np.where(np.isfinite(scores), scores, 0.0)  # a diverged run: nothing learnt
     picked = generator.integers(scores.shape[1], size=(draws, scores.shape[1]))
@@ -152,8 +152,8 @@ def _stretches(task: str, rates: np.ndarray, means: Mapping[str, np.ndarray]) ->
     return result
 
 
-def table(trials: Sequence[Trial]) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """Return one arm's rates in order, scores (rate, seed) and losses on one task; -inf, inf if diverged."""
+def by_rate_and_seed(trials: Sequence[Trial]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Return one arm's rates in order, and scores and losses (rate, seed); -inf and inf where a run diverged."""
     rates = sorted({trial.lr for trial in trials})
     seeds = sorted({trial.seed for trial in trials})
     scores = np.full((len(rates), len(seeds)), -np.inf)

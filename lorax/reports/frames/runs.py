@@ -22,7 +22,7 @@ def loss_curves(records: Sequence[RunRecord]) -> np.ndarray:
     for row, line in zip(table, lines, strict=True):
         row[: len(line)] = [np.nan if value is None else value for value in line]
     window = max(1, length // 20)
-    # A trailing mean: the loss at a step must not know later steps, else steps-to-loss is too small.
+    # A trailing mean: if the loss at a step included later steps, the number of steps to a loss would be too small.
     return pd.DataFrame(table.T).rolling(window, min_periods=1).mean().to_numpy().T
 
 
@@ -33,7 +33,7 @@ def steps_to(curves: np.ndarray, loss: float) -> list[int | None]:
 
 
 def common_loss(arms: Mapping[str, np.ndarray]) -> float | None:
-    """Return the lowest loss that every run of every arm reaches: the one at which speed compares."""
+    """Return the lowest loss that every run of every arm reaches: at it, speeds can be compared."""
     lowest = [np.nanmin(row) for curves in arms.values() for row in curves if np.isfinite(row).any()]
     return float(max(lowest)) if lowest else None
 
@@ -41,11 +41,12 @@ def common_loss(arms: Mapping[str, np.ndarray]) -> float | None:
 def agreement(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.DataFrame:
     """Return, for each two arms, the share of items on which two runs agree (both right or both wrong).
 
-    Averaged over pairs of runs of different seeds, off and on the diagonal alike, so that an arm's
-    agreement with itself is the ceiling that retraining alone allows.
+    Averaged over pairs of runs with different seeds, also for an arm with itself: more agreement than that
+    cannot be expected of two arms, because retraining alone changes as many answers.
 
     Args:
-        scores: arm -> one mapping a seed, item -> score in 0..1 (right from 0.5 up). Seeds in one order.
+        scores: arm -> one mapping a seed, item -> score in 0..1 (right from 0.5 up); seeds are in the same
+            order in every arm.
     """
     arms = list(scores)
     table = pd.DataFrame(np.nan, index=arms, columns=arms)

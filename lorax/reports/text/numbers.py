@@ -5,41 +5,37 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
 NOTHING = "-"
+Value = float | str | None
+"""A measured number, a text that stands for several (`1 .. 4`), or nothing (None or nan)."""
 
 
-def missing(value: Any) -> bool:
-    """Return whether there is nothing to show: None or not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def number(value: Any, digits: int = 3) -> str:
+def number(value: Value, digits: int = 3) -> str:
     """Return a number to so many significant digits; text passes through, nothing is `-`.
 
     Examples:
         >>> number(0.000316228), number("1 .. 2"), number(None)
         ('0.000316', '1 .. 2', '-')
     """
-    if missing(value):
-        return NOTHING
-    return value if isinstance(value, str) else f"{value:.{digits}g}"
+    if isinstance(value, str):
+        return value
+    return NOTHING if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
-def count(value: Any) -> str:
+def count(value: Value) -> str:
     """Return a whole number with thousands marked.
 
     Examples:
         >>> count(1048576.0)
         '1,048,576'
     """
-    if missing(value):
-        return NOTHING
-    return value if isinstance(value, str) else f"{int(value):,}"
+    if isinstance(value, str):
+        return value
+    return NOTHING if value is None or math.isnan(value) else f"{int(value):,}"
 
 
-def span(values: Sequence[float | None], text: Callable[[Any], str] = number) -> float | str | None:
+def span(values: Sequence[float | None], text: Callable[[float], str] = number) -> Value:
     """Return the one value, or both ends as text, or None.
 
     Examples:
@@ -54,27 +50,29 @@ def span(values: Sequence[float | None], text: Callable[[Any], str] = number) ->
     return f"{text(known[0])} .. {text(known[-1])}"
 
 
-def rate(value: Any) -> str:
+def rate(value: Value) -> str:
     """Return a learning rate as papers print it.
 
     Examples:
         >>> rate(0.0001778), rate(0.001)
         ('1.78e-4', '1e-3')
     """
-    if missing(value) or isinstance(value, str):
-        return NOTHING if missing(value) else value
+    if isinstance(value, str):
+        return value
+    if value is None or math.isnan(value):
+        return NOTHING
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def points(value: Any, signed: bool = False) -> str:
+def points(value: float | None, signed: bool = False) -> str:
     """Return a fraction in percentage points, one decimal.
 
     Examples:
         >>> points(0.0123, signed=True), points(0.5)
         ('+1.2', '50.0')
     """
-    if missing(value):
+    if value is None or math.isnan(value):
         return NOTHING
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
@@ -82,16 +80,14 @@ def points(value: Any, signed: bool = False) -> str:
     return text.replace("-0.0", "0.0") if text.endswith("-0.0") else text
 
 
-def bounded(value: Any, low: Any, high: Any, signed: bool = False) -> str:
+def bounded(value: float | None, low: float | None, high: float | None, signed: bool = False) -> str:
     """Return `54.3 [52.1, 56.5]`; without the interval where it is unbounded (one seed).
 
     Examples:
         >>> bounded(0.543, 0.521, 0.565)
         '54.3 [52.1, 56.5]'
     """
-    if missing(value):
-        return NOTHING
-    if missing(low) or missing(high) or math.isinf(low) or math.isinf(high):
+    if value is None or low is None or high is None or not all(map(math.isfinite, (value, low, high))):
         return points(value, signed)
     return f"{points(value, signed)} [{points(low, signed)}, {points(high, signed)}]"
 
