@@ -22,7 +22,7 @@ from lorax.evaluation.decode import end_tokens
 from lorax.evaluation.evaluate import evaluate
 from lorax.forward.encode import Encoded, encode
 from lorax.models.registry import Loaded
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.training.loop import Run, TrainPlan, train
 
 TASKS = {
     "tiny": {"name": "toy", "n_test": 8},
@@ -86,7 +86,7 @@ def _trained(loaded: Loaded, task: Any, steps: int) -> Any:
     adapters = attach(loaded.model, "lora", rank=8)
     plan = TrainPlan(steps=steps, batch_size=8, progress=False)
     say(f"{loaded.name}: training a lane for {steps} steps")
-    train(loaded, [Lane(adapters=adapters, data=encode(task, loaded, "train"), lr=1e-3)], plan)
+    train(loaded, [Run(adapters=adapters, data=encode(task, loaded, "train"), lr=1e-3)], plan)
     return adapters
 
 

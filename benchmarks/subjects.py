@@ -17,13 +17,13 @@ from lorax.api import make_factors
 from lorax.forward.encode import Encoded, collate
 from lorax.forward.heads import install_heads
 from lorax.forward.readout import autocast
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.models import registry
 from lorax.models.attention import register
 from lorax.models.registry import Loaded
 from lorax.probing.cache import Cache
 from lorax.tasks.base import Example
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.training.loop import Run, TrainPlan, train
 
 CLASSES = 77
 SPECS = {
@@ -137,7 +137,7 @@ def lorax_arm(
     adapters = install(loaded.model, factors, dropout=[dropout] * len(inits))
     heads = install_heads(loaded, range(len(inits)))
     lanes = [
-        Lane(adapters=one, data=rows_of(loaded, shape, 4 * shape.rows, k), lr=1e-4, seed=k,
+        Run(adapters=one, data=rows_of(loaded, shape, 4 * shape.rows, k), lr=1e-4, seed=k,
              head=heads[k] if heads else None)
         for k, one in enumerate(adapters)
     ]  # fmt: skip

@@ -16,8 +16,8 @@ _WHERE = {
     "UserError": "lorax.errors",
     "attach": "lorax.api",
     "load": "lorax.api",
-    "names": "lorax.initializers.base",
-    "register": "lorax.initializers.base",
+    "names": "lorax.initializers.registry",
+    "register": "lorax.initializers.registry",
 }
 __all__ = sorted(_WHERE)
 __version__ = "0.1.0"

@@ -10,9 +10,10 @@ import torch
 
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
-from lorax.initializers.base import build, consumed
+from lorax.initializers.registry import build, consumed
 from lorax.probing.probe import probe_layers
 from lorax.probing.weight import shape_of
+from lorax.records import knobs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from lorax.initializers.base import Initializer
     from lorax.probing.cache import Cache
     from lorax.probing.gradient import Loss
-
-SHARED = ("scaling", "zeta", "zeta_rule", "gamma")
 
 
 def attach(
@@ -73,14 +72,14 @@ def attach(
     if not 0 <= dropout < 1:
         raise UserError(f"dropout={dropout}: a number from 0 up to, not including, 1 is needed")
     if isinstance(init, str):
-        shared = {"rank": rank, "alpha": alpha} | {key: fields.pop(key) for key in SHARED if key in fields}
+        shared = {"rank": rank, "alpha": alpha} | {key: fields.pop(key) for key in knobs.METHOD if key in fields}
         init = build(init, shared=shared, own=fields)
     elif fields:
         raise UserError(f"init is an instance with its own fields; {', '.join(fields)} cannot be given beside it")
     named = targets if isinstance(targets, str) else list(targets)
     info = {"init": consumed(init), "targets": named, "seed": seed}
-    if init.kind != "adapter":
-        return _arm(model, init, targets, info)
+    if not init.has_factors:
+        return init.install(model, targets, info=info)
     factors = make_factors(model, init, targets, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
     return install(model, factors, recenter=recenter, dropout=dropout, info=info)
 
@@ -117,7 +116,7 @@ def make_factors(
 
     Args:
         model: the untouched base.
-        initializer: one of kind "adapter".
+        initializer: one that has factors.
         targets: as `attach`, or {layer name: module} as found.
         loss: as `attach`.
         batches: as `attach`.
@@ -135,15 +134,6 @@ def make_factors(
         initializer.check(name, *shape_of(module))
     inputs = {"loss": loss, "batches": batches, "seed": seed, "cache": cache}
     return probe_layers(model, layers, initializer, initializer.needs, **inputs)
-
-
-def _arm(model: nn.Module, init: Initializer, targets: str | Sequence[str], info: dict[str, Any]) -> Any:
-    """Return the handle of full fine-tuning or of the frozen base."""
-    from lorax.adapters.baselines import Frozen, FullModel, HeadOnly
-
-    if init.kind != "full":
-        return {"none": Frozen, "head": HeadOnly}[init.kind](model, info=info)
-    return FullModel(model, targets=None if targets == "all-linear" else find_targets(model, targets), info=info)
 
 
 def _opened(cache: Cache | str | os.PathLike[str] | None) -> Cache | None:

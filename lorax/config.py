@@ -1,18 +1,23 @@
 """The typed configuration of one run: schema, resolution, static validation. Torch-free.
 
-`Schema` types what Hydra composes; `resolve` turns a composed configuration into a frozen
-`RunConfig` and refuses what cannot run, in one line, before anything is loaded.
+`RunConfig` holds every key with its type and default, and is what a run gets. `Schema` is the same list as Hydra
+takes it. `resolve` turns what Hydra composed into a `RunConfig` and refuses what cannot run, in one line, before
+anything is loaded.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lorax.errors import UserError, near
+from lorax.records import knobs
+
+if TYPE_CHECKING:
+    from lorax.initializers.base import Initializer
 
 DTYPES = ("auto", "float32", "bf16-autocast", "bfloat16", "float16", "float64")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -28,7 +33,6 @@ CHOICES = {
     "cache": ("on", "off"),
     "train.schedule": ("cosine", "linear", "constant"),
 }
-SHARED = ("rank", "alpha", "scaling", "zeta", "zeta_rule", "gamma")
 
 
 def conf_dir() -> Path:
@@ -59,15 +63,21 @@ class Train:
     """Batches behind the gradient of gradient-based initialisation."""
 
 
-@dataclass
-class Schema:
-    """Types of everything that can be set from the command line."""
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, resolved and checked: every key of the command line, with its type and default.
+
+    `lorax.records.knobs` says who reads which key, and hence what enters the run's id.
+    """
 
     init: dict[str, Any] = field(default_factory=dict)
+    """The method's name and own fields, as conf/init has them."""
     task: dict[str, Any] = field(default_factory=dict)
+    """As conf/task has it."""
     model: dict[str, Any] = field(default_factory=dict)
-    train: Train = field(default_factory=Train)
-    study: dict[str, Any] | None = None
+    """As conf/model has it."""
+    train: dict[str, Any] = field(default_factory=lambda: asdict(Train()))
+    """The fields of `Train`."""
     rank: int = 8
     alpha: float | None = None
     scaling: str | None = None
@@ -81,7 +91,7 @@ class Schema:
     dropout: float = 0.0
     seed: int = 0
     data_seed: int = 0
-    targets: Any = "all-linear"
+    targets: str | list[str] = "all-linear"
     recenter: str = "carry"
     calibration: str = "train"
     dtype: str = "auto"
@@ -92,7 +102,7 @@ class Schema:
     diagnostics: bool = False
     """Measure alignment, spectra and forgetting of the trained adapter (minutes on a CPU)."""
     diagnostics_every: int = 1
-    """Every how manieth layer of a kind is measured."""
+    """Of each kind of layer, measure one in this many."""
     forgetting_tokens: int = 50_000
     """Tokens of natural text on which forgetting is measured."""
     cache: str = "on"
@@ -102,61 +112,35 @@ class Schema:
     label: str | None = None
     """How tables call this run's row; null: the method and what sets it apart."""
     tag: str | None = None
-    """What the run is for (a study's round); goes into the record, not into the run's identity."""
+    """What the run is for (a study's round); goes into the record, not into the run's id."""
     save: str | None = None
     """Folder under which the trained adapter is saved, `<save>/<run_id>`; null: not saved."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One run, resolved and checked. Fields as in `Schema`; `init`, `task`, `model` are plain mappings."""
-
-    init: dict[str, Any]
-    task: dict[str, Any]
-    model: dict[str, Any]
-    train: dict[str, Any]
-    rank: int
-    alpha: float | None
-    scaling: str | None
-    zeta: float | None
-    zeta_rule: str | None
-    gamma: float | None
-    lr: float | None
-    steps: int | None
-    batch_size: int | None
-    weight_decay: float
-    dropout: float
-    seed: int
-    data_seed: int
-    targets: str | list[str]
-    recenter: str
-    calibration: str
-    dtype: str
-    device: str
-    evaluate: str
-    base: bool
-    diagnostics: bool
-    diagnostics_every: int
-    forgetting_tokens: int
-    cache: str
-    track: str
-    name: str
-    results_dir: str
-    label: str | None
-    tag: str | None
-    save: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain nested mappings."""
         return asdict(self)
 
-    def initializer(self) -> Any:
-        """Build the run's initialiser from its own and the shared fields."""
-        from lorax.initializers.base import build
+    def initializer(self) -> Initializer:
+        """Build the run's initialiser from the keys that all methods share and from the method's own fields."""
+        from lorax.initializers.registry import build
 
-        own = {key: value for key, value in self.init.items() if key not in ("name", "lr_prior")}
-        shared = {key: getattr(self, key) for key in SHARED if getattr(self, key) is not None}
-        return build(self.init["name"], shared=shared, own=own)
+        return build(self.init["name"], shared={key: getattr(self, key) for key in knobs.METHOD}, own=self.init)
+
+
+def _schema() -> type:
+    """Return what Hydra checks types against: the fields of `RunConfig`, `train` as a class, and `study`."""
+    types = get_type_hints(RunConfig) | {"targets": Any}  # OmegaConf knows no `str | list[str]`
+    keys: dict[str, tuple[Any, Any]] = {
+        item.name: (types[item.name], field(default=item.default, default_factory=item.default_factory))
+        for item in fields(RunConfig)
+    }  # fmt: skip
+    keys["train"] = (Train, field(default_factory=Train))
+    keys["study"] = (dict[str, Any] | None, field(default=None))
+    return make_dataclass("Schema", [(name, *typed) for name, typed in keys.items()])
+
+
+Schema = _schema()
+"""Types of everything that can be set from the command line."""
 
 
 def register_schema() -> None:

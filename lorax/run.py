@@ -10,15 +10,19 @@ import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig, conf_dir, register_schema, resolve
 from lorax.errors import UserError
-from lorax.running.messages import explain, is_composition_error, one_line
+from lorax.running.messages import composition_message, is_composition_error, one_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def job(cfg: Any) -> dict[str, Any]:
-    """Run one composed configuration; what Hydra calls for every job.
+def job(cfg: DictConfig) -> dict[str, Any]:
+    """Run one composed configuration; Hydra calls this for every job.
 
     A sweep checks its jobs before the first starts; a single run is checked here, before it writes anything.
 
@@ -43,17 +47,17 @@ def job(cfg: Any) -> dict[str, Any]:
 
 
 def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: bool = False) -> dict[str, Any]:
-    """Run one configuration on this process; see `lorax.running.launch.run_lanes` for the story."""
-    from lorax.running.launch import run_lanes
+    """Run one configuration in this process; see `lorax.running.launch`."""
+    from lorax.running.launch import run_pack
 
-    return run_lanes([config], provenance=provenance, show=show)[0]
+    return run_pack([config], provenance=provenance, show=show)[0]
 
 
 def calm_threads(environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP's threads wait for each other 1,000 turns awake, not 300,000, unless the user has said how.
+    """Let OpenMP's threads spin 1,000 times before they sleep, not 300,000, unless the user has set a policy.
 
-    A thread that waits keeps its core busy. Where a neighbour runs on the other core, it keeps the very thread it
-    waits for from running: a step then takes four times as long (benchmarks/README.md). Read when torch is loaded.
+    A spinning thread keeps its core busy. Beside another process it may keep away the very thread it waits for:
+    a step then takes four times as long (benchmarks/README.md). OpenMP reads the variable when torch is loaded.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = "1000"
@@ -74,13 +78,13 @@ def main() -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM (`kill`, SLURM's time limit) stop as Ctrl-C does, so that a launcher ends its workers too."""
+    """Treat SIGTERM (`kill`, SLURM's time limit) as Ctrl-C, so that a launcher ends its workers too."""
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
     before = signal.getsignal(signal.SIGTERM)
-    if before is None or threading.current_thread() is not threading.main_thread():  # not ours to set
+    if before is None or threading.current_thread() is not threading.main_thread():  # Python cannot set it here
         yield
         return
     signal.signal(signal.SIGTERM, stop)
@@ -91,23 +95,23 @@ def _stoppable() -> Iterator[None]:
 
 
 def _outcome() -> tuple[int, str]:
-    """Run the command line; return its exit code and what to say if it is not 0."""
+    """Run the command line; return its exit code and the line for it if it is not 0."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and this function words the error
-    sys.argv[1:] = _words(sys.argv[1:])
-    warnings.formatwarning = _warning
+    sys.argv[1:] = _hydra_words(sys.argv[1:])
+    warnings.formatwarning = _format_warning
     from lorax.running.sweep import JobsFailed
 
     try:
-        said = _hydra_main()
-        return _CODES.get(said.get("status"), 0), str(said.get("message"))
+        result = _hydra_main()
+        return _CODES.get(result.get("status"), 0), str(result.get("message"))
     except JobsFailed as error:
         return 1, str(error)
     except UserError as error:
         return 2, one_line(error)
     except Exception as error:
-        for one in (error, error.__cause__):
-            if is_composition_error(one):
-                return 2, explain(one)
+        for cause in (error, error.__cause__):
+            if cause is not None and is_composition_error(cause):
+                return 2, composition_message(cause)
         if isinstance(error, OSError):
             return 2, one_line(error)
         raise
@@ -117,21 +121,21 @@ _CODES = {"refused": 2, "failed": 1}
 
 
 def _hydra_main() -> dict[str, Any]:
-    """Run Hydra; return what a single run says of itself, which Hydra would drop."""
+    """Run Hydra; return the result of a single run, which Hydra would drop."""
     import hydra
 
-    said: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
-    def task(cfg: Any) -> dict[str, Any]:
-        said.update(job(cfg))
-        return dict(said)
+    def task(cfg: DictConfig) -> dict[str, Any]:
+        result.update(job(cfg))
+        return dict(result)
 
     register_schema()
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
-    return said
+    return result
 
 
-def _words(words: list[str]) -> list[str]:
+def _hydra_words(words: list[str]) -> list[str]:
     """Return the command line as Hydra's parser takes it: options first, `+study=`, and -m for a study."""
     options, overrides = [], []
     for before, word in zip(["", *words], words, strict=False):
@@ -152,14 +156,14 @@ _TAKE_A_VALUE = (
 )  # fmt: skip
 
 
-def _warning(message: Any, category: type[Warning], filename: str, number: int, line: str | None = None) -> str:
-    """Word a warning of this package as one line; others keep Python's form."""
+def _format_warning(message: Any, category: type[Warning], filename: str, number: int, line: str | None = None) -> str:
+    """Return a warning of this package as one line; others keep Python's format."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         return f"lorax: {message}\n"
-    return _python_form(message, category, filename, number, line)
+    return _python_format(message, category, filename, number, line)
 
 
-_python_form = warnings.formatwarning
+_python_format = warnings.formatwarning
 
 
 def _provenance(hydra: Any) -> dict[str, Any]:

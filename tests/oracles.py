@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lorax.api import make_factors
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 
 M, N, R = 48, 64, 4
 

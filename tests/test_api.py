@@ -5,7 +5,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorax
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 
 
 def llama(seed=0):

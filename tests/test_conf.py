@@ -29,7 +29,7 @@ def test_every_yaml_composes_and_resolves(group, option):
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_method():
-    from lorax.initializers.base import names
+    from lorax.initializers.registry import names
 
     assert sorted(path.stem for path in (CONF / "init").glob("*.yaml")) == sorted(names())
 

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import lorax
-from lorax.initializers.base import build, get, names
+from lorax.initializers.registry import build, get, names
 
 METHODS = [(name, {}) for name in names() if get(name).kind == "adapter"]
 METHODS += [

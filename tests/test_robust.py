@@ -9,7 +9,7 @@ import pytest
 from lorax.records import RunRecord, Store, Unwritable
 from lorax.records.store import write_together
 from lorax.running import identity
-from lorax.running.packing import group
+from lorax.running.packing import make_packs
 
 PACK = ["-m", "base=false", "rank=2", "hydra/launcher=packed"]
 STUDY = [
@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(lorax, capsys, mon
 
 
 def test_a_failing_and_a_diverging_lane_leave_their_pack_going(lorax, capsys, monkeypatch):
-    from lorax.initializers.base import get
+    from lorax.initializers.registry import get
 
     def broken(self, probe):
         raise RuntimeError("no convergence")
@@ -168,20 +168,20 @@ def test_a_diverged_arm_is_a_result_of_its_study(lorax, capsys):
 
 
 def test_ctrl_c_in_a_pack_leaves_no_record_and_no_difference(lorax, capsys, monkeypatch):
-    from lorax.training.run import LaneRun
+    from lorax.training.update import Update
 
     # One lane diverges before the interrupt: resumed, the others still have it beside them where they had it.
     grid = [*PACK, "init=lora,pissa", "lr=0.01,1e30", "train.clip=null", "steps=8", "train.checkpoint_every=3"]
     assert lorax(*grid, results="whole") == 0
-    step = LaneRun.step_with
+    step = Update.apply
 
-    def interrupted(self, loss, norm):
-        if self.step == 7:
+    def interrupted(self, *numbers):
+        if self.first.step == 7:
             raise KeyboardInterrupt
-        step(self, loss, norm)
+        step(self, *numbers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LaneRun, "step_with", interrupted)
+        patch.setattr(Update, "apply", interrupted)
         assert lorax(*grid) == 130
     assert "the same command goes on" in capsys.readouterr().err and not records()
     assert lorax(*grid) == 0
@@ -254,8 +254,8 @@ def test_packs_of_what_is_left_are_the_packs_there_were(lorax):
     register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         jobs = [resolve(compose("config", overrides=["model=toy", "task=toy", f"seed={seed}"])) for seed in range(10)]
-    whole = group(jobs, 4)
+    whole = make_packs(jobs, 4)
     assert [len(pack) for pack in whole] == [4, 4, 2]
     for done in range(3):
         left = [number for pack in whole[done:] for number in pack]
-        assert [[left[at] for at in pack] for pack in group([jobs[number] for number in left], 4)] == whole[done:]
+        assert [[left[at] for at in pack] for pack in make_packs([jobs[number] for number in left], 4)] == whole[done:]

@@ -109,7 +109,7 @@ def test_twins_run_once_and_zeta_does_not_split_lora(lorax):
 
 
 def test_a_failing_job_is_recorded_and_the_others_finish(lorax, monkeypatch, capsys):
-    from lorax.initializers.base import get
+    from lorax.initializers.registry import get
 
     def broken(self, probe):
         raise RuntimeError("the disk ate it")

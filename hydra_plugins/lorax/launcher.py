@@ -1,8 +1,8 @@
-"""`hydra/launcher=packed`: jobs that share a model, a task and a batch shape train as lanes of one base."""
+"""`hydra/launcher=packed`: jobs that share a model, a task and a batch shape train in packs, on one frozen base."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -10,10 +10,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+if TYPE_CHECKING:
+    from lorax.config import RunConfig
+
 
 @dataclass
 class PackedLauncherConf:
-    """`lanes` in a pack (null: what fits into memory), `processes` that train packs side by side."""
+    """Most `lanes` in a pack (null: what fits into memory), and `processes` that train packs side by side."""
 
     _target_: str = "hydra_plugins.lorax.launcher.PackedLauncher"
     lanes: int | None = None
@@ -41,37 +44,41 @@ class PackedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run all jobs; results in the order of `job_overrides`."""
         from lorax.config import resolve
-        from lorax.running.packing import group
+        from lorax.running.packing import make_packs
 
         load = self.hydra_context.config_loader.load_sweep_config
         configs = [resolve(load(self.config, list(job))) for job in job_overrides]
-        packs = group(configs, self.lanes)
+        packs = make_packs(configs, self.lanes)
         print(f"{len(configs)} jobs in {len(packs)} packs of {', '.join(str(len(pack)) for pack in packs)}")
-        work = [([configs[i] for i in pack], [list(job_overrides[i]) for i in pack]) for pack in packs]
-        done = _in_processes(work, self.processes) if self.processes > 1 else [_pack(*item) for item in work]
+        work: list[Pack] = [([configs[i] for i in pack], [list(job_overrides[i]) for i in pack]) for pack in packs]
+        done = _in_processes(work, self.processes) if self.processes > 1 else [_run_pack(*item) for item in work]
         results: dict[int, Any] = {}
         for pack, values in zip(packs, done, strict=True):
             results |= dict(zip(pack, values, strict=True))
         return [_job_return(results[i], list(job)) for i, job in enumerate(job_overrides)]
 
 
-def _in_processes(work: list[tuple[Any, Any]], processes: int) -> list[Any]:
+Pack = tuple[list["RunConfig"], list[list[str]]]
+"""Configurations that share a base, and each one's overrides."""
+
+
+def _in_processes(work: list[Pack], processes: int) -> list[list[dict[str, Any]]]:
     """Train packs in worker processes, each with its share of the cores."""
     import os
     import warnings
 
     from joblib import Parallel, delayed, parallel_config
 
-    # A worker that has grown is replaced between packs; that is no concern of the user's.
+    # joblib replaces a worker whose memory has grown, between packs; the user need not know.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
     with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // processes)):
-        return Parallel(n_jobs=processes)(delayed(_pack)(*item) for item in work)
+        return Parallel(n_jobs=processes)(delayed(_run_pack)(*item) for item in work)
 
 
-def _pack(configs: list[Any], overrides: list[list[str]]) -> list[dict[str, Any]]:
-    from lorax.running.launch import run_lanes
+def _run_pack(configs: list["RunConfig"], overrides: list[list[str]]) -> list[dict[str, Any]]:
+    from lorax.running.launch import run_pack
 
-    return run_lanes(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides)
+    return run_pack(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides)
 
 
 def _job_return(value: Any, overrides: list[str]) -> JobReturn:

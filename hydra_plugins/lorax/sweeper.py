@@ -1,4 +1,4 @@
-"""The sweeper: checks every job before the first starts, launches, draws the table, sets the status."""
+"""The sweeper of `-m` and of studies: it knows Hydra; what is run and in which order is in `lorax.running`."""
 
 from dataclasses import dataclass
 from typing import Any

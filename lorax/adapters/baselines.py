@@ -1,4 +1,4 @@
-"""The two arms without factors, with the face of `Adapters`: everything trains, or nothing does."""
+"""Baselines without factors, which answer to the same methods as `Adapters`: everything trains, or nothing does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters.factors import Factors
-from lorax.adapters.files import format
-from lorax.adapters.linear import effective, is_conv1d, is_linear
+from lorax.adapters.files.format import FORMAT, TENSORS, fingerprint, write
+from lorax.adapters.kinds import effective, is_linear, oriented, weight_of
+from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.errors import UserError, near
 
 
@@ -26,6 +27,9 @@ class FullModel:
     """
 
     kind = "full"
+    dropout = 0.0
+    number = 0
+    pack = None
 
     def __init__(
         self,
@@ -67,6 +71,10 @@ class FullModel:
         """Return how many numbers train."""
         return sum(parameter.numel() for parameter in self._named.values())
 
+    def layer_adapters(self) -> dict[str, LayerAdapter]:
+        """Return nothing: there are no adapters."""
+        return {}
+
     def eta(self) -> dict[str, float]:
         """Return nothing: there is no scale."""
         return {}
@@ -80,7 +88,7 @@ class FullModel:
         return {}
 
     def train(self, mode: bool = True) -> FullModel:
-        """Nothing to switch: these arms have no dropout of their own."""
+        """Nothing to switch: there is no dropout beside the model's."""
         return self
 
     def eval(self) -> FullModel:
@@ -101,10 +109,10 @@ class FullModel:
     def frozen_weight(self, name: str) -> Tensor:
         """Return W0 of a layer, (m, n): nothing is frozen, this is where training started."""
         module = self._layer(name)
-        place = self._places.get(id(module.weight))
+        place = self._places.get(id(weight_of(module)))
         if place is None:
             return effective(module)
-        return self._start[place].mT if is_conv1d(module) else self._start[place]
+        return oriented(module, self._start[place])
 
     def _layer(self, name: str) -> nn.Module:
         if name not in self._layers:
@@ -146,11 +154,11 @@ class FullModel:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put back what `state_dict` returned, bit for bit."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            odd = sorted(own.keys() ^ state.keys())
+        here = self.state_dict()
+        if here.keys() != state.keys():
+            odd = sorted(here.keys() ^ state.keys())
             raise UserError(f"the state has other tensors than this model: {', '.join(odd[:4])}")
-        for name, value in own.items():
+        for name, value in here.items():
             value.copy_(state[name])
 
     def save(self, path: str | Path, quiet: bool = False) -> int:
@@ -162,20 +170,20 @@ class FullModel:
         state = {name: p.detach().clone() for name, p in now.items() if name in self._named or p.requires_grad}
         exchanged = {name.rpartition(".")[0] for name, p in self._named.items() if now.get(name) is not p}
         base = [name for name in self._layers if name not in exchanged]  # a new head is no part of it
-        layers = {name: format.fingerprint(self.frozen_weight(name)) for name in base}
+        layers = {name: fingerprint(self.frozen_weight(name)) for name in base}
         header = {
-            "format": format.FORMAT,
+            "format": FORMAT,
             "kind": self.kind,
             "info": self.info,
             "heads": [],
-            "tensors": format.TENSORS,
+            "tensors": TENSORS,
             "layers": layers,
             "parameters": list(state),
         }
-        return format.write(path, header, state, format.TENSORS, quiet)
+        return write(path, header, state, TENSORS, quiet)
 
     def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:
-        """Refuse: this arm is no low-rank adapter.
+        """Refuse: full fine-tuning and a frozen base are no low-rank adapters.
 
         Raises:
             UserError: always.
@@ -204,7 +212,7 @@ class HeadOnly(Frozen):
 
 
 def restore(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) -> FullModel:
-    """Rebuild a saved arm on its base.
+    """Rebuild a saved baseline on its model.
 
     Raises:
         UserError: the model lacks a saved parameter.
@@ -218,6 +226,6 @@ def restore(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) 
     owners = {name.rsplit(".", 1)[0] for name in state}
     everything = set(state) == set(named)
     targets = None if everything else {owner: model.get_submodule(owner) for owner in owners}
-    arm = FullModel(model, targets, header["info"])
-    arm._put(state)
-    return arm
+    full = FullModel(model, targets, header["info"])
+    full._put(state)
+    return full

@@ -7,6 +7,7 @@ A new method brings data, never a new kind of core; every `match` here raises at
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +119,7 @@ def apply(core: Core, h: Tensor) -> Tensor:
     raise TypeError(f"unknown core {type(core).__name__}")
 
 
-def after(B: Tensor, core: Core) -> Tensor:
+def left_multiply(B: Tensor, core: Core) -> Tensor:
     """Return B M, (m, r_in)."""
     match core:
         case Identity():
@@ -149,10 +150,14 @@ def diagonal(core: Diagonal | Sparse) -> Tensor:
     return core.values.new_zeros(core.shape[0]).index_put((core.rows,), core.values)
 
 
-def pick(core: Core, full: Tensor) -> Tensor:
-    """Return the core's numbers out of a matrix that is at least as large, or out of its diagonal.
+def values_at(core: Core, full: Tensor) -> Tensor:
+    """Return a matrix's entries at the cells that the core holds, in the order of its numbers.
 
     Applied to the gradient of M as a matrix, it gives the gradient of the numbers.
+
+    Args:
+        core: any core but the identity.
+        full: (>= r_out, >= r_in), or the diagonal of such a matrix, (>= r,).
     """
     match core:
         case Diagonal():
@@ -179,7 +184,7 @@ def describe(core: Core) -> dict[str, Any]:
     raise TypeError(f"unknown core {type(core).__name__}")
 
 
-def restore(header: dict[str, Any], tensors: dict[str, Tensor]) -> Core:
+def restore(header: dict[str, Any], tensors: Mapping[str, Any]) -> Core:
     """Build a core from `describe` and its tensors (M, and rows, cols for a sparse one)."""
     match header["kind"]:
         case "identity":

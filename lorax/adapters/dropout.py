@@ -43,8 +43,8 @@ def draw(shape: tuple[int, ...], seed: int, device: torch.device, width: int | N
         width: draw as if dim 1 had this size; entries beyond it (padding to other lanes) are never dropped.
     """
     if width is not None and width < shape[1]:
-        own = draw((shape[0], width, *shape[2:]), seed, device)
-        return F.pad(own, [0, 0] * (len(shape) - 2) + [0, shape[1] - width], value=255)
+        narrow = draw((shape[0], width, *shape[2:]), seed, device)
+        return F.pad(narrow, [0, 0] * (len(shape) - 2) + [0, shape[1] - width], value=255)
     count = 1
     for size in shape:
         count *= size

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorax.adapters import core
 from lorax.adapters.core import Core, Identity
+from lorax.adapters.face import Share
+from lorax.adapters.kinds import find_kind
+from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
 
 
@@ -49,7 +54,7 @@ class Factors:
 
     def update(self) -> Tensor:
         """Return eta * B M A, (m, n), in the dtype of B."""
-        return self.eta * (core.after(self.B, self.M) @ self.A)
+        return self.eta * (core.left_multiply(self.B, self.M) @ self.A)
 
     def count_trainable(self) -> int:
         """Return how many numbers train."""
@@ -65,6 +70,37 @@ class Factors:
         if isinstance(M, core.Sparse):
             M = core.Sparse(M.rows.to(device), M.cols.to(device), M.values, M.shape)
         return replace(self, B=self.B.to(device=device, dtype=dtype), A=self.A.to(device=device, dtype=dtype), M=M)
+
+    def build(self, *, fold: bool = False, dropout: float = 0.0, share: Share | None = None) -> LowRankAdapter:
+        """Return these factors as a trainable module; see `LowRankAdapter`."""
+        return LowRankAdapter(self, fold=fold, dropout=dropout, share=share)
+
+    @classmethod
+    def restore(cls, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Factors:
+        """Build the factors of step 0 from `LowRankAdapter.describe` and the tensors that were saved."""
+        mark = "0" if described["shifts_base"] else ""
+        pattern: dict[str, Tensor | None] = {key: tensors[key] for key in ("rows", "cols") if key in tensors}
+        return cls(
+            tensors[f"B{mark}"],
+            core.restore(described["core"], {"M": tensors.get(f"M{mark}")} | pattern),
+            tensors[f"A{mark}"],
+            described["eta"],
+            frozenset(described["trainable"]),
+            described["shifts_base"],
+            described["report"],
+            frozenset(described["shared"]),
+        )
+
+    def check_module(self, name: str, module: nn.Module) -> None:
+        """Hold the factors to the weight of a module.
+
+        Raises:
+            UserError: the module has no (m, n) weight, or one that does not fit.
+        """
+        kind = find_kind(module)
+        if kind is None:
+            raise UserError(f"{name} is {type(module).__name__}, not a linear layer")
+        self.check(name, *kind.shape(module))
 
     def check(self, name: str, m: int, n: int) -> None:
         """Hold the factors to the shape law of a layer with an (m, n) weight.

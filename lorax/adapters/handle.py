@@ -1,4 +1,4 @@
-"""Adapters: one method's adapters on a model, seen and steered as a whole."""
+"""Adapters: one run's adapters on a model, as one object."""
 
 from __future__ import annotations
 
@@ -11,41 +11,52 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters import core
+from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.factors import Factors
-from lorax.adapters.installation import Site
-from lorax.adapters.layer_adapter import Lane
+from lorax.adapters.installation import Installation
+from lorax.adapters.kinds import factor_dtype
+from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.linear import AdaptedLinear
-from lorax.adapters.pack_state import Pack
+from lorax.adapters.pack_state import PackState
 from lorax.errors import UserError, near
 
 
 class Adapters:
-    """The adapters of one method on a model; one lane of it where several share the base.
+    """The adapters of one run on a model: one lane, where several runs share the base.
 
-    Made by `install` (or `lorax.attach`). A wholly trained model and a frozen one have the same face:
-    `lorax.adapters.baselines`.
+    Made by `install` (or `lorax.attach`). Full fine-tuning and a frozen base answer to the same methods
+    (`lorax.adapters.face.Trainable`): `lorax.adapters.baselines`.
+
+    Args:
+        installation: the model with its adapted layers.
+        number: the lane; 0 where it is alone.
+        recenter: carry | fold.
+        dropout: probability on the adapters' input.
+        info: how the adapters came to be (method, fields, seed), as plain data; travels with `save`.
     """
 
-    def __init__(self, site: Site, number: int, recenter: str, dropout: float, info: dict[str, Any]):
-        self.site = site
+    kind = "adapter"
+
+    def __init__(self, installation: Installation, number: int, recenter: str, dropout: float, info: dict[str, Any]):
+        self.installation = installation
         self.number = number
-        """The lane's number; 0 where it is alone."""
         self.recenter = recenter
         self.dropout = dropout
         self.info = info
-        """How the factors came to be (method, fields, seed), as plain data; travels with `save`."""
-        self._layers = {name: layer for name, layer in sorted(site.layers.items()) if str(number) in layer.lanes}
+        self._layers: dict[str, AdaptedLayer] = {
+            name: layer for name, layer in sorted(installation.layers.items()) if str(number) in layer.lanes
+        }
         self._merged = False
 
     @property
     def model(self) -> nn.Module:
         """The model these adapters sit on."""
-        return self.site.model
+        return self.installation.model
 
     @property
-    def pack(self) -> Pack:
+    def pack(self) -> PackState:
         """The state shared by all lanes: `with adapters.pack.active([0, 2]): ...`."""
-        return self.site.pack
+        return self.installation.pack
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -63,8 +74,8 @@ class Adapters:
         """Whether W' is in the stored weights now."""
         return self._merged
 
-    def layer(self, name: str) -> AdaptedLinear:
-        """Return an adapted layer.
+    def layer(self, name: str) -> AdaptedLayer:
+        """Return an adapted layer or module.
 
         Raises:
             UserError: no such layer; names the near ones.
@@ -73,9 +84,20 @@ class Adapters:
             raise UserError(f"no adapted layer {name!r}; {near(name, self._layers)}")
         return self._layers[name]
 
-    def lanes(self) -> dict[str, Lane]:
-        """Return this lane's tensors by layer name, sorted."""
-        return {name: layer.lanes[str(self.number)] for name, layer in self._layers.items()}
+    def linear(self, name: str) -> AdaptedLinear:
+        """Return an adapted linear layer.
+
+        Raises:
+            UserError: no such layer, or an adapted module without a weight of its own.
+        """
+        layer = self.layer(name)
+        if not isinstance(layer, AdaptedLinear):
+            raise UserError(f"{name} is an adapted module, not a linear layer: it has no weight of its own")
+        return layer
+
+    def layer_adapters(self) -> dict[str, LayerAdapter]:
+        """Return {layer name: this run's adapter there}, sorted by name."""
+        return {name: layer.all_adapters()[self.number] for name, layer in self._layers.items()}
 
     def names(self) -> list[str]:
         """Return the adapted layers' names, sorted."""
@@ -83,7 +105,11 @@ class Adapters:
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained tensors as {"<layer>.<tensor>": parameter}."""
-        return {f"{name}.{key}": p for name, lane in self.lanes().items() for key, p in lane.trained().items()}
+        return {
+            f"{name}.{key}": parameter
+            for name, adapter in self.layer_adapters().items()
+            for key, parameter in adapter.trained().items()
+        }
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained tensors, ordered by layer name, then B, M, A."""
@@ -94,21 +120,22 @@ class Adapters:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def eta(self) -> dict[str, float]:
-        """Return the scale of every layer."""
-        return {name: lane.eta for name, lane in self.lanes().items()}
+        """Return the scale of every layer that has one."""
+        return {name: adapter.eta for name, adapter in self.layer_adapters().items() if adapter.eta is not None}
 
     def report(self) -> dict[str, dict[str, float]]:
-        """Return what the initialiser told about every layer."""
-        return {name: dict(lane.report) for name, lane in self.lanes().items()}
+        """Return what the initialiser reported about every layer."""
+        return {name: dict(adapter.report) for name, adapter in self.layer_adapters().items()}
 
     def factors(self) -> dict[str, Factors]:
-        """Return the current factors of every layer, as data."""
-        return {name: lane.factors() for name, lane in self.lanes().items()}
+        """Return the current factors of every layer that has them, as data."""
+        current = {name: adapter.factors() for name, adapter in self.layer_adapters().items()}
+        return {name: factors for name, factors in current.items() if factors is not None}
 
     def train(self, mode: bool = True) -> Adapters:
         """Switch dropout of these adapters on or off, leaving the base model's own mode alone."""
-        for lane in self.lanes().values():
-            lane.train(mode)
+        for adapter in self.layer_adapters().values():
+            adapter.train(mode)
         return self
 
     def eval(self) -> Adapters:
@@ -124,17 +151,22 @@ class Adapters:
 
         Args:
             names: some layers; None means all.
+
+        Raises:
+            UserError: an adapter that is no change of a weight.
         """
-        deltas = {}
-        for name in self._chosen(names):
-            layer = self.layer(name)
-            lane = layer.lanes[str(self.number)]
-            delta = lane.delta()
-            if self.recenter == "fold" and lane.shifts_base:
-                exact = layer.start().double() - lane.shift().double()
-                delta = delta.double() + (layer.frozen().double() - exact)
-            deltas[name] = delta.to(torch.float32)
-        return deltas
+        return {name: self._delta(name) for name in self._chosen(names)}
+
+    def _delta(self, name: str) -> Tensor:
+        adapter, layer = self.layer_adapters()[name], self.layer(name)
+        delta = adapter.delta(layer.frozen_weight())
+        if delta is None:
+            raise UserError(f"{name}: its adapter is no change of the weight")
+        if self.recenter == "fold" and (shift := adapter.shift()) is not None:
+            linear = self.linear(name)
+            exact = linear.start().double() - shift.double()
+            delta = delta.double() + (linear.frozen().double() - exact)
+        return delta.to(torch.float32)
 
     @torch.no_grad()
     def frozen_weight(self, name: str) -> Tensor:
@@ -142,27 +174,34 @@ class Adapters:
 
         It is W0 - eta B0 M0 A0 for recentred factors, else W0.
         """
-        layer = self.layer(name)
-        lane = layer.lanes[str(self.number)]
-        kind = lane.start("B").dtype
-        if self.recenter == "fold" and lane.shifts_base:
-            return layer.frozen().to(kind)
-        shift = lane.shift()
-        return layer.start().to(kind) if shift is None else layer.start().to(kind) - shift
+        layer, adapter = self.linear(name), self.layer_adapters()[name]
+        dtype = factor_dtype(layer)
+        shift = adapter.shift()
+        if self.recenter == "fold" and shift is not None:
+            return layer.frozen().to(dtype)
+        return layer.start().to(dtype) if shift is None else layer.start().to(dtype) - shift
 
     @torch.no_grad()
     def merge(self) -> Adapters:
         """Put W' into the stored weights, in the base's dtype; the forward then adds nothing.
 
         Raises:
-            UserError: the base is shared (tied weights, or other lanes).
+            UserError: the base is shared (tied weights, or other lanes), or an adapter is no change of a weight.
         """
         if self._merged:
             return self
-        self._alone("merge")
-        self.site.refuse_tied(self._layers, "merge")
-        for layer in self._layers.values():
-            layer.merge(layer.lanes[str(self.number)])
+        self._refuse_company("merge")
+        self.installation.refuse_tied(self._layers, "merge")
+        merged: list[AdaptedLinear] = []
+        try:
+            for name, adapter in self.layer_adapters().items():
+                layer = self.linear(name)
+                layer.merge(adapter)
+                merged.append(layer)
+        except UserError:
+            for layer in merged:
+                layer.unmerge()
+            raise
         self.pack.off.add(self.number)
         self._merged = True
         return self
@@ -170,8 +209,8 @@ class Adapters:
     def unmerge(self) -> Adapters:
         """Undo `merge` bit for bit."""
         if self._merged:
-            for layer in self._layers.values():
-                layer.unmerge()
+            for name in self._layers:
+                self.linear(name).unmerge()
             self.pack.off.discard(self.number)
             self._merged = False
         return self
@@ -182,7 +221,7 @@ class Adapters:
         The last lane to go leaves the model as it was, bit for bit: modules, keys, weights, requires_grad.
         """
         self.unmerge()
-        self.site.remove(self.number)
+        self.installation.remove(self.number)
         self._layers = {}
         return self.model
 
@@ -192,7 +231,8 @@ class Adapters:
         with ExitStack() as stack:
             if self._merged or self.recenter == "fold":
                 for layer in self._layers.values():
-                    stack.enter_context(layer.as_before())
+                    if isinstance(layer, AdaptedLinear):
+                        stack.enter_context(layer.as_before())
             was_off = self.number in self.pack.off
             self.pack.off.add(self.number)
             try:
@@ -205,8 +245,8 @@ class Adapters:
         """Return every tensor of these adapters, trained and initial, as {"<layer>.<tensor>": tensor}."""
         return {
             f"{name}.{key}": tensor.detach()
-            for name, lane in self.lanes().items()
-            for key, tensor in lane.state_dict(keep_vars=True).items()
+            for name, adapter in self.layer_adapters().items()
+            for key, tensor in adapter.state_dict(keep_vars=True).items()
         }
 
     @torch.no_grad()
@@ -216,11 +256,11 @@ class Adapters:
         Raises:
             UserError: another set of tensors, or another shape.
         """
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            odd = sorted(own.keys() ^ state.keys())
+        here = self.state_dict()
+        if here.keys() != state.keys():
+            odd = sorted(here.keys() ^ state.keys())
             raise UserError(f"the state has other tensors than these adapters: {', '.join(odd[:4])}")
-        for key, tensor in own.items():
+        for key, tensor in here.items():
             if tensor.shape != state[key].shape:
                 raise UserError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
             tensor.copy_(state[key])
@@ -260,7 +300,7 @@ class Adapters:
     def _chosen(self, names: Iterable[str] | None) -> list[str]:
         return self.names() if names is None else [names] if isinstance(names, str) else list(names)
 
-    def _alone(self, verb: str) -> None:
+    def _refuse_company(self, verb: str) -> None:
         if len(self.pack.lanes) > 1:
             raise UserError(f"cannot {verb}: {len(self.pack.lanes)} lanes share this base; detach() the others first")
 

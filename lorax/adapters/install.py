@@ -1,41 +1,66 @@
-"""install: put factors on a model as trainable layers."""
+"""install: put an initialiser's plans on a model as trainable layers."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.dropout import quantise
-from lorax.adapters.factors import Factors
+from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.trainer import patch_checkpoints
 from lorax.adapters.handle import Adapters
-from lorax.adapters.installation import Site
-from lorax.adapters.layer_adapter import Lane
-from lorax.adapters.linear import AdaptedLinear, effective, is_linear
-from lorax.adapters.pack_state import Pack
+from lorax.adapters.installation import Installation
+from lorax.adapters.kinds import is_linear
+from lorax.adapters.linear import AdaptedLinear
+from lorax.adapters.module import AdaptedModule
+from lorax.adapters.pack_state import PackState
 from lorax.adapters.targets import find_targets
 from lorax.errors import UserError, near
 
 __all__ = ["Adapters", "find_targets", "install"]
 RECENTER = ("carry", "fold")
+Plan = TypeVar("Plan", bound=LayerPlan)
+
+
+@overload
+def install(
+    model: nn.Module,
+    plans: dict[str, Plan],
+    recenter: str = "carry",
+    dropout: float = 0.0,
+    info: dict[str, Any] | None = None,
+) -> Adapters: ...
+
+
+@overload
+def install(
+    model: nn.Module,
+    plans: Sequence[dict[str, Plan]],
+    recenter: str = "carry",
+    dropout: float | Sequence[float] = 0.0,
+    info: Sequence[dict[str, Any]] | None = None,
+) -> list[Adapters]: ...
 
 
 def install(
     model: nn.Module,
-    factors: dict[str, Factors] | Sequence[dict[str, Factors]],
+    plans: dict[str, Plan] | Sequence[dict[str, Plan]],
     recenter: str = "carry",
     dropout: float | Sequence[float] = 0.0,
     info: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
 ) -> Adapters | list[Adapters]:
-    """Replace the named linear layers by adapted ones and freeze everything else.
+    """Replace the named layers by adapted ones and freeze everything else.
 
     Args:
         model: changed in place; `Adapters.detach` undoes it.
-        factors: {layer name: factors}; or one such mapping for each lane, for K lanes on one base.
+        plans: {layer name: plan}, a plan being `Factors` for a linear layer, or another `LayerPlan`, which may
+            also stand at a submodule with one tensor in and out; or one such mapping for each lane, for K lanes
+            on one base.
         recenter: "carry" leaves W0 untouched and adds telescoped differences; "fold" writes
             W_fz = W0 - eta B0 M0 A0 into the weight of recentred factors (one lane only; W0 is kept
             in memory for `disabled`, `delta` and `detach`).
@@ -48,81 +73,94 @@ def install(
     Raises:
         UserError: an unknown layer, a shape that does not fit, fold with several lanes or on a tied weight.
     """
-    several = not isinstance(factors, dict)
-    sets = list(factors) if several else [factors]
-    drops = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(sets)
-    infos = list(info) if isinstance(info, Sequence) else [info or {}] * len(sets)
-    _check(model, sets, recenter, several, drops, infos)
-    site = Site(model, Pack(len(sets)))
-    layers = {}
-    for name in sorted(set().union(*sets)):
+    several = not isinstance(plans, dict)
+    by_lane = list(cast("Sequence[dict[str, LayerPlan]]", plans)) if several else [cast("dict[str, LayerPlan]", plans)]
+    drops = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(by_lane)
+    infos = list(info) if isinstance(info, Sequence) else [info or {}] * len(by_lane)
+    _check(model, by_lane, recenter, several, drops, infos)
+    installation = Installation(model, PackState(len(by_lane)))
+    layers: dict[str, AdaptedLayer] = {}
+    for name in sorted(set().union(*by_lane)):
         base = model.get_submodule(name)
-        lanes: dict[int, Lane] = {}
-        pool: dict[str, list[Tensor]] = {}
-        for number, given in enumerate(sets):
-            if name in given:
-                lanes[number] = _lane(given[name], base, recenter, drops[number], pool)
-        layers[name] = AdaptedLinear(base, lanes, site.pack, name)
-    site.freeze()
-    site.put(layers)
-    handles = [Adapters(site, k, recenter, drops[k], dict(infos[k])) for k in range(len(sets))]
+        shared = _Shared()
+        adapters = {
+            lane: _placed(plan[name], base).build(fold=recenter == "fold", dropout=drops[lane], share=shared)
+            for lane, plan in enumerate(by_lane)
+            if name in plan
+        }
+        cls = AdaptedLinear if is_linear(base) else AdaptedModule
+        layers[name] = cls(base, adapters, installation.pack, name)
+    installation.freeze()
+    installation.put(layers)
+    handles = [Adapters(installation, lane, recenter, drops[lane], dict(infos[lane])) for lane in range(len(by_lane))]
     if recenter == "fold":
-        _fold(site, handles[0])
-    patch_checkpoints(site, handles)
+        _fold(installation, handles[0])
+    patch_checkpoints(installation, handles)
     return handles if several else handles[0]
 
 
 def _check(
-    model: nn.Module, sets: list[dict[str, Factors]], recenter: str, several: bool, drops: list, infos: list
+    model: nn.Module,
+    by_lane: list[dict[str, LayerPlan]],
+    recenter: str,
+    several: bool,
+    drops: list[float],
+    infos: list[dict[str, Any]],
 ) -> None:
     if recenter not in RECENTER:
         raise UserError(f"recenter={recenter!r}; {near(recenter, RECENTER)}")
     if recenter == "fold" and several:
         raise UserError("recenter='fold' changes the base, so lanes cannot share it; use 'carry'")
-    if not sets or not all(sets):
+    if not by_lane or not all(by_lane):
         raise UserError("no layer to adapt: the factors are empty")
-    if len(drops) != len(sets) or len(infos) != len(sets):
-        raise UserError(f"{len(sets)} lanes, but {len(drops)} dropout values and {len(infos)} infos")
+    if len(drops) != len(by_lane) or len(infos) != len(by_lane):
+        raise UserError(f"{len(by_lane)} lanes, but {len(drops)} dropout values and {len(infos)} infos")
     for p in drops:
         quantise(p)
     modules = dict(model.named_modules())
-    if any(isinstance(module, AdaptedLinear) for module in modules.values()):
+    if any(isinstance(module, AdaptedLayer) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")
-    for given in sets:
-        for name, one in given.items():
+    for plans in by_lane:
+        for name, plan in plans.items():
             if name not in modules:
                 raise UserError(f"no layer {name!r}; {near(name, modules)}")
-            if not is_linear(modules[name]):
-                raise UserError(f"{name} is {type(modules[name]).__name__}, not a linear layer")
-            one.check(name, *effective(modules[name]).shape)
-    if recenter == "fold" and drops[0] and any(one.shifts_base for one in sets[0].values()):
+            plan.check_module(name, modules[name])
+    if recenter == "fold" and drops[0] and any(plan.shifts_base for plan in by_lane[0].values()):
         warnings.warn(
             f"dropout={drops[0]} with recenter='fold': under dropout step 0 is no longer the base model",
             stacklevel=4,
         )
 
 
-def _lane(factors: Factors, base: nn.Module, recenter: str, dropout: float, pool: dict[str, list[Tensor]]) -> Lane:
-    dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
+def _placed(plan: LayerPlan, base: nn.Module) -> LayerPlan:
+    """Put a plan's tensors where the module's are, in the dtype that trains."""
+    parameter = next(base.parameters(), None)
+    if parameter is None:
+        return plan
+    return plan.to(torch.promote_types(torch.float32, parameter.dtype), parameter.device)
 
-    def share(name: str, tensor: Tensor) -> Tensor:
-        for other in pool.setdefault(name, []):
+
+class _Shared:
+    """Keeps one copy of each frozen tensor that lanes of a layer have in common."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        for other in self.kept.setdefault(name, []):
             if other.shape == tensor.shape and (other.data_ptr() == tensor.data_ptr() or torch.equal(other, tensor)):
                 return other
-        pool[name].append(tensor.contiguous())
-        return pool[name][-1]
-
-    placed = factors.to(dtype, base.weight.device)
-    return Lane(placed, fold=recenter == "fold", dropout=dropout, share=share)
+        self.kept[name].append(tensor.contiguous())
+        return self.kept[name][-1]
 
 
 @torch.no_grad()
-def _fold(site: Site, adapters: Adapters) -> None:
-    shifted = {name: lane for name, lane in adapters.lanes().items() if lane.shifts_base}
+def _fold(installation: Installation, adapters: Adapters) -> None:
+    shifted = {name: adapter for name, adapter in adapters.layer_adapters().items() if adapter.shifts_base}
     try:
-        site.refuse_tied(shifted, "fold into")
+        installation.refuse_tied(shifted, "fold into")
     except UserError:
-        site.remove(0)
+        installation.remove(0)
         raise
-    for name, lane in shifted.items():
-        site.layers[name].fold(lane)
+    for name, adapter in shifted.items():
+        adapters.linear(name).fold(adapter)

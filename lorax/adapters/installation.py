@@ -1,46 +1,46 @@
-"""Site: what installing changed in a model, and how it is undone."""
+"""Installation: what installing changed in a model, and how it is undone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
-from lorax.adapters.linear import AdaptedLinear
-from lorax.adapters.pack_state import Pack
+from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.kinds import weight_of
+from lorax.adapters.pack_state import PackState
 from lorax.errors import UserError
 
 
-class Site:
-    """A model with adapted layers in the place of linear ones.
+class Installation:
+    """A model with adapted layers in the place of its own.
 
     Args:
         model: the model, changed in place.
         pack: the run-time state of its lanes.
     """
 
-    def __init__(self, model: nn.Module, pack: Pack):
+    def __init__(self, model: nn.Module, pack: PackState):
         self.model = model
         self.pack = pack
-        self.layers: dict[str, AdaptedLinear] = {}
+        self.layers: dict[str, AdaptedLayer] = {}
         self._originals: dict[str, nn.Module] = {}
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._undo: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
 
     def freeze(self) -> None:
         """Let nothing of the base train."""
         for parameter, _ in self._flags:
             parameter.requires_grad_(False)
 
-    def put(self, layers: dict[str, AdaptedLinear]) -> None:
+    def put(self, layers: dict[str, AdaptedLayer]) -> None:
         """Put adapted layers wherever their originals stand (a module may stand in several places)."""
         self._originals = {name: self.model.get_submodule(name) for name in layers}
         self.layers = dict(layers)
         _swap(self.model, [(self._originals[name], layer) for name, layer in layers.items()])
 
-    def on_restore(self, action: Any) -> None:
+    def on_restore(self, action: Callable[[], None]) -> None:
         """Call `action()` when the last lane goes."""
         self._undo.append(action)
 
@@ -53,9 +53,7 @@ class Site:
             layer.forget()
         if self.pack.lanes or not self.layers:
             return
-        for layer in self.layers.values():
-            layer.restore_weight()
-        _swap(self.model, [(layer, self._original(name)) for name, layer in self.layers.items()])
+        _swap(self.model, [(layer, layer.restore(self._originals[name])) for name, layer in self.layers.items()])
         self.layers = {}
         self._restore_flags()
         for action in self._undo:
@@ -64,19 +62,12 @@ class Site:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Have the replaced modules back for a while, computing with the weights as they are now."""
-        pairs = [(layer, self._original(name)) for name, layer in self.layers.items()]
+        pairs = [(layer, layer.current(self._originals[name])) for name, layer in self.layers.items()]
         _swap(self.model, pairs)
         try:
             yield
         finally:
             _swap(self.model, [(original, layer) for layer, original in pairs])
-
-    def _original(self, name: str) -> nn.Module:
-        original, layer = self._originals[name], self.layers[name]
-        original.weight, original.training = layer.weight, layer.training
-        if layer.bias is not None:
-            original.bias = layer.bias
-        return original
 
     def _restore_flags(self) -> None:
         now = list(self.model.parameters())
@@ -96,8 +87,8 @@ class Site:
             places.setdefault(id(module), []).append(name)
         for name in names:
             layer = self.layers[name]
-            own = {f"{place}.weight" for place in places[id(layer)]}
-            other = next((o for o, p in named if o not in own and _overlap(p, layer.weight)), None)
+            weight, names_of_it = weight_of(layer), {f"{place}.weight" for place in places[id(layer)]}
+            other = next((o for o, p in named if o not in names_of_it and _overlap(p, weight)), None)
             if other is not None:
                 raise UserError(f"cannot {verb} {name}: its weight is shared with {other}; use recenter='carry'")
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters import baselines, core
+from lorax.adapters import baselines
+from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.factors import Factors
 from lorax.adapters.files.format import fingerprint, read_header, read_tensors
 from lorax.adapters.install import install
-from lorax.adapters.linear import AdaptedLinear, effective, is_linear
+from lorax.adapters.kinds import effective, is_linear
 from lorax.errors import UserError, near
 
 
@@ -27,7 +28,7 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
             "warn" only warns, for another dtype of the same weights.
 
     Returns:
-        Adapters, or the object of the arm that was saved.
+        The adapters, or the handle of full fine-tuning or of a frozen base, whichever was saved.
 
     Raises:
         UserError: another base (names both digests), a missing layer, a damaged file.
@@ -37,7 +38,7 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
     header = read_header(path)
     state = read_tensors(path, header)
     modules, differing = dict(model.named_modules()), []
-    if any(isinstance(module, AdaptedLinear) for module in modules.values()):
+    if any(isinstance(module, AdaptedLayer) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")
     for name, layer in header["layers"].items():
         if name not in modules:
@@ -51,33 +52,18 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
     if header["kind"] != "adapter":
         return baselines.restore(model, header, state)
     heads = _heads(model, {name: state.pop(name) for name in header["heads"]}, str(path))
-    factors, trained = {}, {}
+    factors: dict[str, Factors] = {}
+    saved: dict[str, Tensor] = {}
     for name, layer in header["layers"].items():
         prefix = f"{name}.lanes.0."
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        factors[name] = _factors(layer, own)
-        trained |= {f"{name}.{key}": value for key, value in own.items()}
+        tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        factors[name] = Factors.restore(layer, tensors)
+        saved |= {f"{name}.{key}": value for key, value in tensors.items()}
     adapters = install(model, factors, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
-    adapters.load_state_dict(trained)
+    adapters.load_state_dict(saved)
     for parameter, value in heads:
         parameter.requires_grad_(True).data.copy_(value)
     return adapters
-
-
-def _factors(layer: dict[str, Any], own: dict[str, Tensor]) -> Factors:
-    mark = "0" if layer["shifts_base"] else ""
-    pattern = {key: own[key] for key in ("rows", "cols") if key in own}
-    M = core.restore(layer["core"], {"M": own.get(f"M{mark}"), **pattern})
-    return Factors(
-        own[f"B{mark}"],
-        M,
-        own[f"A{mark}"],
-        layer["eta"],
-        frozenset(layer["trainable"]),
-        layer["shifts_base"],
-        layer["report"],
-        frozenset(layer["shared"]),
-    )
 
 
 def _heads(model: nn.Module, heads: dict[str, Tensor], path: str) -> list[tuple[nn.Parameter, Tensor]]:
@@ -96,14 +82,14 @@ def _other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module) 
     here = effective(module)
     if list(here.shape) != saved["shape"]:
         raise UserError(f"{path}: {name} has shape {tuple(saved['shape'])}, here it is {tuple(here.shape)}")
-    found = fingerprint(here)
-    if found["digest"] == saved["digest"]:
+    present = fingerprint(here)
+    if present["digest"] == saved["digest"]:
         return None
-    close = torch.allclose(torch.tensor(found["sample"]), torch.tensor(saved["sample"]), rtol=2**-7, atol=1e-6)
-    why = "the same weights in another dtype" if close and found["dtype"] != saved["dtype"] else "other weights"
+    close = torch.allclose(torch.tensor(present["sample"]), torch.tensor(saved["sample"]), rtol=2**-7, atol=1e-6)
+    why = "the same weights in another dtype" if close and present["dtype"] != saved["dtype"] else "other weights"
     return (
         f"{path}: trained on {name} with digest {saved['digest']} ({saved['dtype']}), "
-        f"this model has {found['digest']} ({found['dtype']}): {why}"
+        f"this model has {present['digest']} ({present['dtype']}): {why}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pack: the state that K lanes on one frozen base share at run time.
+"""PackState: what K lanes on one frozen base share at run time.
 
 The batch is K equal contiguous blocks of rows, one for each active lane, in order.
 """
@@ -19,7 +19,7 @@ from lorax.errors import UserError
 _REMEMBERED = 256
 
 
-class Pack:
+class PackState:
     """Which lanes are active, which are switched off, and their random generators.
 
     Args:
@@ -36,11 +36,13 @@ class Pack:
         self.widths: dict[int, dict[int, int]] = {}
         """{lane: {padded tokens: tokens}} of the batch at hand, for lanes whose rows are shorter than the
         batch they share: their dropout masks are drawn at the width they have when alone."""
-        self.live: tuple[tuple[int, int], Tensor] | None = None
+        self.unpadded: tuple[tuple[int, int], Tensor] | None = None
         """((rows, tokens), flat indices of the tokens that are no padding) of the batch at hand: the base products
         leave out the others. Only for batches in which no token reads what stands at a padded one."""
-        self.steady_key: object | None = None
-        """Names the current `steady` block; None outside."""
+        self.routing: Tensor | None = None
+        """(rows,), the lane of each row of the batch, -1 for the base alone; None: equal blocks, in order."""
+        self.frozen_key: object | None = None
+        """Names the current `frozen_factors` block; None outside."""
         self._last: tuple[Any, ...] = ()
         self._seeds: OrderedDict[tuple[int, int], int] = OrderedDict()
 
@@ -65,16 +67,38 @@ class Pack:
             self.lanes = before
 
     @contextmanager
-    def steady(self) -> Iterator[None]:
+    def routed(self, routing: Tensor) -> Iterator[None]:
+        """Let each row of the next batches name its lane, in place of equal blocks: many adapters in one batch.
+
+        Switching a row to another adapter is another number here; no weight is written. The layers then run in
+        plain operations.
+
+        Args:
+            routing: (rows,), whole numbers: the lane of row i, or -1 for the base model's own output.
+
+        Raises:
+            UserError: a lane that is not there.
+        """
+        known, before = {-1, *self.lanes}, self.routing
+        if unknown := sorted(set(routing.tolist()) - known):
+            raise UserError(f"rows are routed to lanes {unknown}: choose among {sorted(known)}")
+        self.routing = routing
+        try:
+            yield
+        finally:
+            self.routing = before
+
+    @contextmanager
+    def frozen_factors(self) -> Iterator[None]:
         """Promise that no trained tensor changes inside: stacked and cast factors are kept between calls.
 
         For evaluation, above all for decoding token by token.
         """
-        before, self.steady_key = self.steady_key, object()
+        before, self.frozen_key = self.frozen_key, object()
         try:
             yield
         finally:
-            self.steady_key = before
+            self.frozen_key = before
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return x in `dtype`; layers that read the same x one after the other get the same cast."""
@@ -95,10 +119,10 @@ class Pack:
         """Return a lane's own number of tokens for an input of shape (rows, tokens, n), if it differs."""
         return self.widths.get(lane, {}).get(shape[1]) if len(shape) > 2 else None
 
-    def alive(self, x: Tensor) -> Tensor | None:
+    def unpadded_tokens(self, x: Tensor) -> Tensor | None:
         """Return the flat indices of the tokens of x, (rows, tokens, n), that are no padding, if they are known."""
-        fits = self.live is not None and x.ndim == 3 and x.shape[:2] == self.live[0]
-        return self.live[1] if fits else None
+        fits = self.unpadded is not None and x.ndim == 3 and x.shape[:2] == self.unpadded[0]
+        return self.unpadded[1] if fits else None
 
     def remove(self, lane: int) -> None:
         """Take a lane out for good; the batch has one block of rows fewer from now on."""

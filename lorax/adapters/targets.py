@@ -10,7 +10,8 @@ from functools import cache
 
 from torch import nn
 
-from lorax.adapters.linear import AdaptedLinear, is_linear
+from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.kinds import is_linear
 from lorax.errors import UserError, near
 
 _HEADS = ("score", "classifier", "classification_head")
@@ -39,7 +40,7 @@ def find_targets(
         UserError: nothing matches, a suffix matches no linear layer, or the expression is invalid.
     """
     modules = dict(model.named_modules())
-    if any(isinstance(module, AdaptedLinear) for module in modules.values()):
+    if any(isinstance(module, AdaptedLayer) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")
     linear = {name: module for name, module in modules.items() if is_linear(module) and name}
     if targets == "all-linear":

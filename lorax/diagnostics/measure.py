@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lorax.adapters.factors import Factors
+from lorax.adapters.kinds import linear_with
 from lorax.diagnostics.alignment import STEP, first_step
 from lorax.diagnostics.angles import Angle
 from lorax.diagnostics.forgetting import WINDOW, forgetting
@@ -157,9 +157,7 @@ def base_gradients(
         return losses.mean(), len(losses)
 
     with Readout(loaded) as readout, active([adapters]), adapters.disabled():
-        found = layer_gradients(loaded.model, modules, loss, batches)
-    # an adapted layer keeps the stored way round to itself
-    return {name: G.mT if getattr(modules[name], "transposed", False) else G for name, G in found.items()}
+        return layer_gradients(loaded.model, modules, loss, batches)
 
 
 def _known(targets: Iterable[str] | None, adapters: Adapters) -> list[str]:
@@ -211,5 +209,5 @@ def _final(
 
 def _start(name: str, adapters: Adapters, delta: Tensor, cache: Cache | None) -> Probe:
     """A probe of W0, whose decomposition the initialisers may have left in the cache."""
-    W0 = adapters.layer(name).start() if hasattr(adapters, "layer") else adapters.frozen_weight(name)
-    return Probe(name, SimpleNamespace(weight=W0.to(delta.device)), cache=cache)
+    W0 = adapters.linear(name).start() if hasattr(adapters, "linear") else adapters.frozen_weight(name)
+    return Probe(name, linear_with(W0.to(delta.device)), cache=cache)

@@ -18,13 +18,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorax.adapters.kinds import linear_with
 from lorax.errors import UserError
-from lorax.initializers.base import Initializer, build
+from lorax.initializers.base import Initializer
+from lorax.initializers.registry import build
 
 if TYPE_CHECKING:
     from lorax.probing.cache import Cache
@@ -123,7 +124,7 @@ def moments(
     given = _Gradients({name: V.mT @ X / tokens})
     given.digest = f"scale seed {seed}, {tokens} tokens"
     # another seed than the data's: a method's own draws must not repeat them
-    probe = Probe(name, SimpleNamespace(weight=W0), seed=seed + 1, gradients=given, cache=cache)
+    probe = Probe(name, linear_with(W0), seed=seed + 1, gradients=given, cache=cache)
     with torch.no_grad():
         factors = initializer(probe)
         start, step = energy(factors.update()), sgd(factors, given[name])

@@ -40,7 +40,7 @@ def gradients(factors: Factors, G: Tensor) -> Changes:
     if "M" in factors.trainable:
         found["M"] = eta * on_pattern(M, B.mT @ G, A)
     if "A" in factors.trainable:
-        found["A"] = eta * (core.after(B, M).mT @ G)
+        found["A"] = eta * (core.left_multiply(B, M).mT @ G)
     return found
 
 
@@ -76,11 +76,11 @@ def applied(factors: Factors, changes: Changes) -> Tensor:
 def _change(factors: Factors, changes: Changes, M: Core, A: Tensor) -> Tensor:
     total = torch.zeros(factors.shape, dtype=factors.B.dtype, device=factors.B.device)
     if "B" in changes:
-        total += core.after(changes["B"], M) @ A
+        total += core.left_multiply(changes["B"], M) @ A
     if "M" in changes:
-        total += core.after(factors.B, core.with_values(factors.M, changes["M"])) @ A
+        total += core.left_multiply(factors.B, core.with_values(factors.M, changes["M"])) @ A
     if "A" in changes:
-        total += core.after(factors.B, factors.M) @ changes["A"]
+        total += core.left_multiply(factors.B, factors.M) @ changes["A"]
     return factors.eta * total
 
 
@@ -129,7 +129,7 @@ def _reachable(factors: Factors, G: Tensor) -> float | None:
     if trains <= {"A", "B"}:
         kept = 0.0
         if "A" in trains:
-            Q = _basis(core.after(B, M))
+            Q = _basis(core.left_multiply(B, M))
             part = Q.mT @ G
             kept, G = energy(part), G - Q @ part
         return kept + energy(G @ _basis(core.apply(M, A.mT))) if "B" in trains else kept

@@ -50,14 +50,14 @@ def set_live(adapters: Sequence[Adapters], batch: Batch | None) -> None:
     pack = getattr(adapters[0], "pack", None) if adapters else None
     if pack is not None:
         known = batch is not None and batch.live is not None
-        pack.live = (tuple(batch.inputs["input_ids"].shape), batch.live) if known else None
+        pack.unpadded = (tuple(batch.inputs["input_ids"].shape), batch.live) if known else None
 
 
 @contextmanager
 def steady(adapters: Sequence[Adapters]) -> Iterator[None]:
     """Promise that nothing trains inside, so that what layers derive from their tensors may be kept."""
     pack = getattr(adapters[0], "pack", None) if adapters else None
-    with nullcontext() if pack is None else pack.steady():
+    with nullcontext() if pack is None else pack.frozen_factors():
         yield
 
 

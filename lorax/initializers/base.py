@@ -1,39 +1,71 @@
-"""What an initialiser is, and the registry that finds them: every module of this folder, no list to keep."""
+"""What an initialiser is, what it answers by default, and the fields that rank-r methods share."""
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from lorax.errors import UserError, near
 
 if TYPE_CHECKING:
-    from lorax.adapters.factors import Factors
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.face import LayerPlan, TrainingRule
     from lorax.probing.probe import Probe
 
 SCALINGS = ("standard", "rslora")
-NOT_FIELDS = frozenset({"name", "lr_prior"})  # keys of conf/init/<name>.yaml that are not the method's
-
-_registry: dict[str, type] = {}
 
 
 class Initializer(Protocol):
-    """A frozen dataclass that looks at one layer and returns data; nothing else knows the method."""
+    """A frozen dataclass that looks at one layer and returns data; nothing else knows the method.
+
+    Its fields enter the run id. Derive from `Method`, or `Ranked`, which answer everything but
+    `check`, `count` and the call.
+    """
 
     name: ClassVar[str]
     """Set by `register`."""
     kind: ClassVar[str]
-    """adapter | full | none."""
+    """adapter | full | none | head: how saved files call it; what depends on it asks the three below."""
+    trains: ClassVar[bool]
+    """Whether a run of it has training steps."""
+    changes_layers: ClassVar[bool]
+    """Whether its target layers end with another weight."""
+    has_factors: ClassVar[bool]
+    """Whether it returns factors; a method without them has `install` instead."""
+    adapts: ClassVar[str]
+    """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets."""
     version: ClassVar[int]
     """Bumped when the meaning of the method changes: it enters the run id."""
-    needs: frozenset[str]
-    """What the probe must offer beyond the shape: "svd", "gradient"."""
 
-    def __call__(self, probe: Probe) -> Factors:
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the probe must offer beyond the shape: "svd", "gradient", "activations"."""
+        ...
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Fields without effect at the present values of the others: left out of the run id."""
+        ...
+
+    @property
+    def lr_factor(self) -> float:
+        """What the default learning rate is multiplied by at these fields; 1 at the method's defaults."""
+        ...
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Learning rate of a tensor over the run's, by its letter (B, M, A); 1 where it is not named."""
+        ...
+
+    def rule(self) -> TrainingRule | None:
+        """Return what the method does around each step of one run, or None."""
+        ...
+
+    def __call__(self, probe: Probe) -> LayerPlan:
         """Return the factors of one layer; called for several layers at once, each on a thread of its own."""
         ...
 
@@ -45,9 +77,78 @@ class Initializer(Protocol):
         """Return the number of trained values on an (m, n) weight, in closed form."""
         ...
 
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Without factors only: make trainable what trains, and return its handle; arguments as `lorax.attach`."""
+        ...
+
+
+class Method:
+    """What an initialiser answers unless it says otherwise."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "adapter"
+    trains: ClassVar[bool] = True
+    changes_layers: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = True
+    adapts: ClassVar[str] = "linear"
+    version: ClassVar[int] = 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing beyond the shape."""
+        return frozenset()
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """No field is without effect."""
+        return frozenset()
+
+    @property
+    def lr_factor(self) -> float:
+        """The default learning rate depends on no field."""
+        return 1.0
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """All tensors learn at the run's rate."""
+        return {}
+
+    def rule(self) -> TrainingRule | None:
+        """Nothing beside the optimiser."""
+        return None
+
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Refuse: what a method with factors returns is installed by `lorax.adapters.install`."""
+        raise UserError(f"init={self.name} has factors, which `lorax.attach` installs")
+
+
+class Factorless(Method):
+    """A baseline without factors: it has `install`, and accepts layers of every shape."""
+
+    has_factors: ClassVar[bool] = False
+
+    def check(self, name: str, m: int, n: int) -> None:
+        """Accept every shape."""
+
+    def __call__(self, probe: Probe) -> NoReturn:
+        """Refuse."""
+        raise UserError(f"layer {probe.name}: init={self.name} has no factors")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
+class Ranked(Method):
     """Fields and formulas that the rank-r methods share: eta = alpha / r, or alpha / sqrt(r) (rsLoRA)."""
 
     rank: int = 8
@@ -57,9 +158,6 @@ class Ranked:
     scaling: str = "standard"
     """standard: eta = alpha / r; rslora: eta = alpha / sqrt(r) (arXiv:2312.03732)."""
 
-    kind: ClassVar[str] = "adapter"
-    version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset()
     default_alpha: ClassVar[float | None] = 16.0
 
     def __post_init__(self) -> None:
@@ -74,7 +172,7 @@ class Ranked:
     @property
     def eta(self) -> float:
         """The factor of B A in the forward."""
-        return self.alpha / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
+        return (self.alpha or 0.0) / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
 
     @property
     def lr_factor(self) -> float:
@@ -95,93 +193,6 @@ class Ranked:
         return self.rank * (m + n)
 
 
-def register(name: str) -> Callable[[type], type]:
-    """Return a class decorator that makes an initialiser known under `name`.
-
-    Raises:
-        UserError: another class already has that name.
-    """
-
-    def enter(cls: type) -> type:
-        taken = _registry.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(f"init={name} is taken by {taken.__module__}.{taken.__qualname__}")
-        cls.name = name
-        _registry[name] = cls
-        return cls
-
-    return enter
-
-
-def names() -> list[str]:
-    """Return the registered names, sorted.
-
-    Examples:
-        >>> "pissa" in names()
-        True
-    """
-    _discover()
-    return sorted(_registry)
-
-
-def get(name: str) -> type:
-    """Return the class registered under `name`.
-
-    Raises:
-        UserError: unknown name; the line holds the near misses.
-    """
-    _discover()
-    if name not in _registry:
-        raise UserError(f"init={name} is unknown: {near(name, names())}")
-    return _registry[name]
-
-
-def build(name: str, *, shared: Mapping[str, Any] | None = None, own: Mapping[str, Any] | None = None) -> Any:
-    """Build an initialiser from the keys that all methods share and the method's own.
-
-    Args:
-        name: registered name.
-        shared: rank, alpha, scaling, zeta, zeta_rule, gamma; those the method lacks, and None, are
-            dropped, so that a sweep over zeta does not split LoRA.
-        own: the method's fields; they win over `shared`. The YAML keys `name` and `lr_prior` are skipped.
-
-    Raises:
-        UserError: unknown method, a field that the method lacks, or a value out of bounds.
-
-    Examples:
-        >>> build("lora", shared={"rank": 4, "zeta": 16}).eta
-        4.0
-    """
-    cls = get(name)
-    known = [field.name for field in fields(cls)]
-    given = {key: value for key, value in (own or {}).items() if key not in NOT_FIELDS}
-    for key in given:
-        if key not in known:
-            listed = ", ".join(known) or "none"
-            hint = near(key, known) if known else ""
-            hint = f"; {hint}" if hint.startswith("did") else ""
-            raise UserError(f"init={name} has no field {key!r} (its fields: {listed}){hint}")
-    common = {key: value for key, value in (shared or {}).items() if key in known and value is not None}
-    return cls(**(common | given))
-
-
-def consumed(initializer: Any) -> dict[str, Any]:
-    """Return what a run consumes of its initialiser: name, version, resolved fields, eta.
-
-    Fields without a value, and those the instance declares `idle` (a width that the plain pattern
-    ignores), are left out: two instances with equal results are equal here.
-
-    Examples:
-        >>> consumed(build("svft", own={"pattern": "plain", "width": 3}))
-        {'name': 'svft', 'version': 1, 'pattern': 'plain', 'eta': 1.0}
-    """
-    idle = getattr(initializer, "idle", frozenset())
-    values = {field.name: getattr(initializer, field.name) for field in fields(initializer)}
-    kept = {key: value for key, value in values.items() if value is not None and key not in idle}
-    eta = {"eta": initializer.eta} if hasattr(initializer, "eta") else {}
-    return {"name": initializer.name, "version": initializer.version, **kept, **eta}
-
-
 def positive(field: str, value: Any) -> None:
     """Raise UserError unless `value` is a finite number above 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -193,9 +204,3 @@ def one_of(field: str, value: Any, options: tuple[str, ...]) -> None:
     """Raise UserError, with the near misses, unless `value` is one of `options`."""
     if value not in options:
         raise UserError(f"{field}={value} is unknown: {near(value, options)}")
-
-
-def _discover() -> None:
-    package = importlib.import_module("lorax.initializers")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"lorax.initializers.{module.name}")

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorax.errors import UserError
-from lorax.initializers.base import register
+from lorax.initializers.base import Factorless
+from lorax.initializers.registry import register
 
 if TYPE_CHECKING:
-    from lorax.probing.probe import Probe
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
 
 
 @register("full")
 @dataclass(frozen=True, kw_only=True)
-class Full:
+class Full(Factorless):
     """Train W' itself: all parameters of the model, or the layers that `targets` names."""
 
     kind: ClassVar[str] = "full"
-    version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def check(self, name: str, m: int, n: int) -> None:
-        """Accept every shape."""
 
     def count(self, m: int, n: int) -> int:
         """Return m n (a bias comes on top)."""
         return m * n
 
-    def __call__(self, probe: Probe) -> NoReturn:
-        """Full fine-tuning has no factors."""
-        raise UserError(f"layer {probe.name}: init=full trains the weight itself and has no factors")
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Make all parameters trainable, or the named layers' own; return the handle."""
+        from lorax.adapters.baselines import FullModel
+        from lorax.adapters.install import find_targets
+
+        layers = None if targets == "all-linear" else find_targets(model, targets, head)
+        return FullModel(model, layers, info)

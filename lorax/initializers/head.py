@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorax.errors import UserError
-from lorax.initializers.base import register
+from lorax.initializers.base import Factorless
+from lorax.initializers.registry import register
 
 if TYPE_CHECKING:
-    from lorax.probing.probe import Probe
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
 
 
 @register("head")
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class Head(Factorless):
     """W' = W0; the head trains at the run's own `lr`.
 
     What a classification score owes to the head alone: every adapter of a classification study trains
@@ -22,16 +25,20 @@ class Head:
     """
 
     kind: ClassVar[str] = "head"
-    version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def check(self, name: str, m: int, n: int) -> None:
-        """Accept every shape."""
+    changes_layers: ClassVar[bool] = False
 
     def count(self, m: int, n: int) -> int:
         """Return 0: the head is counted apart."""
         return 0
 
-    def __call__(self, probe: Probe) -> NoReturn:
-        """The frozen encoder has no factors."""
-        raise UserError(f"layer {probe.name}: init=head trains the classification head alone and has no factors")
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Freeze the model, but for the head that the caller puts on it; return the handle."""
+        from lorax.adapters.baselines import HeadOnly
+
+        return HeadOnly(model, info)

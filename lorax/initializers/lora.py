@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorax.initializers.base import Ranked, one_of, register
+from lorax.initializers.base import Ranked, one_of
+from lorax.initializers.registry import register
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors

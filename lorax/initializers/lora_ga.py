@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
-from lorax.initializers.base import Ranked, one_of, positive, register
+from lorax.initializers.base import Ranked, one_of, positive
+from lorax.initializers.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lorax.errors import UserError
-from lorax.initializers.base import Ranked, register
+from lorax.initializers.base import Ranked
+from lorax.initializers.registry import register
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
@@ -28,7 +29,6 @@ class LoRAXS(Ranked):
     noise: float = 0.0
     """Standard deviation of the core at the start; above 0 step 0 is no longer exactly the base."""
     default_alpha: ClassVar[float | None] = None
-    needs: ClassVar[frozenset[str]] = frozenset({"svd"})
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -36,6 +36,11 @@ class LoRAXS(Ranked):
         number = isinstance(self.noise, int | float) and not isinstance(self.noise, bool)
         if not number or not math.isfinite(self.noise) or self.noise < 0:
             raise UserError(f"noise={self.noise}: a finite number of at least 0 is needed")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The weight's top triplets."""
+        return frozenset({"svd"})
 
     def count(self, m: int, n: int) -> int:
         """Return r^2."""

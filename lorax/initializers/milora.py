@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
-from lorax.initializers.base import Ranked, register
+from lorax.initializers.registry import register
+from lorax.initializers.triplets import Triplets
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @register("milora")
 @dataclass(frozen=True, kw_only=True)
-class MiLoRA(Ranked):
+class MiLoRA(Triplets):
     """B = U_-r sqrt(S_-r / eta), A = sqrt(S_-r / eta) V_-r^T, W_fz = W0 - eta B0 A0 (arXiv:2406.09044).
 
     U_-r, S_-r, V_-r are the last r of the k = min(m, n) triplets, so W_fz is the best rank-(k - r)
@@ -24,37 +25,16 @@ class MiLoRA(Ranked):
     factors start at zero and no gradient ever reaches them: that is an error here.
     """
 
-    default_alpha: ClassVar[float | None] = None
-    needs: ClassVar[frozenset[str]] = frozenset({"svd"})
-
-    @property
-    def lr_factor(self) -> float:
-        """1 / sqrt(eta): the factors' norms fall with sqrt(eta), a step moves W' by lr sqrt(eta S)."""
-        return self.eta**-0.5
-
     def __call__(self, probe: Probe) -> Factors:
         """Return the bottom r triplets, the singular values shared evenly between the factors.
 
         Raises:
             UserError: the weight is rank-deficient.
         """
-        from lorax.adapters.core import Identity
-        from lorax.adapters.factors import Factors
-
         U, S, Vh = probe.bottom_svd(self.rank)
         if float(S[-1]) <= probe.tiny:
             raise UserError(
                 f"layer {probe.name}: its weight is rank-deficient (singular value {float(S[-1]):.1e}, "
                 f"bound {probe.tiny:.1e}); milora would start there at A = B = 0 and never train"
             )
-        root = (S / self.eta).sqrt()
-        energy = float((S.double() ** 2).sum() / probe.energy)
-        return Factors(
-            B=U * root,
-            M=Identity(),
-            A=root[:, None] * Vh,
-            eta=self.eta,
-            trainable=frozenset({"A", "B"}),
-            shifts_base=True,
-            report=probe.facts | {"captured": energy, "sigma_min": float(S[-1])},
-        )
+        return self.factors(probe, U, S, Vh, sigma_min=float(S[-1]))

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorax.errors import UserError
-from lorax.initializers.base import register
+from lorax.initializers.base import Factorless
+from lorax.initializers.registry import register
 
 if TYPE_CHECKING:
-    from lorax.probing.probe import Probe
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
 
 
 @register("none")
 @dataclass(frozen=True, kw_only=True)
-class Frozen:
+class Frozen(Factorless):
     """W' = W0: evaluated, never trained."""
 
     kind: ClassVar[str] = "none"
-    version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def check(self, name: str, m: int, n: int) -> None:
-        """Accept every shape."""
+    trains: ClassVar[bool] = False
+    changes_layers: ClassVar[bool] = False
 
     def count(self, m: int, n: int) -> int:
         """Return 0."""
         return 0
 
-    def __call__(self, probe: Probe) -> NoReturn:
-        """The frozen base has no factors."""
-        raise UserError(f"layer {probe.name}: init=none trains nothing and has no factors")
+    def install(
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        head: Sequence[str] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> FullModel:
+        """Freeze the model and return the handle."""
+        from lorax.adapters.baselines import Frozen
+
+        return Frozen(model, info)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
-from lorax.initializers.base import Ranked, one_of, register
+from lorax.initializers.base import one_of
+from lorax.initializers.registry import register
+from lorax.initializers.triplets import Triplets
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @register("pissa")
 @dataclass(frozen=True, kw_only=True)
-class PiSSA(Ranked):
+class PiSSA(Triplets):
     """B = U_r sqrt(S_r / eta), A = sqrt(S_r / eta) V_r^T, W_fz = W0 - eta B0 A0 (arXiv:2404.02948).
 
     eta B0 A0 is the best rank-r approximation of W0 (Eckart-Young) whatever eta is; alpha = rank, hence
@@ -26,38 +28,18 @@ class PiSSA(Ranked):
 
     svd: str = "exact"
     """exact | randomised (block Krylov, seeded; its sine bound is in the report)."""
-    default_alpha: ClassVar[float | None] = None
-    needs: ClassVar[frozenset[str]] = frozenset({"svd"})
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
         one_of("svd", self.svd, ("exact", "randomised"))
 
-    @property
-    def lr_factor(self) -> float:
-        """1 / sqrt(eta): the factors' norms fall with sqrt(eta), a step moves W' by lr sqrt(eta S)."""
-        return self.eta**-0.5
-
     def __call__(self, probe: Probe) -> Factors:
         """Return the top r triplets, the singular values shared evenly between the factors."""
-        from lorax.adapters.core import Identity
-        from lorax.adapters.factors import Factors
-
         U, S, Vh = probe.top_svd(self.rank, randomised=self.svd == "randomised")
         if float(S[-1]) <= probe.tiny:
             raise UserError(
                 f"layer {probe.name}: pissa rank={self.rank}, but singular value {self.rank} of its weight "
                 f"is {float(S[-1]):.1e}: that direction would start at zero and never train; lower the rank"
             )
-        root = (S / self.eta).sqrt()
-        energy = float((S.double() ** 2).sum() / probe.energy)
-        return Factors(
-            B=U * root,
-            M=Identity(),
-            A=root[:, None] * Vh,
-            eta=self.eta,
-            trainable=frozenset({"A", "B"}),
-            shifts_base=True,
-            report=probe.facts | {"captured": energy, "sigma_1": float(S[0]), "sigma_r": float(S[-1])},
-        )
+        return self.factors(probe, U, S, Vh, sigma_1=float(S[0]), sigma_r=float(S[-1]))

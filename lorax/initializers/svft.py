@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lorax.errors import UserError
-from lorax.initializers.base import one_of, register
+from lorax.initializers.base import Method, one_of
+from lorax.initializers.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ PATTERNS = ("plain", "banded", "random", "top_k")
 
 @register("svft")
 @dataclass(frozen=True, kw_only=True)
-class SVFT:
+class SVFT(Method):
     """Delta W = U M V^T, M sparse on a fixed pattern, U and V frozen (arXiv:2405.19597); no rank, eta = 1.
 
     With k = min(m, n) and width d: `plain` trains the diagonal (k values); `banded` the cells with
@@ -37,9 +38,6 @@ class SVFT:
     width: int = 2
     """Half width d of the band, which also sets the number of cells of random and top_k."""
 
-    kind: ClassVar[str] = "adapter"
-    version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset({"svd"})
     eta: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -47,6 +45,11 @@ class SVFT:
         one_of("pattern", self.pattern, PATTERNS)
         if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 0:
             raise UserError(f"width={self.width}: a whole number of at least 0 is needed")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All of the weight's triplets."""
+        return frozenset({"svd"})
 
     @property
     def idle(self) -> frozenset[str]:

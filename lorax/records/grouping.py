@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorax.records import RunRecord, canonical
+from lorax.records import RunRecord, canonical, knobs
 from lorax.records.fields import flatten, is_frozen, is_stamp, method, task
 from lorax.records.staleness import variants
 
 # What never tells two rows apart: the replicate, the columns, where and how it ran, what a version says.
-_APART = {"seed", "name", "results_dir", "device", "track", "evaluate", "label", "schema", "diagnostics"}
+_APART = {*knobs.BOOKKEEPING, "seed", "evaluate", "schema", "diagnostics"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def consumed(record: RunRecord, given: Iterable[str] = ()) -> dict[str, Any]:
             continue
         if key in ("init.name", "init") or value is None or short == "eta":
             continue
-        if short in _DEFAULTS and short not in given and not _is_given(record, short):
+        if short in knobs.METHOD_DEFAULTS and short not in given and not _is_given(record, short):
             continue
         flat["model" if parts[0] == "model" else short] = _comparable(value)
     return flat
@@ -87,9 +87,6 @@ def _comparable(value: Any) -> Any:
     return sorted(value) if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) else value
 
 
-_DEFAULTS = ("alpha", "scaling", "zeta", "zeta_rule", "gamma")
-
-
 def rows_of(records: list[RunRecord]) -> dict[str, Row]:
     """Return run id -> row: method, rank, and the fields that vary among runs of one method and task.
 
@@ -97,7 +94,7 @@ def rows_of(records: list[RunRecord]) -> dict[str, Row]:
     everything else is equal makes rows of its own.
     """
     # What one run was given and another took by default is one field of both: alpha=16 is the default's twin.
-    given = {(method(record), key) for record in records for key in _DEFAULTS if _is_given(record, key)}
+    given = {(method(record), key) for record in records for key in knobs.METHOD_DEFAULTS if _is_given(record, key)}
     values: dict[str, dict[str, Any]] = {
         record.run_id: consumed(record, [key for name, key in given if name == method(record)]) for record in records
     }

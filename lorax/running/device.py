@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes."""
+"""On which device and in which precision a run computes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
+from lorax.errors import UserError
+
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Device and precision, resolved."""
 
-    name: str
+    dtype: str
     """float32 | bf16-autocast | bfloat16 | float16 | float64: part of the run's identity."""
     weights: str
     """dtype of the frozen base."""
@@ -34,7 +36,7 @@ class Place:
         }
 
 
-def placement(dtype: str, device: str) -> Place:
+def resolve_placement(dtype: str, device: str) -> Placement:
     """Resolve `dtype` and `device`.
 
     `auto` is bf16 autocast on a GPU, and on a CPU that multiplies bf16 natively, else float32.
@@ -42,16 +44,16 @@ def placement(dtype: str, device: str) -> Place:
     Raises:
         UserError: the device is not there.
     """
-    name = resolve_dtype(dtype, device)
-    weights = "float32" if name == "bf16-autocast" else name
-    return Place(name, weights, "bfloat16" if name == "bf16-autocast" else None, resolve_device(device))
+    dtype, autocast = resolve_dtype(dtype, device), None
+    weights = dtype
+    if dtype == "bf16-autocast":
+        weights, autocast = "float32", "bfloat16"
+    return Placement(dtype, weights, autocast, resolve_device(device))
 
 
 def resolve_device(device: str) -> str:
     """Return the device that `auto` means here, or the given one if it exists."""
     import torch
-
-    from lorax.errors import UserError
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
@@ -71,15 +73,15 @@ def resolve_dtype(dtype: str, device: str) -> str:
         return dtype
     import torch
 
-    where = resolve_device(device)
-    if where.startswith("cuda"):
+    device = resolve_device(device)
+    if device.startswith("cuda"):
         return "bf16-autocast" if torch.cuda.is_bf16_supported() else "float32"
-    return "bf16-autocast" if where == "cpu" and _multiplies_bf16() else "float32"
+    return "bf16-autocast" if device == "cpu" and _multiplies_bf16() else "float32"
 
 
 def _multiplies_bf16() -> bool:
-    """Tell whether this CPU has bf16 products of its own; emulated ones are slower than float32."""
+    """Return whether this CPU has bf16 products of its own; emulated ones are slower than float32."""
     import torch
 
-    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(ask() for ask in asked if ask is not None)
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(check() for check in checks if check is not None)

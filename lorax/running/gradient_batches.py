@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
 
+if TYPE_CHECKING:
+    from lorax.forward.encode import Encoded
+    from lorax.models.registry import Loaded
+    from lorax.probing.gradient import Loss
+    from lorax.tasks import Task
 
-def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bool = True) -> tuple[Any, list[Any]]:
+
+def gradient_batches(
+    task: Task, loaded: Loaded, config: RunConfig, share: bool = True
+) -> tuple[Loss, list[dict[str, Any]]]:
     """Return (loss, batches) for `layer_gradients`.
 
-    With `calibration=train` these are the batches that the first steps of the run will see, so the
-    gradient that initialises is the one the first steps follow; `heldout` takes examples of no other use.
-    The loss is the mean over answer tokens, with their number as weight, in full precision; small batches are joined,
-    and what all prompts of one begin with is computed once (its gradients add up in it: exact). A fresh
-    head is the one that this run starts with, not that of another lane of its pack.
+    With `calibration=train` these are the batches that the first steps of the run will see, so the gradient
+    that initialises is the one the first steps follow; `heldout` takes examples that serve nothing else.
+    The loss is the mean over answer tokens, with their number as weight, in full precision. Small batches are
+    joined, and what all prompts of a batch begin with is computed once; both are exact. A fresh head is the one
+    that this run starts with, not that of another lane of its pack.
 
     Args:
         task: gives the examples.
         loaded: the untouched model and its tokenizer.
         config: seed, batch size and number of batches.
-        place: device.
-        share: False computes every prompt whole and every batch by itself (the slow twin).
+        share: False computes every prompt whole and every batch by itself, the slow way to the same gradients.
 
     Raises:
         UserError: the split is empty.
@@ -47,20 +54,20 @@ def calibration(task: Any, loaded: Any, config: RunConfig, place: Any, share: bo
 
     loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
     parts = [[rows[index] for index in indices] for indices in chosen]
-    parts = _joined(parts, loaded) if share else parts
-    batches = [vars(lay_out(part, loaded, share=share, cached=False)) for part in parts]
-    return loss, batches
+    parts = join_small(parts, loaded) if share else parts
+    return loss, [vars(lay_out(part, loaded, share=share, cached=False)) for part in parts]
 
 
-def _joined(parts: list[list[Any]], loaded: Any) -> list[list[Any]]:
-    """Join neighbouring batches while they stay one sequence's worth of tokens and take no more than apart.
+def join_small(parts: list[list[Encoded]], loaded: Loaded) -> list[list[Encoded]]:
+    """Join neighbouring batches while that takes no more tokens and they stay within `prefix_tree.LONGEST`.
 
-    The gradient weighs every batch by its labels, so it does not matter how they are cut; products of a hundred
-    tokens take twice the time a token of products of five hundred, and what prompts begin with is computed less often.
+    Every batch weighs in the gradient by its number of labels, so it does not matter how the examples are cut.
+    Fewer, larger products are faster: those of a hundred tokens take twice the time per token of those of five
+    hundred. And what all prompts begin with is computed less often.
     """
     from lorax.forward.prefix_tree import LONGEST, size
 
-    joined: list[list[Any]] = []
+    joined: list[list[Encoded]] = []
     for part in parts:
         together = [*joined[-1], *part] if joined else []
         if together and size(together, loaded) <= min(LONGEST, size(joined[-1], loaded) + size(part, loaded)):

@@ -1,4 +1,4 @@
-"""What makes a run the run it is: the fields it consumes, hence its id and its name in tables."""
+"""What makes a run the run it is: the keys it reads, hence its id; and the code and packages it ran with."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
+from lorax.records import knobs
+
+if TYPE_CHECKING:
+    from lorax.initializers.base import Initializer
+    from lorax.tasks import Task
 
 VERSIONS = {"adapters": 1, "training": 1, "evaluation": 1}
 """Bumped when a component's meaning changes, so that older records are not taken for the same run."""
 
-TRAINED = ("lr", "steps", "batch_size", "weight_decay", "seed")
-ADAPTED = ("targets", "recenter", "dropout")
 PACKAGES = ("lorax-bench", "torch", "transformers", "hydra-core", "omegaconf", "reasoning-gym", "numpy")
 
 
-def identity(config: RunConfig, initializer: Any, task: Any, model_digest: str, dtype: str) -> dict[str, Any]:
+def identity(config: RunConfig, initializer: Initializer, task: Task, model_digest: str, dtype: str) -> dict[str, Any]:
     """Return what this run consumes, for `run_id` to digest.
 
     Args:
@@ -30,7 +33,8 @@ def identity(config: RunConfig, initializer: Any, task: Any, model_digest: str, 
         dtype: the resolved precision.
     """
     kept = consumed_fields(config, initializer)
-    if "train" in kept and (task.kind != "classification" or initializer.kind == "head"):
+    beside_a_head = task.kind == "classification" and initializer.changes_layers  # a head alone trains at `lr`
+    if "train" in kept and not beside_a_head:
         kept["train"].pop("head_lr", None)
     return kept | {
         "task": {"name": task.name, "digest": task.digest, "version": task.version},
@@ -40,48 +44,48 @@ def identity(config: RunConfig, initializer: Any, task: Any, model_digest: str, 
     }
 
 
-def consumed_fields(config: RunConfig, initializer: Any) -> dict[str, Any]:
+def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, Any]:
     """Return the configured fields that a run of this method consumes.
 
     A frozen base consumes neither seed nor lr; full fine-tuning no dropout; SVFT no rank; LoRA no
     zeta. What is not consumed does not split runs: such twins are run once.
     """
-    from lorax.initializers.base import consumed
+    from lorax.initializers.registry import consumed
 
-    kept: dict[str, Any] = {"init": consumed(initializer), "task": config.task, "model": config.model}
-    kept |= {"data_seed": config.data_seed, "dtype": config.dtype, "evaluate": config.evaluate}
-    if initializer.kind != "none":
-        kept |= {key: getattr(config, key) for key in TRAINED}
-        kept["train"] = {key: value for key, value in config.train.items() if key not in _NOT_CONSUMED}
-    if initializer.kind == "adapter":
-        kept |= {key: getattr(config, key) for key in ADAPTED}
-    elif initializer.kind == "full":
+    kept: dict[str, Any] = {"init": consumed(initializer)}
+    kept |= {key: getattr(config, key) for key in knobs.EVERY_RUN}
+    if initializer.trains:
+        kept |= {key: getattr(config, key) for key in knobs.TRAINING}
+        unread = {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_GRADIENT}
+        kept["train"] = {key: value for key, value in config.train.items() if key not in unread}
+    if initializer.has_factors:
+        kept |= {key: getattr(config, key) for key in knobs.ADAPTERS}
+    elif initializer.changes_layers:
         kept["targets"] = config.targets
     if "gradient" in initializer.needs:
         kept["calibration"] = [config.calibration, config.train["calibration_batches"]]
     if config.diagnostics:
-        own = {*kept["init"], *kept}
-        others = _measured_with(config, own) if measured(config, initializer) else []
+        consumed_already = {*kept["init"], *kept}
+        others = _measured_with(config, consumed_already) if is_measured(config, initializer) else []
         kept["diagnostics"] = [config.diagnostics_every, config.forgetting_tokens, *others]
     return kept
 
 
-def measured(config: RunConfig, initializer: Any) -> bool:
+def is_measured(config: RunConfig, initializer: Initializer) -> bool:
     """Return whether a run is diagnosed: where the base's layers stay as they are there is nothing to look at."""
-    return config.diagnostics and initializer.kind not in ("none", "head")
+    return config.diagnostics and initializer.changes_layers
 
 
-def _measured_with(config: RunConfig, own: set[str]) -> list[str]:
-    """What diagnostics depend on beyond what the method consumes: the rank of energies, the gradient's data.
+def _measured_with(config: RunConfig, consumed_already: set[str]) -> list[str]:
+    """Return what diagnostics read beyond what the method consumes: the rank of energies, the gradient's data.
 
-    Named where they are not `_MEASURED_PLAINLY`, so that ids given before they counted still hold.
+    Values of `_UNNAMED` are left out: ids given before these keys counted still hold.
     """
-    asked = {"rank": config.rank, "calibration": (config.calibration, config.train["calibration_batches"])}
-    return [f"{key}={value}" for key, value in asked.items() if key not in own and value != _MEASURED_PLAINLY[key]]
+    read = {"rank": config.rank, "calibration": (config.calibration, config.train["calibration_batches"])}
+    return [f"{key}={value}" for key, value in read.items() if key not in consumed_already and value != _UNNAMED[key]]
 
 
-_MEASURED_PLAINLY = {"rank": 8, "calibration": ("train", 8)}
-_NOT_CONSUMED = ("checkpoint_every", "eval_batch_size", "calibration_batches")
+_UNNAMED = {"rank": 8, "calibration": ("train", 8)}
 
 
 @cache
@@ -105,10 +109,10 @@ def source() -> dict[str, Any]:
 @cache
 def versions() -> dict[str, str | None]:
     """Return the versions of the packages whose change can change a result."""
-    found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
+    installed: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed

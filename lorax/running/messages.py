@@ -10,14 +10,14 @@ from dataclasses import fields
 from lorax.config import Schema, Train, conf_dir
 from lorax.errors import UserError, near
 
-KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
-def explain(error: BaseException) -> str:
+def composition_message(error: BaseException) -> str:
     """Return one line for an error of composition: the value, the place, the near misses."""
-    meant = _for_users(error)
-    if meant is not None:
-        return one_line(meant)
+    wrapped = _user_error(error)
+    if wrapped is not None:
+        return one_line(wrapped)
     text = str(error).strip()
     if (word := getattr(error, "override", None)) is not None:
         return _unreadable(word)
@@ -39,8 +39,8 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def _for_users(error: BaseException | None) -> UserError | None:
-    """Return the error of ours that Hydra has wrapped, if there is one (a launcher refusing its fields)."""
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Return our own error that Hydra has wrapped, if there is one: a launcher may refuse its fields."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
@@ -76,12 +76,12 @@ def _fields_of(group: str) -> list[str]:
     """Return the fields that the options of a group set in their YAML files, nested ones with their dots."""
     import yaml
 
-    found: set[str] = set()
+    names: set[str] = set()
     for path in (conf_dir() / group).glob("*.yaml"):
         for key, value in (yaml.safe_load(path.read_text()) or {}).items():
             inner = value if isinstance(value, dict) else {}
-            found |= {f"{group}.{key}", *(f"{group}.{key}.{name}" for name in inner)}
-    return sorted(found)
+            names |= {f"{group}.{key}", *(f"{group}.{key}.{name}" for name in inner)}
+    return sorted(names)
 
 
 def _no_option(match: re.Match[str], cause: str) -> str:
@@ -99,9 +99,9 @@ def _ambiguous(match: re.Match[str], cause: str) -> str:
 
 def _merge(match: re.Match[str], cause: str) -> str:
     key, _, value = match["override"].strip().partition("=")
-    found = re.search(r"could not be converted to (\w+)", match.string + cause)
-    if found:
-        return f"{key}={value}: must be {KINDS.get(found[1], found[1])}"
+    typed = re.search(r"could not be converted to (\w+)", match.string + cause)
+    if typed:
+        return f"{key}={value}: must be {_TYPES.get(typed[1], typed[1])}"
     if "is not Optional" in match.string + cause:
         return f"{key}={value}: a value is needed"
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", match.string + cause)
@@ -115,6 +115,7 @@ def _first(text: str) -> str:
     return lines[0] if lines else "the configuration cannot be composed"
 
 
+# Pattern in the text of Hydra or OmegaConf -> the line for it, from the match and the text of the cause.
 _RULES: list[tuple[str, Callable[[re.Match[str], str], str]]] = [
     (r"Could not (?:find|load) '(?P<path>[^']+)'", _missing),
     (r"Error merging override (?P<override>[^\n]+)", _merge),
@@ -133,7 +134,7 @@ def one_line(error: BaseException) -> str:
 
 
 def is_composition_error(error: BaseException) -> bool:
-    """Tell whether an exception comes from composing or parsing the configuration."""
+    """Return whether an exception comes from composing or parsing the configuration."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import canonical, check_writable
 from lorax.running.device import resolve_device
+
+if TYPE_CHECKING:
+    from lorax.tasks import Task
 
 
 def preflight(configs: Sequence[RunConfig]) -> None:
@@ -23,7 +26,7 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         UserError: a folder cannot be written, a device is not there, a data file cannot be read, a
             target matches nothing, a rank does not fit a layer.
     """
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, Task] = {}
     shapes: dict[str, dict[str, tuple[int, int]]] = {}
     for key in ("results_dir", "save"):
         for folder in dict.fromkeys(getattr(config, key) for config in configs):
@@ -32,37 +35,37 @@ def preflight(configs: Sequence[RunConfig]) -> None:
     for device in dict.fromkeys(config.device for config in configs):
         resolve_device(device)
     for config in configs:
-        task_key = canonical([config.task, config.data_seed])
-        if task_key not in tasks:
-            tasks[task_key] = load_task(config)
-        task = tasks[task_key]
-        shape_key = canonical([config.model, task.labels and len(task.labels), config.targets])
+        data = canonical([config.task, config.data_seed])
+        task = tasks[data] = tasks.get(data) or load_task(config)
         initializer = config.initializer()
-        if initializer.kind == "none":
-            continue
-        if initializer.kind == "head":
-            check_head(config, task)
-            continue
-        if shape_key not in shapes:
-            shapes[shape_key] = layer_shapes(config, task)
-        if initializer.kind == "adapter":
-            for name, (m, n) in shapes[shape_key].items():
+        if initializer.changes_layers:
+            key = canonical([config.model, task.labels and len(task.labels), config.targets])
+            if key not in shapes:
+                shapes[key] = layer_shapes(config, task)
+            for name, (m, n) in shapes[key].items():
                 initializer.check(name, m, n)
+        elif initializer.trains:
+            check_head(config, task)
 
 
-def load_task(config: RunConfig) -> Any:
-    """Load the run's task; the lanes and rounds of one process share it."""
+def load_task(config: RunConfig) -> Task:
+    """Load the run's task; a process loads each once."""
     return _load_task(canonical([config.task, config.data_seed]))
 
 
 @lru_cache(maxsize=8)
-def _load_task(key: str) -> Any:
+def _load_task(key: str) -> Task:
     from lorax.tasks.registry import load
 
     return load(*json.loads(key))
 
 
-def layer_shapes(config: RunConfig, task: Any) -> dict[str, tuple[int, int]]:
+def class_names(task: Task) -> list[str] | None:
+    """Return the classes for which a model needs a head; None where the answer is a text."""
+    return list(task.labels or ()) if task.kind == "classification" else None
+
+
+def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:
     """Return {layer name: (m, n)} of the layers that a run would adapt, without loading weights.
 
     Raises:
@@ -72,25 +75,25 @@ def layer_shapes(config: RunConfig, task: Any) -> dict[str, tuple[int, int]]:
     from lorax.models.registry import skeleton
     from lorax.probing.weight import shape_of
 
-    loaded = skeleton(config.model, labels=task.labels if task.kind == "classification" else None)
-    check_kind(config, task, loaded.kind)
-    found = find_targets(loaded.model, config.targets, head=loaded.head)
-    return {name: shape_of(module) for name, module in found.items()}
+    loaded = skeleton(config.model, labels=class_names(task))
+    check_task_fits(config, task, loaded.kind)
+    targets = find_targets(loaded.model, config.targets, head=loaded.head)
+    return {name: shape_of(module) for name, module in targets.items()}
 
 
-def check_head(config: RunConfig, task: Any) -> None:
+def check_head(config: RunConfig, task: Task) -> None:
     """Refuse to train the head alone where there is no fresh one."""
     from lorax.models.registry import skeleton
 
-    loaded = skeleton(config.model, labels=task.labels if task.kind == "classification" else None)
-    check_kind(config, task, loaded.kind)
+    loaded = skeleton(config.model, labels=class_names(task))
+    check_task_fits(config, task, loaded.kind)
     if not loaded.head:
         name = config.model["name"]
         raise UserError(f"init=head: model={name} has no fresh head on task={config.task['name']}; nothing would train")
 
 
-def check_kind(config: RunConfig, task: Any, kind: str) -> None:
-    """Refuse a task that the model cannot do."""
+def check_task_fits(config: RunConfig, task: Task, kind: str) -> None:
+    """Refuse a task of another kind than the model's."""
     if (task.kind == "classification") != (kind == "classification"):
         raise UserError(
             f"task={config.task['name']}: a {task.kind} task, but model={config.model['name']} is a {kind} model"

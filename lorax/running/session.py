@@ -1,65 +1,68 @@
-"""Lanes installed on a loaded model: step-0 check, training, evaluation, costs. Leaves the base as it was."""
+"""A pack on a loaded model: installation, step-0 check, training, evaluation, costs. Leaves the base as it was."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorax.running.device import Place
-from lorax.running.prepared import Ready
+from lorax.running.device import Placement
+from lorax.running.prepared import PreparedRun
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.install import Adapters
+    from lorax.models.registry import Loaded
+    from lorax.probing.cache import Cache
+    from lorax.training.run import Outcome, TrainPlan
+    from lorax.training.tracking import Tracker
 
 PROJECT = "lorax"
 
 
 class Session:
-    """K lanes (usually one) from installed factors to scores.
+    """K runs (usually one) from factors to scores; run k is lane k of the pack.
 
     Args:
         loaded: the untouched model; `close` gives it back untouched.
-        place: device and precision.
-        lanes: what to run.
-        factors: each lane's {layer: Factors}; empty for the arms without adapters.
+        placement: device and precision.
+        runs: with their factors and an open record each.
+        cache: of decompositions and gradients.
         show: progress bars on standard error.
     """
 
-    def __init__(self, loaded: Any, place: Place, lanes: list[Ready], factors: list[dict[str, Any]], show: bool):
+    def __init__(self, loaded: Loaded, placement: Placement, runs: list[PreparedRun], cache: Cache | None, show: bool):
         from lorax.forward.heads import install_heads
-        from lorax.probing.cache import Cache
         from lorax.training.costs import reset_peak
 
-        self.loaded, self.place, self.lanes, self.show = loaded, place, lanes, show
-        self.task, self.config = lanes[0].task, lanes[0].config
-        reset_peak(place.device)
+        self.loaded, self.placement, self.runs, self.cache, self.show = loaded, placement, runs, cache, show
+        self.task, self.config = runs[0].task, runs[0].config
+        reset_peak(placement.device)
         self.total = sum(value.numel() for value in loaded.model.parameters())
-        self.trains = lanes[0].initializer.kind != "none"
-        self.cache = Cache.default() if self.config.cache == "on" else None
-        self.adapters = self._install(factors)
+        self.trains = runs[0].initializer.trains
+        self.adapters = self._install()
         # The frozen base consumes no seed, so its untrained head must not depend on whose base it is.
-        self.heads = install_heads(loaded, [lane.config.seed if self.trains else 0 for lane in lanes])
-        self.trackers = [self._tracker(lane) for lane in lanes]
+        self.heads = install_heads(loaded, [run.config.seed if self.trains else 0 for run in runs])
+        self.trackers = [self._tracker(run) for run in runs]
 
-    def _install(self, factors: list[dict[str, Any]]) -> list[Any]:
-        from lorax.adapters.baselines import Frozen, FullModel, HeadOnly
-        from lorax.adapters.install import find_targets, install
+    def _install(self) -> Sequence[Adapters | FullModel]:
+        from lorax.adapters.install import install
 
-        kind, configs = self.lanes[0].initializer.kind, [lane.config for lane in self.lanes]
-        if kind == "none":
-            return [Frozen(self.loaded.model)]
-        if kind == "head":
-            return [HeadOnly(self.loaded.model)]
-        if kind == "full":
-            named = self.config.targets != "all-linear"
-            targets = find_targets(self.loaded.model, self.config.targets, self.loaded.head) if named else None
-            return [FullModel(self.loaded.model, targets=targets)]
-        drops, infos = [config.dropout for config in configs], [lane.identity for lane in self.lanes]
+        model, first = self.loaded.model, self.runs[0]
+        if not first.initializer.has_factors:  # such a run shares its base with no other
+            return [first.initializer.install(model, first.config.targets, head=self.loaded.head)]
+        factors = [run.factors for run in self.runs]
+        dropouts, infos = [run.config.dropout for run in self.runs], [run.identity for run in self.runs]
         if len(factors) == 1:
-            return [install(self.loaded.model, factors[0], self.config.recenter, drops[0], infos[0])]
-        return install(self.loaded.model, factors, self.config.recenter, drops, infos)
+            return [install(model, factors[0], first.config.recenter, dropouts[0], infos[0])]
+        return install(model, factors, first.config.recenter, dropouts, infos)
 
     def step0_errors(self) -> list[float]:
         """Return, for each lane, the largest change of a logit on one training batch before step 1."""
@@ -71,12 +74,12 @@ class Session:
         if not self.trains:
             return [0.0]
         rows = encode(self.task, self.loaded, "train")[: self.config.batch_size]
-        batch = lay_out(rows, self.loaded)
+        batch, device = lay_out(rows, self.loaded), torch.device(self.placement.device)
         errors, base = [], None
         with torch.inference_mode(), Readout(self.loaded) as readout:
-            for number, adapters in enumerate(self.adapters):
-                heads = self.heads[number : number + 1]
-                with active([adapters], heads), autocast(torch.device(self.place.device), self.place.autocast):
+            for lane, adapters in enumerate(self.adapters):
+                heads = self.heads[lane : lane + 1]
+                with active([adapters], heads), autocast(device, self.placement.autocast):
                     logits, _ = run_batch(readout, batch)
                     if base is None or heads:  # a lane's head is its own, the rest of the base all lanes share
                         with adapters.disabled():
@@ -84,124 +87,123 @@ class Session:
                 errors.append(float((logits.double() - base.double()).abs().max()))
         return errors
 
-    def train(self) -> list[Any]:
-        """Train every lane; the frozen base is trained in no steps."""
+    def train(self) -> list[Outcome]:
+        """Train every run; the frozen base is trained in no steps."""
         from lorax.forward.encode import encode
-        from lorax.training.loop import Lane, Outcome, train
+        from lorax.training.loop import Outcome, Run, train
 
         if not self.trains:
             return [Outcome("finished")]
         data = encode(self.task, self.loaded, "train")
         lanes = []
-        for number, (ready, adapters, tracker) in enumerate(zip(self.lanes, self.adapters, self.trackers, strict=True)):
-            config = ready.config
-            head_lr = None if ready.initializer.kind == "head" else config.train["head_lr"]
-            state = ready.store.state(config.name, ready.run_id)
+        for lane, run in enumerate(self.runs):
+            config = run.config
+            state = run.store.state(config.name, run.run_id)
             lanes.append(
-                Lane(
-                    adapters=adapters,
+                Run(
+                    adapters=self.adapters[lane],
                     data=data,
                     lr=config.lr,
                     seed=config.seed,
                     weight_decay=config.weight_decay,
-                    head=self.heads[number] if self.heads else None,
-                    head_lr=head_lr,
-                    plan=self._plan(ready),
-                    on_step=tracker.log,
+                    rates=run.initializer.rates,
+                    rule=run.initializer.rule(),
+                    head=self.heads[lane] if self.heads else None,
+                    # A head that trains alone does so at the run's own rate.
+                    head_lr=config.train["head_lr"] if run.initializer.changes_layers else None,
+                    plan=self._plan(run),
+                    on_step=self.trackers[lane].log,
                     checkpoint=state / "checkpoint.pt" if config.train["checkpoint_every"] else None,
-                    name=ready.run_id,
+                    name=run.run_id,
                 )  # fmt: skip
             )
         return train(self.loaded, lanes, lanes[0].plan)
 
-    def _plan(self, ready: Ready) -> Any:
+    def _plan(self, run: PreparedRun) -> TrainPlan:
         from lorax.training.loop import TrainPlan
 
-        config = ready.config
-        own = {key: config.train[key] for key in ("schedule", "warmup", "clip", "accumulation", "checkpoint_every")}
+        config = run.config
+        keys = ("schedule", "warmup", "clip", "accumulation", "checkpoint_every")
         return TrainPlan(
-            steps=config.steps, batch_size=config.batch_size, autocast=self.place.autocast,
-            progress=None if self.show else False, **own,
+            steps=config.steps, batch_size=config.batch_size, autocast=self.placement.autocast,
+            progress=None if self.show else False, **{key: config.train[key] for key in keys},
         )  # fmt: skip
 
-    def evaluate(self) -> list[tuple[dict[str, Any], list[dict[str, Any]], float]]:
-        """Return, for each lane, scores by split, items of all splits, and seconds."""
+    def evaluate(self) -> float:
+        """Enter each run's scores and items, split by split; return the seconds of all runs together."""
         from lorax.evaluation.evaluate import evaluate, summarise
 
-        asked = self.config.evaluate
-        splits = ["validation", "test"] if asked == "both" else [asked]
-        found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [({}, []) for _ in self.lanes]
+        wanted = self.config.evaluate
         start = time.perf_counter()
-        for split in splits:
-            lanes = self.adapters if self.trains else None
-            rows = evaluate(
-                self.loaded, self.task, split, lanes, self.heads,
-                batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.place.autocast,
+        for split in ["validation", "test"] if wanted == "both" else [wanted]:
+            answers = evaluate(
+                self.loaded, self.task, split, self.adapters if self.trains else None, self.heads,
+                batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.placement.autocast,
                 shots=bool(self.task.shots) and not self.trains,
             )  # fmt: skip
-            for (scores, items), lane_rows in zip(found, rows, strict=True):
-                scores[split] = summarise(lane_rows)
-                items.extend(lane_rows)
-        seconds = time.perf_counter() - start
-        return [(scores, items, seconds) for scores, items in found]
+            for run, items in zip(self.runs, answers, strict=True):
+                run.record.scores[split] = summarise(items)
+                run.items.extend(items)
+        return time.perf_counter() - start
 
-    def init_report(self, number: int) -> dict[str, Any]:
+    def init_report(self, lane: int) -> dict[str, Any]:
         """Return eta and what each layer's initialisation reported."""
-        adapters = self.adapters[number]
+        adapters = self.adapters[lane]
         eta, layers = adapters.eta(), adapters.report()
         values = sorted(set(eta.values()))
-        kinds = sorted({str(value.dtype).removeprefix("torch.") for value in adapters.parameters()})
+        dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in adapters.parameters()})
         return {
-            "trained_dtype": " and ".join(kinds) or None,
+            "trained_dtype": " and ".join(dtypes) or None,
             "eta": values[0] if len(values) == 1 else [values[0], values[-1]] if values else None,
             "n_layers": len(eta),
             "summary": _medians(layers),
             "layers": layers,
         }
 
-    def costs(self, number: int) -> dict[str, Any]:
+    def costs(self, lane: int) -> dict[str, Any]:
         """Return trained parameters, their share, bytes of the saved adapter and peak memory."""
         from lorax.training.costs import peak_mb
 
-        adapters = self.adapters[number]
-        head = self.heads[number].count_trainable() if self.heads and self.trains else 0
+        adapters = self.adapters[lane]
+        head = self.heads[lane].count_trainable() if self.heads and self.trains else 0
         # Full fine-tuning counts the model's own head, in whose place the lane's head trains.
-        aside = {id(value) for name in self.loaded.head for value in self._original(name).parameters()}
-        own = sum(value.numel() for value in adapters.parameters() if id(value) not in aside)
-        kept = {key: value for key, value in adapters.state_dict().items() if not key.startswith("start.")}
+        replaced = {id(value) for name in self.loaded.head for value in self._original(name).parameters()}
+        body = sum(value.numel() for value in adapters.parameters() if id(value) not in replaced)
+        saved = {key: value for key, value in adapters.state_dict().items() if not key.startswith("start.")}
         return {
-            "trainable": own + head, "head": head, "total": self.total, "share": (own + head) / self.total,
-            "bytes": sum(value.numel() * value.element_size() for value in kept.values()),
-            "peak_mb": peak_mb(self.place.device),
+            "trainable": body + head, "head": head, "total": self.total, "share": (body + head) / self.total,
+            "bytes": sum(value.numel() * value.element_size() for value in saved.values()),
+            "peak_mb": peak_mb(self.placement.device),
         }  # fmt: skip
 
-    def _original(self, head: str) -> Any:
-        """The model's own module where lanes have their heads."""
+    def _original(self, head: str) -> nn.Module:
+        """Return the model's own module in whose place the lanes have their heads."""
         return self.heads[0].wrappers[head].original[0]
 
     def save(self) -> None:
         """Save trained adapters, with their heads, where a run asked for it."""
         from lorax.forward.heads import plain_head
 
-        for number, (ready, adapters) in enumerate(zip(self.lanes, self.adapters, strict=True)):
-            if ready.config.save is not None and self.trains:
-                with plain_head(self.heads[number] if self.heads else None, self.loaded):
-                    adapters.save(Path(ready.config.save) / ready.run_id, quiet=True)
+        for lane, (run, adapters) in enumerate(zip(self.runs, self.adapters, strict=True)):
+            if run.config.save is not None and self.trains:
+                with plain_head(self.heads[lane] if self.heads else None, self.loaded):
+                    adapters.save(Path(run.config.save) / run.run_id, quiet=True)
 
-    def _tracker(self, ready: Ready) -> Any:
+    def _tracker(self, run: PreparedRun) -> Tracker:
         from lorax.training.tracking import Tracker
 
-        config = ready.config
-        name = config.label or f"{config.init['name']}-{ready.run_id[:6]}"
+        config = run.config
+        name = config.label or f"{config.init['name']}-{run.run_id[:6]}"
         return Tracker(
-            Path("outputs") / config.name / ready.run_id, config.to_dict() | {"run_id": ready.run_id},
+            Path("outputs") / config.name / run.run_id, config.to_dict() | {"run_id": run.run_id},
             mode=config.track if self.trains else "none", project=PROJECT, name=name, group=config.name,
             tags=[config.init["name"], config.task["name"]],
         )  # fmt: skip
 
-    def report(self, records: list[Any]) -> None:
-        """Tell the trackers how each run ended."""
-        for tracker, record in zip(self.trackers, records, strict=True):
+    def log_results(self) -> None:
+        """Log how each run ended: its scores, its costs, its status."""
+        for tracker, run in zip(self.trackers, self.runs, strict=True):
+            record = run.record
             scores = {f"{split}/{key}": value for split, entry in record.scores.items() for key, value in entry.items()}
             costs = {f"costs/{key}": value for key, value in record.costs.items()}
             step0 = record.init_report.get("step0_error")

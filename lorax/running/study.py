@@ -12,7 +12,7 @@ from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import Store
 from lorax.running.preflight import layer_shapes, load_task
-from lorax.running.prepared import default_rate, ready
+from lorax.running.prepared import default_rate, prepare
 from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
 
 OUTSIDE = (
@@ -94,10 +94,10 @@ def _tell(notes: Sequence[str], told: set[str]) -> None:
 
 def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any]]:
     """Run jobs one by one in this process: their seconds and memory are the point."""
-    from lorax.running.launch import run_lanes
+    from lorax.running.launch import run_pack
 
     return [
-        {"overrides": job, **run_lanes([config], {"launcher": "solo"}, overrides=[job])[0]}
+        {"overrides": job, **run_pack([config], {"launcher": "solo"}, overrides=[job])[0]}
         for config, job in zip(configs, jobs, strict=True)
     ]
 
@@ -145,7 +145,7 @@ class _Composer:
 
     def consumes(self, overrides: list[str]) -> dict[str, Any]:
         """Return what the run consumes, with the digests and versions of now: older records are stale."""
-        return ready(self.config(overrides)).identity
+        return prepare(self.config(overrides)).identity
 
 
 def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -194,7 +194,7 @@ def _probe(sweeper: Any, spec: Any, outside: list[str]) -> float | None:
     Counts start-up, initialisation, the median step times the steps, and the evaluation. Other arms'
     initialisation and steps differ; their own cost probes replace this once the study has begun.
     """
-    from lorax.running.launch import run_lanes
+    from lorax.running.launch import run_pack
     from lorax.studies.jobs import make_job
 
     if spec.costs is None:
@@ -204,7 +204,7 @@ def _probe(sweeper: Any, spec: Any, outside: list[str]) -> float | None:
         words = [word for word in outside if not word.startswith(("results_dir=", "track="))]
         overrides = [*job.overrides, *words, f"results_dir={folder}", "track=none"]
         start = time.perf_counter()
-        run_lanes(checked(sweeper, [overrides]))
+        run_pack(checked(sweeper, [overrides]))
         elapsed = time.perf_counter() - start
         record = Store(folder).read(spec.name)[0]
     steps = spec.fixed.get("steps") or load_steps(record)

@@ -1,7 +1,7 @@
-"""The training loop, over a list of lanes: a single run is one lane.
+"""The training loop, over the runs of a pack: a single run is a pack of one.
 
-K lanes share the frozen base and nothing else. Each has its own data order, loss, clipping,
-learning rate, schedule, optimiser state and end, and takes the steps it would take alone.
+Runs share the frozen base and nothing else. Each has its own data order, loss, clipping, learning
+rate, schedule, optimiser state and end, and takes the steps it would take alone.
 """
 
 from __future__ import annotations
@@ -21,103 +21,143 @@ from lorax.forward.batch import widths
 from lorax.forward.prefix_tree import lay_out
 from lorax.forward.readout import Readout, autocast, device_of, run_batch
 from lorax.training.checkpoint import save_checkpoints
-from lorax.training.run import Lane, LaneRun, Outcome, TrainPlan
+from lorax.training.run import Outcome, Run, TrainPlan
+from lorax.training.state import RunState
+from lorax.training.update import Update, make_updates
 
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded
 
-__all__ = ["Lane", "Outcome", "TrainPlan", "train"]
+__all__ = ["Outcome", "Run", "TrainPlan", "train"]
 
 
-def train(loaded: Loaded, lanes: Sequence[Lane], plan: TrainPlan) -> list[Outcome]:
-    """Train K lanes on one frozen base, each as it would train alone.
+def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]:
+    """Train the runs of a pack on one frozen base, each as it would train alone.
 
-        loss_k = sum over the labels of lane k's batch of the cross-entropy / their number
+        loss_k = sum over the labels of run k's batch of the cross-entropy / their number
+        differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; 1 / T in a group of T runs
 
-    The lanes' losses are added and differentiated once; no parameter is shared, so each lane gets
-    the gradient of its own loss. A lane whose loss or gradient is not finite is retired before its
-    update and recorded as diverged; the others go on untouched. The base is in evaluation mode (no
-    dropout of its own), so that arms differ in their adapters only.
+    The losses are added and differentiated once; runs share no parameter (unless tied, in a group), so
+    each gets the gradient of its own loss. A run whose loss, penalty or gradient is not finite ends
+    before its update and is recorded as diverged; the others go on untouched. The base is in evaluation
+    mode (no dropout of its own), so that runs differ in their adapters only. What a method does beside
+    the optimiser is its `TrainingRule`, called once a step.
 
     Args:
         loaded: the model that the adapters are installed on.
-        lanes: one, or K installed together.
-        plan: for every lane that brings none of its own.
+        runs: one, or K installed together.
+        plan: for every run that brings none of its own.
 
     Returns:
-        One `Outcome` a lane, in order.
+        One `Outcome` a run, in order.
 
     Raises:
-        UserError: lanes of one pack that differ in batch shape or autocast; a batch that cannot be
+        UserError: runs of one pack that differ in batch shape or autocast; a batch that cannot be
             split into `accumulation` parts; no training data.
     """
-    runs = [LaneRun(lane, lane.plan or plan, device_of(loaded.model)) for lane in lanes]
-    _check(runs)
+    states = [RunState(run, run.plan or plan, device_of(loaded.model)) for run in runs]
+    _check(states)
+    updates = make_updates(states)
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
-    for lane in lanes:
-        lane.adapters.train(True)
+    for run in runs:
+        run.adapters.train(True)
     try:
-        with Readout(loaded) as readout, _bar(runs, plan) as bar:
-            while going := [run for run in runs if run.going]:
+        with Readout(loaded) as readout, _bar(states, plan) as bar:
+            while moving := [update for update in updates if update.going]:
+                going = [state for update in moving for state in update.states]
                 start = time.perf_counter()
-                with active([run.lane.adapters for run in going], [run.lane.head for run in going]):
-                    losses = _gradients(loaded, readout, going)
-                norms = [run.gradient_norm() for run in going]
-                # The one wait for the device in a step.
-                numbers = torch.stack([losses, torch.stack(norms).to(losses.dtype)]).tolist()
-                for run, loss, norm in zip(going, *numbers, strict=True):
-                    run.step_with(loss, norm)
+                losses = _step(loaded, readout, moving, going)
                 elapsed = time.perf_counter() - start
-                for run in going:
-                    run.after(elapsed)
-                if any(run.due for run in going):  # retired lanes with the others, for the pack to resume as it was
-                    save_checkpoints([state for run in runs if (state := run.checkpoint()) is not None])
-                bar.set_postfix(loss=f"{sum(numbers[0]) / len(going):.3f}", refresh=False)
-                bar.update(max(run.step for run in runs) - bar.n)
+                for state in going:
+                    state.add_time(elapsed)
+                if any(state.due for state in going):  # ended runs with the others, so that the pack resumes as it was
+                    save_checkpoints([checkpoint for update in updates for checkpoint in update.checkpoints()])
+                bar.set_postfix(loss=f"{sum(losses) / len(going):.3f}", refresh=False)
+                bar.update(max(state.step for state in states) - bar.n)
     finally:
-        set_widths([lane.adapters for lane in lanes], [{} for _ in lanes])
-        set_live([lane.adapters for lane in lanes], None)
+        set_widths([run.adapters for run in runs], [{} for _ in runs])
+        set_live([run.adapters for run in runs], None)
         for module, mode in modes.items():
             module.training = mode
-    return [run.outcome() for run in runs]
+    return [state.outcome() for state in states]
 
 
-def _gradients(loaded: Loaded, readout: Readout, going: list[LaneRun]) -> Tensor:
-    """Accumulate every active lane's gradient; return their losses, (K,)."""
+def _step(loaded: Loaded, readout: Readout, moving: list[Update], going: list[RunState]) -> list[float]:
+    """Take one step with every run that is going; return their losses."""
+    for state in going:
+        state.before_forward()
+    with active([state.run.adapters for state in going], [state.run.head for state in going]):
+        losses = _gradients(loaded, readout, going)
+    penalties = _penalties(going)
+    for update in moving:
+        update.unscale()
+    for state in going:
+        state.after_backward()
+    norms = [update.gradient_norm() for update in moving]
+    given = [penalty for penalty in penalties if penalty is not None]
+    # The one wait for the device in a step.
+    numbers = torch.cat([losses, torch.stack([value.to(losses.dtype) for value in (*given, *norms)])]).tolist()
+    loss_of = dict(zip(going, numbers, strict=False))
+    rest = iter(numbers[len(going) :])
+    penalty_of = {state: None if value is None else next(rest) for state, value in zip(going, penalties, strict=True)}
+    for update, norm in zip(moving, rest, strict=True):
+        update.apply([loss_of[state] for state in update.states], norm, [penalty_of[state] for state in update.states])
+    return numbers[: len(going)]
+
+
+def _penalties(going: list[RunState]) -> list[Tensor | None]:
+    """Differentiate what training rules add to the losses, once a step; return each run's, detached."""
+    penalties = [state.penalty() for state in going]
+    given = [penalty for penalty in penalties if penalty is not None]
+    if given:
+        (torch.stack(given).sum() * going[0].loss_scale).backward()
+    return [None if penalty is None else penalty.detach() for penalty in penalties]
+
+
+def _gradients(loaded: Loaded, readout: Readout, going: list[RunState]) -> Tensor:
+    """Accumulate the gradient of every run that is going; return their losses, (K,)."""
     plan, device = going[0].plan, going[0].device
-    parts = [run.micro_batches() for run in going]
+    parts = [state.micro_batches() for state in going]
     labels = [sum(len(row.labels) for part in lane for row in part) for lane in parts]
     scale = going[0].loss_scale
-    share = plan.share_prefix and not any(run.drops for run in going)  # rows draw masks of their own
+    share = plan.share_prefix and not any(state.drops for state in going)  # rows draw masks of their own
+    weights = [state.loss_weight for state in going]
+    weighted = any(weight != 1 for weight in weights)
     losses: Any = 0
     for rows in zip(*parts, strict=True):
         batch = lay_out([row for part in rows for row in part], loaded, len(going), share)
-        set_widths([run.lane.adapters for run in going], widths(rows, loaded.kind))
-        set_live([run.lane.adapters for run in going], batch if plan.skip_padding else None)
+        set_widths([state.run.adapters for state in going], widths(rows, loaded.kind))
+        set_live([state.run.adapters for state in going], batch if plan.skip_padding else None)
         with autocast(device, plan.autocast):
             _, token = run_batch(readout, batch)
         blocks = token.split([sum(len(row.labels) for row in part) for part in rows])
         shares = torch.stack([block.sum() / count for block, count in zip(blocks, labels, strict=True)])
-        (shares.sum() * scale).backward()
+        total = (shares * shares.new_tensor(weights)).sum() if weighted else shares.sum()
+        (total * scale).backward()
         losses = losses + shares.detach()
     return losses
 
 
-def _check(runs: list[LaneRun]) -> None:
-    first = runs[0].plan
+def _check(states: list[RunState]) -> None:
+    first = states[0].plan
     if first.batch_size % first.accumulation:
         raise UserError(f"batch_size={first.batch_size}: not a multiple of accumulation={first.accumulation}")
     for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding"):
-        if len({getattr(run.plan, key) for run in runs}) > 1:
-            raise UserError(f"lanes of one pack differ in {key}")
-    one_base([run.lane.adapters for run in runs])
+        if len({getattr(state.plan, key) for state in states}) > 1:
+            raise UserError(f"runs of one pack differ in {key}")
+    one_base([state.run.adapters for state in states])
 
 
-def _bar(runs: list[LaneRun], plan: TrainPlan) -> tqdm:
+def _bar(states: list[RunState], plan: TrainPlan) -> tqdm:
     shown = sys.stderr.isatty() if plan.progress is None else plan.progress
-    total = max(run.plan.steps for run in runs)
-    label = "train" if len(runs) == 1 else f"train {len(runs)} lanes"
+    total = max(state.plan.steps for state in states)
+    label = "train" if len(states) == 1 else f"train {len(states)} runs"
     return tqdm(
-        total=total, initial=min(run.step for run in runs), desc=label, disable=not shown, leave=False, unit="step"
+        total=total,
+        initial=min(state.step for state in states),
+        desc=label,
+        disable=not shown,
+        leave=False,
+        unit="step",
     )

@@ -6,7 +6,7 @@ from torch import nn
 
 from lorax.adapters.core import Dense, Diagonal, Identity, Sparse
 from lorax.adapters.factors import Factors
-from lorax.adapters.linear import effective
+from lorax.adapters.kinds import effective
 
 AB, M = frozenset("AB"), frozenset("M")
 

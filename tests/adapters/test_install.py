@@ -183,7 +183,7 @@ def test_dropout_on_a_folded_base_warns(net, make):
 def test_train_switches_only_these_adapters(net, make):
     model = net().eval()
     adapters = install(model, make("lora", find_targets(model)), dropout=0.5).train()
-    assert not model.training and all(lane.training for lane in adapters.lanes().values())
+    assert not model.training and all(lane.training for lane in adapters.layer_adapters().values())
     adapters.eval()
-    assert not any(lane.training for lane in adapters.lanes().values())
+    assert not any(lane.training for lane in adapters.layer_adapters().values())
     assert "trainable" in repr(adapters) and "rank=3" in str(model)

@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorax.adapters.adapted import reference_mode
 from lorax.adapters.install import find_targets, install
-from lorax.adapters.linear import readable
 
 
 def adapted(net, make, kind, dtype=torch.float64, **options):
@@ -37,7 +37,7 @@ def test_fast_form_trains_like_the_readable_one(net, make, kind, dropout):
     twin = copy.deepcopy(model)
     x = torch.randn(4, 3, 6, dtype=torch.float64)
     fast = train(model, adapters, x)
-    with readable():
+    with reference_mode():
         slow = train(twin, twin_of(adapters, twin), x)
     torch.testing.assert_close(fast, slow, rtol=1e-11, atol=0)
     for name, value in model.state_dict().items():
@@ -110,7 +110,7 @@ def test_carry_equals_fold(net, make):
     for recenter in ("carry", "fold"):
         model, adapters = adapted(net, make, "pissa", recenter=recenter)
         train(model, adapters, x)
-        deltas.append({name: lane.delta() for name, lane in adapters.lanes().items()})
+        deltas.append({name: lane.delta() for name, lane in adapters.layer_adapters().items()})
         frozen.append({name: adapters.frozen_weight(name) for name in adapters.names()})
     for name in ("up", "down"):
         torch.testing.assert_close(deltas[0][name], deltas[1][name], rtol=1e-10, atol=1e-12)
@@ -129,12 +129,12 @@ def test_small_updates_survive_bfloat16_products(make, fast):
     adapters = install(model, factors)
     with torch.no_grad():
         for name, change in adapters.named_parameters().items():
-            start = adapters.lanes()["0"].start(name[-1])
+            start = adapters.layer_adapters()["0"].start(name[-1])
             step = torch.randn_like(change)
             change.copy_(1e-3 * start.norm() / step.norm() * step)
     x = torch.randn(256, 96).bfloat16()
     want = x.float() @ adapters.delta()["0"].T
-    with contextlib.nullcontext() if fast else readable():
+    with contextlib.nullcontext() if fast else reference_mode():
         error = (model(x).float() - want).norm() / want.norm()
     assert error <= 1e-2
 
@@ -158,14 +158,14 @@ def test_autocast_casts_the_frozen_weight_once(net, make, shake):
     x = torch.randn(8, 6, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = model.up(x)
-        first = model.up.cast("weight", torch.bfloat16)
+        first = model.up.in_dtype("weight", torch.bfloat16)
         model.up(x)
-        assert model.up.cast("weight", torch.bfloat16) is first and y.dtype == torch.bfloat16
-        with readable():
+        assert model.up.in_dtype("weight", torch.bfloat16) is first and y.dtype == torch.bfloat16
+        with reference_mode():
             torch.testing.assert_close(y, model.up(x), rtol=2e-2, atol=2e-2)
         with torch.no_grad():
             model.up.weight.mul_(2)
-        assert torch.equal(model.up.cast("weight", torch.bfloat16), first * 2)
+        assert torch.equal(model.up.in_dtype("weight", torch.bfloat16), first * 2)
     y.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for n, p in adapters.named_parameters().items() if "up" in n)
     assert x.grad.dtype == torch.float32
@@ -175,7 +175,7 @@ def test_inference_mode_leaves_nothing_behind(net, make, kind):
     model, adapters = adapted(net, make, kind, torch.float32)
     x = torch.randn(3, 6)
     with torch.autocast("cpu", torch.bfloat16):
-        with torch.inference_mode(), adapters.pack.steady():
+        with torch.inference_mode(), adapters.pack.frozen_factors():
             want = model(x)
         y = model(x)
     assert torch.equal(y, want)

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from lorax.adapters.adapted import reference_mode
 from lorax.adapters.install import find_targets, install
-from lorax.adapters.linear import readable
 from lorax.errors import UserError
 
 MIXED = ["lora", "pissa", "svft", "xs", "banded", "adalora", "only_a", "svft"]
@@ -49,7 +49,7 @@ FP64, FP32 = (torch.float64, 1e-12, 1e-9), (torch.float32, 1e-6, 1e-4)
 
 @pytest.mark.parametrize(
     "form, dropout, tolerance",
-    [(nullcontext, 0.0, FP64), (nullcontext, 0.25, FP64), (nullcontext, 0.25, FP32), (readable, 0.25, FP64)],
+    [(nullcontext, 0.0, FP64), (nullcontext, 0.25, FP64), (nullcontext, 0.25, FP32), (reference_mode, 0.25, FP64)],
 )
 def test_packed_lanes_train_like_separate_models(net, make, form, dropout, tolerance):
     dtype, loss_tol, tensor_tol = tolerance
@@ -128,7 +128,7 @@ def test_lanes_leave_one_by_one(net, make, shake):
 def test_frozen_factors_are_stored_once(net, make):
     model, _, lanes = lanes_of(net, make, ["lora", "svft", "banded", "svft"])
     for _ in range(2):
-        stored = {lane.lanes()["down"].start(name).data_ptr() for lane in lanes[1:] for name in "AB"}
+        stored = {lane.layer_adapters()["down"].start(name).data_ptr() for lane in lanes[1:] for name in "AB"}
         assert len(stored) == 2
         model.to(torch.float32).to(torch.float64)
 
@@ -142,13 +142,13 @@ def test_rows_must_divide(net, make):
 def test_steady_keeps_the_stack_until_the_block_ends(net, make, shake):
     model, _, lanes = lanes_of(net, make, MIXED)
     batch = torch.cat(data(len(MIXED)))
-    with torch.no_grad(), lanes[0].pack.steady():
+    with torch.no_grad(), lanes[0].pack.frozen_factors():
         first = model(batch)
         assert torch.equal(model(batch), first)
     for k, lane in enumerate(lanes):
         shake(lane, seed=k)
     want = model(batch)
-    with torch.no_grad(), lanes[0].pack.steady():
+    with torch.no_grad(), lanes[0].pack.frozen_factors():
         assert torch.equal(model(batch), want) and not torch.equal(want, first)
 
 

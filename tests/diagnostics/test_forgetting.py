@@ -66,7 +66,7 @@ def test_step_0_forgets_nothing_and_modes_are_kept(toy):
 def test_one_lane_of_a_pack_is_measured_alone(toy):
     from lorax.adapters.install import find_targets, install
     from lorax.api import make_factors
-    from lorax.initializers.base import build
+    from lorax.initializers.registry import build
 
     targets = find_targets(toy.model)
     sets = [make_factors(toy.model, build(name, shared={"rank": 2}), targets) for name in ("lora", "pissa")]

@@ -8,12 +8,12 @@ import torch
 
 from lorax.adapters.baselines import Frozen, FullModel
 from lorax.adapters.install import find_targets, install
-from lorax.adapters.linear import effective
+from lorax.adapters.kinds import effective
 from lorax.api import attach, make_factors
 from lorax.diagnostics.alignment import measure_init
 from lorax.diagnostics.measure import base_gradients, measure
 from lorax.errors import UserError
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.models.registry import load
 from lorax.records import RunRecord
 from lorax.tasks.base import Example, Task

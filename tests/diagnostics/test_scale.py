@@ -4,7 +4,7 @@ import pytest
 
 from lorax.diagnostics.scale import SETTINGS, main, scale_grid
 from lorax.errors import UserError
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.probing.cache import Cache
 
 RANKS, SHAPES = [2, 16], [(64, 64), (256, 64), (64, 256), (256, 256)]

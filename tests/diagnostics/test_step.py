@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from lorax.adapters.adapted import reference_mode
 from lorax.adapters.core import Dense, Diagonal, Identity, Sparse
 from lorax.adapters.factors import Factors
 from lorax.adapters.install import install
-from lorax.adapters.linear import readable
 from lorax.diagnostics.alignment import captured, first_step, measure_init
 from lorax.diagnostics.angles import cosine
 from lorax.diagnostics.step import adam, gradients, reach, sgd, tangent
-from lorax.initializers.base import build, get, names
+from lorax.initializers.registry import build, get, names
 from lorax.probing.probe import Probe
 
 M, N, R = 18, 14, 3
@@ -57,12 +57,12 @@ def real_step(factors, optimizer, lr):
     model = nn.Sequential(nn.Linear(N, M, bias=False, dtype=torch.float64))
     model[0].weight.data = W.clone()
     adapters = install(model, {"0": factors})
-    start = adapters.layer("0").start() + adapters.lanes()["0"].delta()
+    start = adapters.layer("0").start() + adapters.layer_adapters()["0"].delta()
     opt = optimizer(adapters.parameters(), lr=lr)
-    with readable():
+    with reference_mode():
         (model(torch.eye(N, dtype=torch.float64)).mT * G).sum().backward()
     opt.step()
-    return (adapters.layer("0").start() + adapters.lanes()["0"].delta() - start).detach()
+    return (adapters.layer("0").start() + adapters.layer_adapters()["0"].delta() - start).detach()
 
 
 @pytest.mark.parametrize("factors", CASES.values(), ids=CASES)

@@ -16,8 +16,8 @@ from lorax.api import attach, make_factors
 from lorax.evaluation.evaluate import batches, evaluate, summarise
 from lorax.forward.encode import encode
 from lorax.forward.readout import caches_plainly
-from lorax.initializers.base import build
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.initializers.registry import build
+from lorax.training.loop import Run, TrainPlan, train
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def trained(toy, fresh_sums):
     ]
     handles = install(loaded.model, made)
     data = encode(sums, loaded, "test")  # on purpose: some answers are then reproduced to the end
-    lanes = [Lane(adapters=a, data=data, lr=r, seed=0) for a, r in zip(handles, (3e-2, 1e-2, 1e-4), strict=True)]
+    lanes = [Run(adapters=a, data=data, lr=r, seed=0) for a, r in zip(handles, (3e-2, 1e-2, 1e-4), strict=True)]
     train(loaded, lanes, TrainPlan(steps=50, batch_size=8))
     return loaded, handles, sums
 

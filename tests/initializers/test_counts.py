@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lorax.adapters.install import find_targets
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.probing.weight import shape_of
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorax.initializers.base import build, get, names
+from lorax.initializers.registry import build, get, names
 
 
 @pytest.mark.parametrize("name", [name for name in names() if get(name).kind == "adapter"])

@@ -7,7 +7,7 @@ from torch import nn
 
 from lorax.api import make_factors
 from lorax.errors import UserError
-from lorax.initializers.base import build
+from lorax.initializers.registry import build
 from lorax.probing.parallel import all_threads, side_by_side
 from lorax.probing.symmetric import one_thread
 

@@ -8,7 +8,7 @@ from lorax.forward.batch import Encoded
 from lorax.forward.prefix_tree import size
 from lorax.models.registry import load
 from lorax.probing.gradient import layer_gradients
-from lorax.running.gradient_batches import _joined, calibration
+from lorax.running.gradient_batches import gradient_batches, join_small
 
 
 def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are():
@@ -19,25 +19,26 @@ def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are()
     loaded = load({"name": "toy", "hidden": 32}, dtype="float64")
     targets = {name: part for name, part in loaded.model.named_modules() if isinstance(part, nn.Linear)}
     targets = {name: part for name, part in targets.items() if "layers" in name}
-    found, tokens, counts = [], [], []
+    gradients, tokens, counts = [], [], []
     for share in (True, False):
-        loss, batches = calibration(task, loaded, config, SimpleNamespace(device="cpu"), share)
+        loss, batches = gradient_batches(task, loaded, config, share)
         counts.append(len(batches))
         tokens.append(sum(batch["inputs"]["input_ids"].numel() for batch in batches))
-        found.append(layer_gradients(loaded.model, targets, loss, batches))
+        gradients.append(layer_gradients(loaded.model, targets, loss, batches))
     assert tokens[0] < 0.5 * tokens[1] and counts[0] < counts[1] == 3
-    for name, shared in found[0].items():
-        whole = found[1][name]  # norms and positions are in fp32 whatever the model is in
+    for name, shared in gradients[0].items():
+        whole = gradients[1][name]  # norms and positions are in fp32 whatever the model is in
         assert torch.linalg.norm(shared - whole) < 1e-6 * torch.linalg.norm(whole)
 
 
 def test_batches_are_joined_only_where_that_takes_no_more_tokens():
     loaded = load({"name": "toy", "hidden": 32})
     long, short = Encoded([5] * 400, [1], None), Encoded([6] * 10, [1], None)
-    own = [[Encoded([number] * 10, [1], None)] for number in range(8, 20)]
-    assert _joined([[short], [long], [short]], loaded) == [[short], [long], [short]]  # padding would outgrow the rest
-    assert [len(part) for part in _joined(own, loaded)] == [12]
+    short_ones = [[Encoded([number] * 10, [1], None)] for number in range(8, 20)]
+    apart = [[short], [long], [short]]  # joined, the padding would outgrow the rest
+    assert join_small(apart, loaded) == apart
+    assert [len(part) for part in join_small(short_ones, loaded)] == [12]
     alike = [[Encoded([7] * 440 + [number], [1], None)] for number in range(8, 12)]
-    assert [size(part, loaded) for part in _joined(alike, loaded)] == [size(sum(alike, []), loaded)] == [444]
+    assert [size(part, loaded) for part in join_small(alike, loaded)] == [size(sum(alike, []), loaded)] == [444]
     encoder = replace(loaded, kind="classification")  # it computes every row whole
-    assert _joined(alike, encoder) == alike
+    assert join_small(alike, encoder) == alike

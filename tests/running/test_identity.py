@@ -3,13 +3,15 @@
 import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lorax.config import RunConfig, Train
-from lorax.running.identity import source
+from lorax.records import Store, run_id
+from lorax.running.identity import identity, source
 from lorax.running.packing import pack_key
-from lorax.running.prepared import ready
+from lorax.running.prepared import prepare
 
 TOY = {"name": "toy", "kind": "generation"}
 VALUES = {
@@ -40,14 +42,13 @@ IGNORES = {
 
 
 def config(init, **more):
-    empty = dict.fromkeys(item.name for item in fields(RunConfig))
-    train = {item.name: item.default for item in fields(Train)}
-    plain = {"rank": 4, "weight_decay": 0.0, "dropout": 0.0, "seed": 0, "data_seed": 0, "targets": "all-linear",
-             "recenter": "carry", "calibration": "train", "dtype": "float32", "device": "cpu", "evaluate": "test",
-             "base": True, "diagnostics": False, "diagnostics_every": 1, "forgetting_tokens": 50, "cache": "on",
-             "track": "none", "name": "small", "results_dir": "results", "batch_size": 12, "steps": 8}  # fmt: skip
-    whole = empty | plain | {"init": {"name": init}, "task": TOY, "model": {"name": "toy"}, "train": train}
-    return RunConfig(**whole | more)
+    start = {"rank": 4, "dtype": "float32", "device": "cpu", "forgetting_tokens": 50, "track": "none", "name": "small",
+             "batch_size": 12, "steps": 8}  # fmt: skip
+    return RunConfig(**start | {"init": {"name": init}, "task": TOY, "model": {"name": "toy"}} | more)
+
+
+def run_id_of(config):
+    return prepare(config).run_id
 
 
 @pytest.mark.filterwarnings("ignore:lora_ga scaling")
@@ -56,20 +57,31 @@ def test_every_field_that_moves_a_result_moves_the_id(init, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     start = config(init)
     values = VALUES | ({"scaling": "standard"} if init == "lora_ga" else {})  # the other one than its default
-    same = {
-        *(key for key, value in values.items() if ready(replace(start, **{key: value})).run_id == ready(start).run_id),
-        *(f"train.{key}" for key, value in TRAIN.items()
-          if ready(replace(start, train=start.train | {key: value})).run_id == ready(start).run_id),
-    }  # fmt: skip
+    changed = {key: {key: value} for key, value in values.items()}
+    changed |= {f"train.{key}": {"train": start.train | {key: value}} for key, value in TRAIN.items()}
+    same = {key for key, change in changed.items() if run_id_of(replace(start, **change)) == run_id_of(start)}
     assert {*VALUES, "train"} == {item.name for item in fields(RunConfig)}
     assert TRAIN.keys() == {item.name for item in fields(Train)}
     assert same == ELSEWHERE | IGNORES[init]
 
 
+def test_ids_of_the_committed_records_have_not_changed():
+    """What a finished run consumed, worked out again from its configuration, has the id of its record."""
+    store = Store(Path(__file__).parents[2] / "results")
+    records = [record for folder in sorted(store.root.glob("records/*")) for record in store.read(folder.name)]
+    keys = {item.name for item in fields(RunConfig)}
+    for record in records:
+        config = RunConfig(**{key: value for key, value in record.config.items() if key in keys})
+        task = SimpleNamespace(**{key: record.task[key] for key in ("name", "kind", "digest", "version")})
+        model, dtype = record.identity["model"]["digest"], record.identity["dtype"]
+        assert run_id(identity(config, config.initializer(), task, model, dtype)) == record.run_id
+    assert records
+
+
 def test_a_head_s_rate_counts_where_there_is_a_head():
     task = {"name": "toy", "kind": "classification"}
     one, two = (config("lora", task=task, train=config("lora").train | {"head_lr": rate}) for rate in (0.1, 0.2))
-    assert ready(one).run_id != ready(two).run_id
+    assert run_id_of(one) != run_id_of(two)
 
 
 @pytest.mark.parametrize("change", [{"rank": 4}, {"calibration": "heldout"}, {"train": {"calibration_batches": 3}}])
@@ -77,14 +89,14 @@ def test_what_diagnostics_look_at_moves_the_id_of_methods_that_ignore_it(change)
     def ids(init):
         start = config(init, rank=8, diagnostics=True)
         change_ = change | ({"train": start.train | change["train"]} if "train" in change else {})
-        return ready(start).run_id, ready(replace(start, **change_)).run_id
+        return run_id_of(start), run_id_of(replace(start, **change_))
 
     for init in ("svft", "full"):
         assert len(set(ids(init))) == 2
     assert len(set(ids("none"))) == 1, "the frozen base is not measured"
 
 
-def test_lanes_that_are_diagnosed_together_have_one_gradient():
+def test_runs_that_are_diagnosed_in_one_pack_have_one_gradient():
     one, two = config("lora"), config("lora_ga", seed=1, targets=["q_proj"])
     assert pack_key(one) == pack_key(two)
     one, two, three = (replace(item, diagnostics=True) for item in (one, two, config("pissa")))

@@ -13,7 +13,7 @@ from lorax.api import attach
 from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
 from lorax.training.checkpoint import load_checkpoint, save_checkpoint
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.training.loop import Run, TrainPlan, train
 
 PLAN = TrainPlan(steps=10, batch_size=4, checkpoint_every=4)
 
@@ -25,7 +25,7 @@ import torch
 from lorax.api import attach
 from lorax.models.registry import load
 from lorax.forward.encode import Encoded
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.training.loop import Run, TrainPlan, train
 
 def data():
     return [Encoded([259, a, b, 257, 260], [(a + b) % 256, 257], None) for a in range(6) for b in range(a, 6)]
@@ -34,7 +34,7 @@ def run(path, on_step=None):
     torch.set_num_threads(1)
     loaded = load({"name": "toy", "hidden": 32})
     adapters = attach(loaded.model, "pissa", rank=2, dropout=0.1)
-    lane = Lane(adapters=adapters, data=data(), lr=1e-2, seed=1, checkpoint=path, on_step=on_step)
+    lane = Run(adapters=adapters, data=data(), lr=1e-2, seed=1, checkpoint=path, on_step=on_step)
     [outcome] = train(loaded, [lane], TrainPlan(steps=12, batch_size=4, checkpoint_every=3))
     return outcome, [value.detach() for value in adapters.parameters()]
 
@@ -82,7 +82,7 @@ def test_lanes_resume_from_where_each_one_is(toy, sums, tmp_path):
     def lane(steps, path=None):
         fresh = toy()
         adapters = attach(fresh.model, "lora", rank=2, dropout=0.1)
-        one = Lane(adapters=adapters, data=data, lr=1e-2, seed=2, checkpoint=path, on_step=rows.append)
+        one = Run(adapters=adapters, data=data, lr=1e-2, seed=2, checkpoint=path, on_step=rows.append)
         return train(fresh, [one], replace(PLAN, steps=steps))[0], adapters
 
     whole, expected = lane(10)
@@ -96,7 +96,7 @@ def test_lanes_resume_from_where_each_one_is(toy, sums, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(fresh, [Lane(adapters=adapters, data=data, lr=1e-2, seed=2, checkpoint=path, on_step=stop)], stopped)
+        train(fresh, [Run(adapters=adapters, data=data, lr=1e-2, seed=2, checkpoint=path, on_step=stop)], stopped)
     rows.clear()
     resumed, adapters = lane(10, path)
     assert resumed.resumed == 4 and resumed.curve == whole.curve == rows
@@ -110,7 +110,7 @@ def test_heads_travel_along(toy, parity, tmp_path):
         adapters = attach(loaded.model, "lora", rank=2)
         [head] = install_heads(loaded, [0])
         data = encode(parity, loaded, "train")
-        lane = Lane(adapters=adapters, data=data, lr=1e-2, head=head, head_lr=1e-3, checkpoint=path)
+        lane = Run(adapters=adapters, data=data, lr=1e-2, head=head, head_lr=1e-3, checkpoint=path)
         train(loaded, [lane], replace(PLAN, steps=steps, schedule="constant", warmup=0.0))
         return head.state_dict()["score.weight"]
 

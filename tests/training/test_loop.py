@@ -13,13 +13,13 @@ from lorax.forward import prefix_tree
 from lorax.forward.batch import collate, order
 from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.training.loop import Run, TrainPlan, train
 from lorax.training.schedule import factor
 
 
 def lane(loaded, task, init="lora", seed=0, lr=1e-2, **more):
     fields = {"rank": 2, "dropout": more.pop("dropout", 0.0)} if init != "none" else {}
-    return Lane(adapters=attach(loaded.model, init, seed=seed, **fields), data=encode(task, loaded, "train"),
+    return Run(adapters=attach(loaded.model, init, seed=seed, **fields), data=encode(task, loaded, "train"),
                 lr=lr, seed=seed, **more)  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def test_padding_is_left_out_of_the_frozen_products_and_changes_nothing(toy, sum
     task, results, counted = parity if labels else sums, [], []
     for place, example in enumerate(task.train):
         example.prompt = "long " * (5 * (place % 4 == 0)) + example.prompt  # uneven lengths
-    product = function._chosen
-    monkeypatch.setattr(function, "_chosen", lambda x, live, own: counted.append(live is None) or product(x, live, own))
+    product = function.on_rows
+    monkeypatch.setattr(function, "on_rows", lambda x, live, own: counted.append(live is None) or product(x, live, own))
     for skip in (True, False):
         loaded = toy(labels=labels, dtype="float64")
         one = lane(loaded, task, init, dropout=0.1)

@@ -11,8 +11,8 @@ from lorax.errors import UserError
 from lorax.evaluation.evaluate import evaluate
 from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
-from lorax.initializers.base import build
-from lorax.training.loop import Lane, TrainPlan, train
+from lorax.initializers.registry import build
+from lorax.training.loop import Run, TrainPlan, train
 
 PLAN = TrainPlan(steps=20, batch_size=4, warmup=0.2)
 ARMS = [
@@ -36,7 +36,7 @@ def lanes(loaded, task, arms):
     heads = install_heads(loaded, [arm[3] for arm in arms]) or [None] * len(arms)
     data = encode(task, loaded, "train")
     return [
-        Lane(adapters=handle, data=data[index:], lr=arm[5], seed=arm[3], plan=arm[6], head=head, head_lr=1e-2)
+        Run(adapters=handle, data=data[index:], lr=arm[5], seed=arm[3], plan=arm[6], head=head, head_lr=1e-2)
         for index, (handle, arm, head) in enumerate(zip(handles, arms, heads, strict=True))
     ]
 
@@ -141,7 +141,7 @@ def test_a_lane_of_a_killed_pack_resumes_alone(toy, sums, tmp_path):
 def test_lanes_of_one_pack_share_batch_shape_and_base(toy, sums):
     loaded = toy()
     packed = lanes(loaded, sums, [ARMS[0], (*ARMS[1][:6], replace(PLAN, batch_size=8))])
-    with pytest.raises(UserError, match="lanes of one pack differ in batch_size"):
+    with pytest.raises(UserError, match="runs of one pack differ in batch_size"):
         train(loaded, packed, PLAN)
     strangers = [lanes(toy(), sums, [ARMS[0]])[0] for _ in range(2)]
     with pytest.raises(UserError, match="2 lanes that were not installed together"):

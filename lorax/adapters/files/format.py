@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorax.adapters.layer_adapter import Lane
+from lorax.adapters.linear import AdaptedLinear
 from lorax.errors import UserError
 from lorax.records.store import write_atomic
 
@@ -45,7 +45,7 @@ def save(adapters: Adapters, path: str | Path, quiet: bool = False, tensors: str
         "dropout": adapters.dropout,
         "heads": heads,
         "tensors": tensors,
-        "layers": {name: _describe(adapters, name, lane) for name, lane in adapters.lanes().items()},
+        "layers": {name: _describe(adapters, name) for name in adapters.names()},
     }
     return write(path, header, state, tensors, quiet)
 
@@ -72,8 +72,8 @@ def tensors_of(adapters: Adapters) -> tuple[dict[str, Tensor], list[str]]:
     """Return what a checkpoint holds, under the model's own key names, and which of it are heads."""
     state = {
         f"{name}.lanes.0.{key}": tensor.detach()
-        for name, lane in adapters.lanes().items()
-        for key, tensor in lane.state_dict(keep_vars=True).items()
+        for name, adapter in adapters.layer_adapters().items()
+        for key, tensor in adapter.state_dict(keep_vars=True).items()
     }
     heads = {
         name: parameter.detach()
@@ -83,17 +83,12 @@ def tensors_of(adapters: Adapters) -> tuple[dict[str, Tensor], list[str]]:
     return {**state, **heads}, sorted(heads)
 
 
-def _describe(adapters: Adapters, name: str, lane: Lane) -> dict[str, Any]:
+def _describe(adapters: Adapters, name: str) -> dict[str, Any]:
     layer = adapters.layer(name)
-    return {
-        "eta": lane.eta,
-        "trainable": sorted(lane.trainable),
-        "shared": sorted(lane.shared),
-        "shifts_base": lane.shifts_base,
-        "core": lane.header,
-        "report": lane.report,
-        **layer.remember("fingerprint", layer.start(), fingerprint),
-    }
+    described = adapters.layer_adapters()[name].describe()
+    if isinstance(layer, AdaptedLinear):
+        described |= layer.remember("fingerprint", layer.start(), fingerprint)
+    return described
 
 
 def fingerprint(weight: Tensor) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lorax.adapters import core
 from lorax.adapters.files.format import tensors_of
-from lorax.adapters.layer_adapter import Lane
-from lorax.adapters.linear import is_linear
+from lorax.adapters.kinds import is_linear
+from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ def export_peft(adapters: Adapters, path: str | Path, rank: int | None = None) -
         raise UserError(f"rank={rank}: must be at least 1")
     tensors: dict[str, Tensor] = {}
     ranks, errors = {}, {}
-    for name, lane in adapters.lanes().items():
-        B, A = pair(lane)
+    for name, adapter in adapters.layer_adapters().items():
+        if not isinstance(adapter, LowRankAdapter):
+            raise UserError(f"cannot export {name}: its adapter has no low-rank form")
+        B, A = low_rank_pair(adapter)
         errors[name] = 0.0
         if rank is not None and A.shape[0] > rank:
             B, A, errors[name] = truncate(B, A, rank)
@@ -65,14 +67,10 @@ def export_peft(adapters: Adapters, path: str | Path, rank: int | None = None) -
     return {"bytes": size, "rank": ranks, "error": errors}
 
 
-def pair(lane: Lane) -> tuple[Tensor, Tensor]:
+def low_rank_pair(adapter: LowRankAdapter) -> tuple[Tensor, Tensor]:
     """Return (B', A') with B' A' = W' - W0 of exact arithmetic; eta is in B'."""
-    carried, lane.carries = lane.carries, lane.shifts_base
-    try:
-        products = [(core.after(B, M), A) for B, M, A in lane.terms()]
-    finally:
-        lane.carries = carried
-    return lane.eta * torch.cat([B for B, _ in products], 1), torch.cat([A for _, A in products])
+    products = [(core.left_multiply(B, M), A) for B, M, A in adapter.terms(carried=adapter.shifts_base)]
+    return adapter.eta * torch.cat([B for B, _ in products], 1), torch.cat([A for _, A in products])
 
 
 def truncate(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -92,7 +90,6 @@ def truncate(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 def _config(adapters: Adapters, ranks: dict[str, int], heads: list[str]) -> dict[str, Any]:
     common = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{re.escape(name)}": r for name, r in ranks.items() if r != common}
-    layers = [adapters.layer(name) for name in ranks]
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -105,7 +102,7 @@ def _config(adapters: Adapters, ranks: dict[str, int], heads: list[str]) -> dict
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
-        "fan_in_fan_out": all(layer.transposed for layer in layers),
+        "fan_in_fan_out": all(adapters.linear(name).kind.transposed for name in ranks),
         "target_modules": _targets(adapters, list(ranks)),
         "modules_to_save": sorted({head.rsplit(".", 1)[0] for head in heads}) or None,
     }
@@ -144,7 +141,7 @@ def export_merged(adapters: Adapters, path: str | Path) -> None:
     adapters.merge()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with adapters.site.plain():
+        with adapters.installation.plain():
             if hasattr(type(model), "save_pretrained"):
                 type(model).save_pretrained(model, folder)
             else:

@@ -12,29 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lorax.adapters.files import format
+from lorax.adapters.files.format import save, tensors_of
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
     from lorax.adapters.handle import Adapters
-    from lorax.adapters.installation import Site
+    from lorax.adapters.installation import Installation
 
 WEIGHTS = "model.safetensors"
 
 
-def patch_checkpoints(site: Site, handles: list[Adapters]) -> None:
+def patch_checkpoints(installation: Installation, handles: list[Adapters]) -> None:
     """Let `model.save_pretrained` write the adapters only, and `load_state_dict` take them back.
 
     Only where the model has `save_pretrained` and one lane: lanes that share a base are saved each
     by its own `Adapters.save`.
     """
-    model = site.model
+    model = installation.model
     if len(handles) != 1 or not hasattr(model, "save_pretrained"):
         return
     patches = {"save_pretrained": _Save(handles[0]), "load_state_dict": _Load(handles[0])}
     for name, patch in patches.items():
         setattr(model, name, patch)
-    site.on_restore(_Unpatch(model, tuple(patches)))
+    installation.on_restore(_Unpatch(model, tuple(patches)))
 
 
 class _Save:
@@ -45,7 +45,7 @@ class _Save:
 
     def __call__(self, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
         if is_main_process:
-            format.save(self.adapters, save_directory, quiet=True, tensors=WEIGHTS)
+            save(self.adapters, save_directory, quiet=True, tensors=WEIGHTS)
 
 
 class _Load:
@@ -56,7 +56,7 @@ class _Load:
 
     def __call__(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         model = self.adapters.model
-        own, _ = format.tensors_of(self.adapters)
+        own, _ = tensors_of(self.adapters)
         only_trained = any(".lanes." in key for key in state_dict) and set(state_dict) <= set(model.state_dict())
         if not only_trained or not _lacks_base(model, state_dict):
             return type(model).load_state_dict(model, state_dict, strict, assign)

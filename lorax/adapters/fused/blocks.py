@@ -1,16 +1,18 @@
-"""Blocks of rows: which of the active lanes a group of lanes takes, and products on them."""
+"""Blocks of rows: which of the active lanes a group takes, and products on them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lorax.adapters.dropout import kept
-from lorax.adapters.layer_adapter import Lane
+from lorax.adapters.layer_adapter import LayerAdapter
 
 
-class Rows:
-    """Some positions among `count` blocks of rows.
+class Blocks:
+    """Some positions among `count` equal blocks of rows, one block for each active lane.
 
     Args:
         positions: ascending.
@@ -39,18 +41,18 @@ class Rows:
     def accumulate(self, out3: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
         """Add a value, times a mask if there is one, to the blocks of `out3`, in place."""
         if self.slice is not None:
-            own = self.take(out3)
-            own.add_(value) if mask is None else own.addcmul_(value, mask)
+            blocks = self.take(out3)
+            blocks.add_(value) if mask is None else blocks.addcmul_(value, mask)
         else:
             value = value if mask is None else value * mask
             out3.index_add_(0, torch.tensor(self.positions, device=out3.device), value)
 
 
-def keep(drawn: Tensor, lanes: list[Lane], dtype: torch.dtype) -> Tensor:
-    """Return the dropout masks of a group's lanes, (K, T, n), from their random bytes."""
-    if len(lanes) == 1:
-        return kept(drawn, lanes[0].q, dtype)
-    return torch.stack([kept(own, lane.q, dtype) for own, lane in zip(drawn, lanes, strict=True)])
+def keep(drawn: Tensor, adapters: Sequence[LayerAdapter], dtype: torch.dtype) -> Tensor:
+    """Return the dropout masks of a group, (K, T, n), from their random bytes."""
+    if len(adapters) == 1:
+        return kept(drawn, adapters[0].q, dtype)
+    return torch.stack([kept(bytes_k, adapter.q, dtype) for bytes_k, adapter in zip(drawn, adapters, strict=True)])
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -1,79 +1,91 @@
-"""The fast form of an adapted layer: one autograd function that adds in place and saves little.
+"""FusedLinear: an adapted linear layer as one autograd function that adds in place and saves little.
 
     out = x W^T + b;  out += every group of lanes;  the same products run backwards for dx
 
-It is held equal to `AdaptedLinear.forward_readable` by tests. It cannot be differentiated twice.
+It is held equal to `AdaptedLayer.forward_reference` by tests. It cannot be differentiated twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorax.adapters.dropout import draw, scale
-from lorax.adapters.fused.blocks import Rows
-from lorax.adapters.fused.shared_basis import Wide
-from lorax.adapters.fused.stacked import Thin
-from lorax.adapters.layer_adapter import Lane
-
-if TYPE_CHECKING:
-    from lorax.adapters.linear import AdaptedLinear
-
+from lorax.adapters.fused.blocks import Blocks
+from lorax.adapters.fused.shared_basis import SharedBasisGroup
+from lorax.adapters.fused.stacked import StackedGroup
+from lorax.adapters.layer_adapter import LayerAdapter
+from lorax.adapters.low_rank import LowRankAdapter
 
 Seeds = dict[int, tuple[int, int | None]]
 """{position of an active lane: (seed of its mask, its own number of tokens if the batch is padded further)}."""
 
 
-class Plan:
-    """How the active lanes of one layer are grouped.
+class Grouping:
+    """How the active lanes of one layer are computed together.
 
     Args:
-        lanes: the adapter of every active lane, None where it has none here.
+        adapters: the adapter of every active lane, None where it has none here.
     """
 
-    def __init__(self, lanes: list[Lane | None]):
-        self.count = len(lanes)
-        present = [(position, lane) for position, lane in enumerate(lanes) if lane is not None]
-        groups: dict[tuple[int, int], list[tuple[int, Lane]]] = {}
-        thin = []
-        for position, lane in present:
-            if _is_wide(lane):
-                key = (id(lane.start("B")), id(lane.start("A")))
-                groups.setdefault(key, []).append((position, lane))
-            else:
-                thin.append((position, lane))
-        self.thin = Thin(thin, self.count) if thin else None
-        self.wide = [Wide(group, self.count) for group in groups.values()]
-        self.leaves = [*(self.thin.leaves if self.thin else ()), *(leaf for w in self.wide for leaf in w.leaves)]
-        self.positions = dict(present)
-        self.applies = all(applies(lane) for _, lane in present)
-        """Whether the fast form covers every active lane."""
-        self.scales = [0.0 if lane is None else lane.eta for lane in lanes]
+    def __init__(self, adapters: Sequence[LayerAdapter | None]):
+        self.count = len(adapters)
+        present = [(position, adapter) for position, adapter in enumerate(adapters) if adapter is not None]
+        self.positions: dict[int, LayerAdapter] = dict(present)
+        """{position among the active lanes: adapter}."""
+        self.fusible = all(adapter.fusible for _, adapter in present)
+        """Whether the fused form covers every active lane."""
+        self.drops = any(adapter.q for _, adapter in present)
+        self.scales = [0.0 if adapter is None else adapter.eta or 0.0 for adapter in adapters]
         """s_k of every position where nothing is dropped."""
-        self.drops = any(lane.q for _, lane in present)
-        self.alone = self.wide[0] if self.count == 1 and self.wide else None
-        self.sole = self.wide[0] if not thin and len(self.wide) == 1 and self.wide[0].rows.all else None
-        """The wide group that holds every active lane, if there is one."""
+        self.stacked: StackedGroup | None = None
+        self.shared: list[SharedBasisGroup] = []
+        self.only_group: SharedBasisGroup | None = None
+        """The group with a shared basis that holds every active lane, if there is one."""
+        self.leaves: list[Tensor] = []
+        """The trained tensors, in the order in which `FusedLinear` takes them."""
+        if self.fusible:
+            self._group([(position, cast(LowRankAdapter, adapter)) for position, adapter in present])
 
-    def mask(self, rows: Rows, x: Tensor, seeds: Seeds) -> Tensor | None:
+    def _group(self, present: list[tuple[int, LowRankAdapter]]) -> None:
+        bases: dict[tuple[int, int], list[tuple[int, LowRankAdapter]]] = {}
+        stacked = []
+        for position, adapter in present:
+            if _shares_basis(adapter):
+                key = (id(adapter.start("B")), id(adapter.start("A")))
+                bases.setdefault(key, []).append((position, adapter))
+            else:
+                stacked.append((position, adapter))
+        self.stacked = StackedGroup(stacked, self.count) if stacked else None
+        self.shared = [SharedBasisGroup(group, self.count) for group in bases.values()]
+        self.leaves = [leaf for group in self.groups for leaf in group.leaves]
+        if not stacked and len(self.shared) == 1 and self.shared[0].blocks.all:
+            self.only_group = self.shared[0]
+
+    @property
+    def groups(self) -> list[StackedGroup | SharedBasisGroup]:
+        """All groups, in the order in which they are computed."""
+        return [*([self.stacked] if self.stacked is not None else []), *self.shared]
+
+    def mask(self, blocks: Blocks, x: Tensor, seeds: Seeds) -> Tensor | None:
         """Draw the bytes of a group's masks, (K, T, n), each lane from its own seed at its own shape.
 
         A lane that drops nothing has 255 everywhere. None where no lane of the group drops.
         """
-        if not any(position in seeds for position in rows.positions):
+        if not any(position in seeds for position in blocks.positions):
             return None
         shape = (x.shape[0] // self.count, *x.shape[1:])
-        drawn = [draw(shape, *_at(seeds, position, x)) for position in rows.positions if position in seeds]
-        if len(rows.positions) == 1:
+        drawn = [draw(shape, *_at(seeds, position, x)) for position in blocks.positions if position in seeds]
+        if len(blocks.positions) == 1:
             return drawn[0].view(1, -1, x.shape[-1])
         all_kept = drawn[0].new_full((), 255).expand(shape)
         left = iter(drawn)
-        stacked = torch.stack([next(left) if position in seeds else all_kept for position in rows.positions])
-        return stacked.view(len(rows.positions), -1, x.shape[-1])
+        stacked = torch.stack([next(left) if position in seeds else all_kept for position in blocks.positions])
+        return stacked.view(len(blocks.positions), -1, x.shape[-1])
 
 
 def _at(seeds: Seeds, position: int, x: Tensor) -> tuple[int, torch.device, int | None]:
@@ -81,32 +93,28 @@ def _at(seeds: Seeds, position: int, x: Tensor) -> tuple[int, torch.device, int 
     return seed, x.device, width
 
 
-def _is_wide(lane: Lane) -> bool:
-    return not lane.shifts_base and {"A", "B"} <= lane.shared and lane.header["kind"] != "identity"
+def _shares_basis(adapter: LowRankAdapter) -> bool:
+    """Whether B and A are frozen and one copy serves all lanes (singular vectors), around a core."""
+    return not adapter.shifts_base and {"A", "B"} <= adapter.shared and adapter.header["kind"] != "identity"
 
 
-def applies(lane: Lane) -> bool:
-    """Whether the fast form covers these factors: all but recentred ones with a core."""
-    return not lane.carries or lane.header["kind"] == "identity"
-
-
-class Lean(torch.autograd.Function):
-    """y = x W^T + b + lanes, for a frozen W."""
+class FusedLinear(torch.autograd.Function):
+    """y = x W^T + b + what every group adds, for a frozen W."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, *leaves: Tensor) -> Tensor:
         """Compute the base product, then let every group add to it in place."""
-        out = _base(x, weight, bias, call.transposed, call.live)
-        plan = call.plan
-        x3 = x.reshape(plan.count, -1, x.shape[-1])
-        out3 = out.view(plan.count, -1, out.shape[-1])
+        out = _base(x, weight, bias, call.transposed, call.unpadded)
+        grouping = call.grouping
+        x3 = x.reshape(grouping.count, -1, x.shape[-1])
+        out3 = out.view(grouping.count, -1, out.shape[-1])
         saved: list[Tensor | None] = [weight]
-        if plan.thin is not None:
-            stack = plan.thin.stack(x.dtype, call.steady)
-            drawn = plan.mask(plan.thin.rows, x, call.seeds)
-            saved += plan.thin.forward(x3, out3, stack, call.scales, drawn)
-        for wide in plan.wide:
-            saved += wide.forward(x3, out3, call.scales, plan.mask(wide.rows, x, call.seeds))
+        ctx.counts = []  # how many tensors each group saves
+        for group in grouping.groups:
+            mask = grouping.mask(group.blocks, x, call.seeds)
+            tensors = group.forward(x3, out3, call.scales, mask, call.frozen)
+            ctx.counts.append(len(tensors))
+            saved += tensors
         ctx.save_for_backward(*saved)
         ctx.call, ctx.shape = call, x.shape
         return out
@@ -115,107 +123,67 @@ class Lean(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Run the same products backwards."""
-        plan, (weight, *saved) = ctx.call.plan, ctx.saved_tensors
-        g3 = g.reshape(plan.count, -1, g.shape[-1])
+        call, (weight, *saved) = ctx.call, ctx.saved_tensors
+        count = call.grouping.count
+        g3 = g.reshape(count, -1, g.shape[-1])
         dx = dx3 = None
         if ctx.needs_input_grad[0]:
-            if ctx.call.sigma is not None:
-                dx = g3.new_empty(g3.shape[0] * g3.shape[1], ctx.shape[-1])  # for the wide group to fill
+            if call.sigma is not None:
+                dx = g3.new_empty(g3.shape[0] * g3.shape[1], ctx.shape[-1])  # for the only group to fill
             else:
-                dx = _chosen(
-                    g3.flatten(0, 1), ctx.call.live, lambda own: own @ (weight.mT if ctx.call.transposed else weight)
-                )
-            dx3 = dx.view(plan.count, -1, dx.shape[-1])
+                W = weight.mT if call.transposed else weight
+                dx = on_rows(g3.flatten(0, 1), call.unpadded, lambda rows: rows @ W)
+            dx3 = dx.view(count, -1, dx.shape[-1])
         grads: list[Tensor | None] = []
-        if plan.thin is not None:
-            grads += plan.thin.backward(saved[:6], ctx.call.scales, g3, dx3)
-            saved = saved[6:]
-        for wide in plan.wide:
-            grads += wide.backward(saved[:5], ctx.call.scales, g3, dx3, ctx.call.sigma)
-            saved = saved[5:]
+        for group, kept in zip(call.grouping.groups, ctx.counts, strict=True):
+            grads += group.backward(saved[:kept], call.scales, g3, dx3, call.sigma)
+            saved = saved[kept:]
         return (None if dx is None else dx.view(ctx.shape), None, None, None, *grads)
 
 
 class Call:
-    """What one forward of a layer needs besides tensors."""
+    """What one forward of a layer needs besides tensors.
+
+    Args:
+        grouping: how the active lanes are computed together.
+        transposed: the weight is stored as (n, m).
+        seeds: of the dropout masks.
+        frozen: names a time in which no trained tensor changes, so that what is derived from them is kept.
+        unpadded: flat indices of the tokens that are no padding, where padding is left out.
+        sigma: the weight's singular values, where the only group computes the input's gradient from them.
+    """
 
     def __init__(
         self,
-        plan: Plan,
+        grouping: Grouping,
         transposed: bool,
         seeds: Seeds,
-        steady: object | None,
-        live: Tensor | None,
+        frozen: object | None,
+        unpadded: Tensor | None,
         sigma: Tensor | None,
     ):
-        self.plan = plan
-        self.live = live
-        self.sigma = sigma
-        """The weight's singular values, where the only group of lanes computes the input's gradient from them."""
-        self.scales = plan.scales
+        self.grouping, self.transposed, self.seeds = grouping, transposed, seeds
+        self.frozen, self.unpadded, self.sigma = frozen, unpadded, sigma
+        self.scales = grouping.scales
         if seeds:
-            self.scales = list(plan.scales)
+            self.scales = list(grouping.scales)
             for position in seeds:
-                self.scales[position] *= scale(plan.positions[position].q)
-        self.transposed = transposed
-        self.seeds = seeds
-        self.steady = steady
+                self.scales[position] *= scale(grouping.positions[position].q)
 
 
-def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, live: Tensor | None = None) -> Tensor:
+def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, unpadded: Tensor | None = None) -> Tensor:
     """The very call of the replaced module, on the tokens that are no padding where these are known."""
-    if live is not None:
-        out = _chosen(x.flatten(0, 1), live, lambda own: _base(own, weight, bias, transposed))
+    if unpadded is not None:
+        out = on_rows(x.flatten(0, 1), unpadded, lambda rows: _base(rows, weight, bias, transposed))
         return out.view(*x.shape[:-1], -1)
     if not transposed:
         return F.linear(x, weight, bias)
-    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+    return torch.addmm(cast(Tensor, bias), x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
 
 
-def _chosen(x: Tensor, live: Tensor | None, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return product(x), (T, .), computed for the rows `live` alone; the others are 0."""
-    if live is None:
+def on_rows(x: Tensor, chosen: Tensor | None, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return product(x), (T, .), computed for the `chosen` rows alone where some are chosen; the others are 0."""
+    if chosen is None:
         return product(x)
-    own = product(x.index_select(0, live))
-    return own.new_zeros(x.shape[0], own.shape[1]).index_copy_(0, live, own)
-
-
-def product_dtype(layer: AdaptedLinear, x: Tensor) -> torch.dtype:
-    """Return the dtype in which the layer's products run: autocast's where that is on, else x's own."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and torch.float64 not in (x.dtype, layer.weight.dtype):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
-
-
-def forward(layer: AdaptedLinear, plan: Plan, x: Tensor) -> Tensor:
-    """Return the output of an adapted layer in its fast form."""
-    dtype = product_dtype(layer, x)
-    if plan.count > 1:
-        layer.check_rows(x)
-    x = layer.pack.cast(x, dtype)
-    seeds = {}
-    for position, lane in plan.positions.items() if plan.drops else ():
-        if lane.q and lane.training:
-            number = layer.pack.lanes[position]
-            shape = (x.shape[0] // plan.count, *x.shape[1:])
-            seeds[position] = (layer.pack.seed(number), layer.pack.width(number, shape))
-    weight, bias = layer.cast("weight", dtype), layer.cast("bias", dtype)
-    sigma = None if seeds else _values(layer, plan, x, weight)
-    if plan.alone is not None and not seeds:
-        W = weight.mT if layer.transposed else weight
-        y = plan.alone.whole(x, W, bias, layer.pack.steady_key, sigma is not None)
-        if y is not None:
-            return y
-    call = Call(plan, layer.transposed, seeds, layer.pack.steady_key, layer.pack.alive(x), sigma)
-    return Lean.apply(x, weight, bias, call, *plan.leaves)
-
-
-def _values(layer: AdaptedLinear, plan: Plan, x: Tensor, weight: Tensor) -> Tensor | None:
-    """Return the weight's singular values where its singular vectors are the factors of every lane."""
-    wide = plan.sole
-    if wide is None or not (x.requires_grad and torch.is_grad_enabled()) or x.dtype != weight.dtype:
-        return None
-    name = f"singular values {id(wide.lanes[0].start('B'))} {id(wide.lanes[0].start('A'))}"
-    with torch.no_grad():
-        return layer.remember(name, weight, lambda own: wide.values(own.mT if layer.transposed else own))
+    part = product(x.index_select(0, chosen))
+    return part.new_zeros(x.shape[0], part.shape[1]).index_copy_(0, chosen, part)

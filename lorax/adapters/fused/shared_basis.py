@@ -1,4 +1,4 @@
-"""Lanes that share frozen factors (singular vectors): the outer products are done once for all.
+"""SharedBasisGroup: lanes that share frozen factors (singular vectors), whose outer products are done once for all.
 
 h = drop(x) A^T        one product for all lanes of the group, A: (k, n)
 y += h_k (eta_k M_k)^T B^T
@@ -15,29 +15,33 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorax.adapters import core
-from lorax.adapters.fused.blocks import Rows, keep
-from lorax.adapters.layer_adapter import Lane
+from lorax.adapters.fused.blocks import Blocks, keep
+from lorax.adapters.low_rank import LowRankAdapter
 
 
-class Wide:
+class SharedBasisGroup:
     """Lanes of a layer whose B and A are the same frozen tensors.
 
     Args:
-        lanes: (position among the active lanes, adapter).
+        adapters: (position among the active lanes, adapter).
         count: number of active lanes.
     """
 
-    def __init__(self, lanes: list[tuple[int, Lane]], count: int):
-        self.lanes = [lane for _, lane in lanes]
-        self.rows = Rows([position for position, _ in lanes], count)
-        self.leaves = [leaf for lane in self.lanes for leaf in lane.trained().values()]
-        self.diagonal = all(core.is_diagonal(lane.core(lane.current("M"))) for lane in self.lanes)
+    def __init__(self, adapters: list[tuple[int, LowRankAdapter]], count: int):
+        self.adapters = [adapter for _, adapter in adapters]
+        self.blocks = Blocks([position for position, _ in adapters], count)
+        self.leaves = [leaf for adapter in self.adapters for leaf in adapter.trained().values()]
+        self.diagonal = all(core.is_diagonal(adapter.core(adapter.current("M"))) for adapter in self.adapters)
         self._kept: tuple[object, Tensor] | None = None
         self._cast: dict[str, tuple[object, Tensor]] = {}
 
-    def values(self, W: Tensor) -> Tensor | None:
+    def basis(self, name: str) -> Tensor:
+        """Return the frozen B or A that all adapters have in common."""
+        return self.adapters[0].start(name)
+
+    def singular_values(self, W: Tensor) -> Tensor | None:
         """Return sigma, (k,), with W = B diag(sigma) A to rounding; None where the factors do not span W."""
-        B, A = self.lanes[0].start("B"), self.lanes[0].start("A")
+        B, A = self.basis("B"), self.basis("A")
         k = min(W.shape)
         if W.dtype != A.dtype or B.shape[1] != k or A.shape[0] != k:
             return None
@@ -47,35 +51,35 @@ class Wide:
         return sigma if missed <= 64 * torch.finfo(W.dtype).eps * torch.linalg.norm(W) else None
 
     def whole(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, steady: object | None, spans: bool
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, frozen: object | None, spans: bool
     ) -> Tensor | None:
         """Return x (W + eta B M A)^T + b by the whole matrix where that takes fewer operations, else None.
 
         Multiplications beyond the base's own, with T rows: token by token 2 T k (m + n) with the
         gradient (half without), T m n fewer where the factors span W; with the whole matrix
-        2 m n k + T m n (m n k; none again while `steady`). Only in float32 or better: in a coarser dtype
+        2 m n k + T m n (m n k; none again while factors are `frozen`). Only in float32 or better: in a coarser dtype
         W + update would lose the update.
         """
-        lane = self.lanes[0]
-        (m, k), n = lane.start("B").shape, lane.start("A").shape[1]
+        adapter = self.adapters[0]
+        (m, k), n = adapter.start("B").shape, adapter.start("A").shape[1]
         T = x.numel() // x.shape[-1]
         learns = torch.is_grad_enabled()
-        whole = 2 * m * n * k + T * m * n if learns else 0 if steady is not None else m * n * k
+        whole = 2 * m * n * k + T * m * n if learns else 0 if frozen is not None else m * n * k
         thin = (1 + learns) * T * k * (m + n) - spans * T * m * n
-        if x.dtype != lane.start("A").dtype or weight.dtype != x.dtype or whole >= thin:
+        if x.dtype != adapter.start("A").dtype or weight.dtype != x.dtype or whole >= thin:
             return None
-        if learns or steady is None or self._kept is None or self._kept[0] is not steady:
-            M, B = lane.core(lane.current("M")), lane.start("B")
-            left = B * core.diagonal(M) if self.diagonal else core.after(B, M)
-            matrix = weight + lane.eta * (left @ lane.start("A"))
-            self._kept = None if learns or steady is None else (steady, matrix)
+        if learns or frozen is None or self._kept is None or self._kept[0] is not frozen:
+            M, B = adapter.core(adapter.current("M")), adapter.start("B")
+            left = B * core.diagonal(M) if self.diagonal else core.left_multiply(B, M)
+            matrix = weight + adapter.eta * (left @ adapter.start("A"))
+            self._kept = None if learns or frozen is None else (frozen, matrix)
         else:
             matrix = self._kept[1]
         return F.linear(x, matrix, bias)
 
     def outer(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return B or A in the dtype of the products; the cast is kept."""
-        tensor = self.lanes[0].start(name)
+        tensor = self.basis(name)
         if tensor.dtype == dtype:
             return tensor
         key = (tensor.data_ptr(), tensor._version, dtype)
@@ -87,20 +91,24 @@ class Wide:
     def cores(self, dtype: torch.dtype, each: list[float]) -> Tensor:
         """Return s_k M_k, stacked: (K, 1, k) if all are diagonal, else (K, r_out, r_in)."""
         stacked = []
-        for lane, s in zip(self.lanes, self._own(each), strict=True):
-            M = lane.core(lane.current("M").detach())
-            like = lane.start("A")
-            stacked.append(s * (core.diagonal(M)[None] if self.diagonal else core.dense(M, 0, like)))
+        for adapter, s in zip(self.adapters, self._scales(each), strict=True):
+            M = adapter.core(adapter.current("M").detach())
+            like = adapter.start("A")
+            matrix = core.diagonal(M)[None] if self.diagonal else core.dense(M, 0, like)
+            stacked.append(s * matrix)
         return torch.stack(stacked).to(dtype)
 
-    def _own(self, each: list[float]) -> list[float]:
-        return [each[position] for position in self.rows.positions]
+    def _scales(self, each: list[float]) -> list[float]:
+        """Pick the group's own out of every active lane's."""
+        return [each[position] for position in self.blocks.positions]
 
-    def forward(self, x3: Tensor, out3: Tensor, each: list[float], drawn: Tensor | None) -> list[Tensor | None]:
-        """Add the lanes' outputs to `out3` in place; return what `backward` needs; see `Thin.forward`."""
+    def forward(
+        self, x3: Tensor, out3: Tensor, each: list[float], drawn: Tensor | None, frozen: object | None
+    ) -> list[Tensor | None]:
+        """Add the lanes' outputs to `out3` in place; return what `backward` needs; see `StackedGroup.forward`."""
         A, B = self.outer("A", x3.dtype), self.outer("B", x3.dtype)
-        x = self.rows.take(x3)
-        h = (x if drawn is None else keep(drawn, self.lanes, x.dtype).mul_(x)) @ A.mT
+        x = self.blocks.take(x3)
+        h = (x if drawn is None else keep(drawn, self.adapters, x.dtype).mul_(x)) @ A.mT
         C = self.cores(x3.dtype, each)
         self._add(out3, h * C if self.diagonal else h @ C.mT, B.mT)
         return [h, C, A, B, drawn]
@@ -120,11 +128,11 @@ class Wide:
             each: s of every active lane.
             g3: gradient of the output.
             dx3: gradient of the input.
-            sigma: from `values`; then `dx3` is filled with all of the gradient, W's part included.
+            sigma: from `singular_values`; then `dx3` is filled with all of the gradient, W's part included.
         """
         h, C, A, B, drawn = saved
-        gh2 = self.rows.take(g3) @ B
-        grads = self._grads(gh2, h, self._own(each)) if self.leaves else []
+        gh2 = self.blocks.take(g3) @ B
+        grads = self._grads(gh2, h, self._scales(each)) if self.leaves else []
         if dx3 is not None:
             if sigma is not None:
                 C = C + (sigma if self.diagonal else torch.diag(sigma))
@@ -134,21 +142,21 @@ class Wide:
             elif drawn is None:
                 self._add(dx3, gh, A)
             else:
-                self.rows.accumulate(dx3, gh @ A, keep(drawn, self.lanes, gh.dtype))
+                self.blocks.accumulate(dx3, gh @ A, keep(drawn, self.adapters, gh.dtype))
         return grads
 
-    def _grads(self, gh2: Tensor, h: Tensor, own: list[float]) -> list[Tensor]:
+    def _grads(self, gh2: Tensor, h: Tensor, scales: list[float]) -> list[Tensor]:
         """The gradients of the trained cores: all of M from one product, then the cells that train."""
         full = (gh2 * h).sum(1) if self.diagonal else gh2.mT @ h
         return [
-            core.pick(lane.core(lane.start("M")), full[k].to(lane.start("M").dtype) * own[k])
-            for k, lane in enumerate(self.lanes)
-            if "M" in lane.trainable
+            core.values_at(adapter.core(adapter.start("M")), full[k].to(adapter.start("M").dtype) * scales[k])
+            for k, adapter in enumerate(self.adapters)
+            if "M" in adapter.trainable
         ]
 
     def _add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
         """Add a @ b, one matrix b for all lanes, in place."""
-        if self.rows.slice is not None:
-            self.rows.take(out3).flatten(0, 1).addmm_(a.flatten(0, 1), b)
+        if self.blocks.slice is not None:
+            self.blocks.take(out3).flatten(0, 1).addmm_(a.flatten(0, 1), b)
         else:
-            self.rows.accumulate(out3, a @ b)
+            self.blocks.accumulate(out3, a @ b)

@@ -1,6 +1,6 @@
-"""Lanes of small rank: all of them as one padded pair of products.
+"""StackedGroup: lanes of small rank, all of them as one padded pair of products.
 
-For lane k, with s_k = eta_k (times the dropout scale) and x_k its rows,
+For adapter k, with s_k = eta_k (times the dropout scale) and x_k its rows,
 
     h_k = s_k * drop(x_k) D_k^T        D: (K, R, n)
     y_k += h_k C_k^T U_k^T             U: (K, m, R), C: (K, R, R) where a lane has a core
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lorax.adapters import core
-from lorax.adapters.fused.blocks import Rows, keep, product
-from lorax.adapters.layer_adapter import Lane
+from lorax.adapters.fused.blocks import Blocks, keep, product
+from lorax.adapters.low_rank import LowRankAdapter
 
 
 @dataclass
@@ -30,35 +30,35 @@ class Stack:
     C: Tensor | None
 
 
-class Thin:
-    """The small-rank lanes of a layer.
+class StackedGroup:
+    """Adapters of small rank at one layer.
 
     Args:
-        lanes: (position among the active lanes, adapter).
+        adapters: (position among the active lanes, adapter).
         count: number of active lanes.
     """
 
-    def __init__(self, lanes: list[tuple[int, Lane]], count: int):
-        self.lanes = [lane for _, lane in lanes]
-        self.rows = Rows([position for position, _ in lanes], count)
-        self.leaves = [leaf for lane in self.lanes for leaf in lane.trained().values()]
-        self.cored = any(lane.header["kind"] != "identity" for lane in self.lanes)
-        self.widths = [_width(lane) for lane in self.lanes]
+    def __init__(self, adapters: list[tuple[int, LowRankAdapter]], count: int):
+        self.adapters = [adapter for _, adapter in adapters]
+        self.blocks = Blocks([position for position, _ in adapters], count)
+        self.leaves = [leaf for adapter in self.adapters for leaf in adapter.trained().values()]
+        self.cored = any(adapter.header["kind"] != "identity" for adapter in self.adapters)
+        self.widths = [_width(adapter) for adapter in self.adapters]
         self.R = max(max(pair) for pair in self.widths)
-        trained = [lane.trainable for lane in self.lanes]
+        trained = [adapter.trainable for adapter in self.adapters]
         self.trains = {name: any(name in one for one in trained) for name in "ABM"}
-        self.one = len(self.lanes) == 1
-        self.carried = _alike(self.lanes)
+        self.one = len(self.adapters) == 1
+        self.carried = _alike(self.adapters)
         self._kept: tuple[object, Stack] | None = None
         self._scales: dict[tuple, Tensor] = {}
 
-    def stack(self, dtype: torch.dtype, steady: object | None) -> Stack:
-        """Return the stacked factors; `steady` names a time in which no trained tensor changes."""
-        key = (steady, dtype)
-        if steady is not None and self._kept is not None and self._kept[0] == key:
+    def stack(self, dtype: torch.dtype, frozen: object | None) -> Stack:
+        """Return the stacked factors; `frozen` names a time in which no trained tensor changes."""
+        key = (frozen, dtype)
+        if frozen is not None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
         built = self._build(dtype)
-        self._kept = (key, built) if steady is not None else None
+        self._kept = (key, built) if frozen is not None else None
         return built
 
     def _build(self, dtype: torch.dtype) -> Stack:
@@ -74,53 +74,54 @@ class Thin:
         return torch.cat([A + dA, dA], -2).to(dtype), torch.cat([dB, B], -1).to(dtype)
 
     def _all(self, name: str) -> Tensor:
-        """Return one tensor of every lane, stacked; of a single lane as it is."""
-        own = [getattr(lane, name) for lane in self.lanes]
-        return own[0] if self.one else torch.stack(own)
+        """Return one tensor of every adapter, stacked; of a single adapter as it is."""
+        tensors = [getattr(adapter, name) for adapter in self.adapters]
+        return tensors[0] if self.one else torch.stack(tensors)
 
     def _uneven(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return D and U of lanes of any rank and form, zero beyond each lane's own."""
-        A, B = self.lanes[0].start("A"), self.lanes[0].start("B")
-        D = A.new_zeros((len(self.lanes), self.R, A.shape[1]), dtype=dtype)
-        U = A.new_zeros((len(self.lanes), B.shape[0], self.R), dtype=dtype)
-        for lane, own_D, own_U in zip(self.lanes, D.unbind(), U.unbind(), strict=True):
-            _fill(lane, own_D, own_U)
+        A, B = self.adapters[0].start("A"), self.adapters[0].start("B")
+        D = A.new_zeros((len(self.adapters), self.R, A.shape[1]), dtype=dtype)
+        U = A.new_zeros((len(self.adapters), B.shape[0], self.R), dtype=dtype)
+        for adapter, D_k, U_k in zip(self.adapters, D.unbind(), U.unbind(), strict=True):
+            _fill(adapter, D_k, U_k)
         return (D[0], U[0]) if self.one else (D, U)
 
     def _cores(self, like: Tensor) -> Tensor:
-        C = torch.eye(self.R, dtype=like.dtype, device=like.device).repeat(len(self.lanes), 1, 1)
-        for k, lane in enumerate(self.lanes):
-            if lane.header["kind"] != "identity":
-                matrix = core.dense(lane.core(lane.current("M").detach()), 0, like)
+        C = torch.eye(self.R, dtype=like.dtype, device=like.device).repeat(len(self.adapters), 1, 1)
+        for k, adapter in enumerate(self.adapters):
+            if adapter.header["kind"] != "identity":
+                matrix = core.dense(adapter.core(adapter.current("M").detach()), 0, like)
                 C[k] = 0
                 C[k, : matrix.shape[0], : matrix.shape[1]] = matrix
         return C[0] if self.one else C
 
     def scales(self, each: list[float], like: Tensor) -> Tensor | float:
-        """Return s_k by lane: one number where all agree, else a (K, 1, 1) tensor."""
+        """Return s_k: one number where all adapters agree, else a (K, 1, 1) tensor."""
         if self.one:
-            return each[self.rows.positions[0]]
-        own = [each[position] for position in self.rows.positions]
-        if len(set(own)) == 1:
-            return own[0]
-        key = (*own, like.dtype, like.device)
+            return each[self.blocks.positions[0]]
+        scales = [each[position] for position in self.blocks.positions]
+        if len(set(scales)) == 1:
+            return scales[0]
+        key = (*scales, like.dtype, like.device)
         if key not in self._scales:
             with torch.inference_mode(False):
-                self._scales = {key: like.new_tensor(own)[:, None, None]}
+                self._scales = {key: like.new_tensor(scales)[:, None, None]}
         return self._scales[key]
 
     def forward(
-        self, x3: Tensor, out3: Tensor, stack: Stack, each: list[float], drawn: Tensor | None
+        self, x3: Tensor, out3: Tensor, each: list[float], drawn: Tensor | None, frozen: object | None
     ) -> list[Tensor | None]:
         """Add the lanes' outputs to `out3` in place; return what `backward` needs.
 
         Args:
             x3: (K_active, T, n).
             out3: (K_active, T, m).
-            stack: from `stack`.
             each: s of every active lane.
             drawn: (K, T, n) random bytes of the dropout masks; None without dropout.
+            frozen: names a time in which no trained tensor changes.
         """
+        stack = self.stack(x3.dtype, frozen)
         x = self._take(x3)
         h = product(x if drawn is None else self._keep(drawn, x.dtype).mul_(x), stack.D.mT)
         h *= self.scales(each, h)
@@ -128,7 +129,12 @@ class Thin:
         return [x if self.trains["A"] else None, h, stack.D, stack.U, stack.C, drawn]
 
     def backward(
-        self, saved: list[Tensor | None], each: list[float], g3: Tensor, dx3: Tensor | None
+        self,
+        saved: list[Tensor | None],
+        each: list[float],
+        g3: Tensor,
+        dx3: Tensor | None,
+        sigma: Tensor | None = None,
     ) -> list[Tensor | None]:
         """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
         x, h, D, U, C, drawn = saved
@@ -146,7 +152,7 @@ class Thin:
             self._add(dx3, gh, D)
         elif dx3 is not None:
             add = product(gh, D)
-            self.rows.accumulate(dx3, add[None] if self.one else add, mask)
+            self.blocks.accumulate(dx3, add[None] if self.one else add, mask)
         return self._split(gD, gU, gC)
 
     def _narrowed(self, h: Tensor, gh: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,78 +173,78 @@ class Thin:
                 return [gU, gD]
             return [grad for pair in zip(gU.unbind(), gD.unbind(), strict=True) for grad in pair]
         gD, gU, gC = (grad[None] if self.one and grad is not None else grad for grad in (gD, gU, gC))
-        return [grad for k, lane in enumerate(self.lanes) for grad in _split(lane, k, gD, gU, gC)]
+        return [grad for k, adapter in enumerate(self.adapters) for grad in _split(adapter, k, gD, gU, gC)]
 
     def _take(self, x3: Tensor) -> Tensor:
         """Return the group's rows: (K, T, n), of a single lane (T, n)."""
-        return x3[self.rows.positions[0]] if self.one else self.rows.take(x3)
+        return x3[self.blocks.positions[0]] if self.one else self.blocks.take(x3)
 
     def _keep(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
-        masks = keep(drawn, self.lanes, dtype)
+        masks = keep(drawn, self.adapters, dtype)
         return masks[0] if self.one else masks
 
     def _add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
         """Add a @ b to the group's rows of `out3`, in place."""
         if self.one:
-            out3[self.rows.positions[0]].addmm_(a, b)
+            out3[self.blocks.positions[0]].addmm_(a, b)
         else:
-            self.rows.add(out3, a, b)
+            self.blocks.add(out3, a, b)
 
 
-def _alike(lanes: list[Lane]) -> bool | None:
-    """Return whether lanes that are alike in rank and form, with A and B trained and no core, are carried.
+def _alike(adapters: list[LowRankAdapter]) -> bool | None:
+    """Return whether adapters that are alike in rank and form, with A and B trained and no core, are carried.
 
     None where they are not alike.
     """
-    kinds = {(lane.carries, lane.start("A").shape, lane.start("B").shape) for lane in lanes}
-    plain = all(lane.header["kind"] == "identity" and lane.trainable == {"A", "B"} for lane in lanes)
-    split = any(lane.shifts_base and not lane.carries for lane in lanes)  # folded: trained as differences
+    kinds = {(adapter.carries, adapter.start("A").shape, adapter.start("B").shape) for adapter in adapters}
+    plain = all(adapter.header["kind"] == "identity" and adapter.trainable == {"A", "B"} for adapter in adapters)
+    split = any(adapter.shifts_base and not adapter.carries for adapter in adapters)  # folded: trained as differences
     return next(iter(kinds))[0] if len(kinds) == 1 and plain and not split else None
 
 
-def _width(lane: Lane) -> tuple[int, int]:
-    """Rows of D and columns of U that a lane takes."""
-    if not lane.carries:
-        return lane.start("A").shape[0], lane.start("B").shape[1]
-    r = lane.rank * len(lane.trainable & {"A", "B"})
+def _width(adapter: LowRankAdapter) -> tuple[int, int]:
+    """Rows of D and columns of U that an adapter takes."""
+    if not adapter.carries:
+        return adapter.start("A").shape[0], adapter.start("B").shape[1]
+    r = adapter.rank * len(adapter.trainable & {"A", "B"})
     return r, r
 
 
-def _fill(lane: Lane, D: Tensor, U: Tensor) -> None:
-    if not lane.carries:
-        A, B = lane.current("A"), lane.current("B")
+def _fill(adapter: LowRankAdapter, D: Tensor, U: Tensor) -> None:
+    if not adapter.carries:
+        A, B = adapter.current("A"), adapter.current("B")
         D[: A.shape[0]].copy_(A)
         U[:, : B.shape[1]].copy_(B)
         return
-    r, dA, dB = lane.rank, lane.change("A"), lane.change("B")
+    r, dA, dB = adapter.rank, adapter.change("A"), adapter.change("B")
     at = 0
     if dB is not None:
         if dA is None:
-            D[:r].copy_(lane.start("A"))
+            D[:r].copy_(adapter.start("A"))
         else:
-            torch.add(lane.start("A"), dA, out=D[:r])
+            torch.add(adapter.start("A"), dA, out=D[:r])
         U[:, :r].copy_(dB)
         at = r
     if dA is not None:
         D[at : at + r].copy_(dA)
-        U[:, at : at + r].copy_(lane.start("B"))
+        U[:, at : at + r].copy_(adapter.start("B"))
 
 
-def _split(lane: Lane, k: int, gD: Tensor | None, gU: Tensor | None, gC: Tensor | None) -> list[Tensor]:
-    """The gradients of one lane's trained tensors, in the order B, M, A."""
+def _split(adapter: LowRankAdapter, k: int, gD: Tensor | None, gU: Tensor | None, gC: Tensor | None) -> list[Tensor]:
+    """The gradients of one adapter's trained tensors, in the order B, M, A."""
     grads = []
     for name in "BMA":
-        if name not in lane.trainable:
+        if name not in adapter.trainable:
             continue
-        leaf = lane.start(name)
+        leaf = adapter.start(name)
         if name == "B":
             grads.append(gU[k, :, : leaf.shape[1]])
         elif name == "M":
-            grads.append(core.pick(lane.core(lane.start(name)), gC[k]))
+            grads.append(core.values_at(adapter.core(adapter.start(name)), gC[k]))
         else:
             r = leaf.shape[0]
             grad = gD[k, :r].to(leaf.dtype)
-            if lane.carries and "B" in lane.trainable:
+            if adapter.carries and "B" in adapter.trainable:
                 grad = grad + gD[k, r : 2 * r].to(leaf.dtype)
             grads.append(grad)
     return grads

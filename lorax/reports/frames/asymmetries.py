@@ -6,16 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorax.records import RunRecord, canonical
+from lorax.records import RunRecord, canonical, knobs
 from lorax.records.fields import flatten, task
 from lorax.records.staleness import variants
 
 _GRAVER = ("tuning trials", "alpha / rank", "scaling", "targets", "precision", "dropout", "loss mask", "steps")
 """Named first, in this order."""
-_FREE = {
-    "init.name", "rank", "alpha", "zeta", "zeta_rule", "gamma", "lr", "seed", "name", "results_dir", "device",
-    "track", "task", "model", "evaluate", "scaling",
-}  # fmt: skip
+_FREE = {*knobs.METHOD, *knobs.BOOKKEEPING, "lr", "seed", "task", "model", "evaluate"}
 """Fields in which rows may differ by intent: who they are, the replicate, what the protocol tunes, provenance."""
 _FREE_PREFIX = ("init.", "task.", "model.", "study.", "hydra.")
 _NAMES = {
@@ -24,7 +21,7 @@ _NAMES = {
     "train.head_lr": "learning rate of the head",
 }
 """Fields that a footnote calls otherwise."""
-_TECHNICAL = {"train.checkpoint_every", "train.eval_batch_size"}
+_TECHNICAL = {f"train.{key}" for key in knobs.TRAIN_BOOKKEEPING}
 """Fields that change no result."""
 _SCALE = {"standard": "alpha / rank", "rslora": "alpha / sqrt(rank)"}
 

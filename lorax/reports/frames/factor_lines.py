@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import RunRecord, canonical
+from lorax.records.knobs import FACTORS
 from lorax.records.staleness import variants
 
-FACTORS = ("alpha", "zeta", "gamma")
 _ELSEWHERE = {"evaluate", "versions", "diagnostics"}
 """Fields of an identity that part no line."""
 _NOT_FIXED = {"name", "version", "eta", "rank"}

@@ -1,0 +1,179 @@
+"""RunState: how far a run has come: its data order, random state, curve and end."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lorax.adapters.face import Step
+from lorax.forward.batch import Encoded, order
+from lorax.training.checkpoint import load_checkpoint
+from lorax.training.run import Outcome, Run, TrainPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RunState:
+    """One run under way. Its parameters are moved by `lorax.training.update.Update`.
+
+    Args:
+        run: what is trained.
+        plan: how.
+        device: where the model is.
+    """
+
+    def __init__(self, run: Run, plan: TrainPlan, device: torch.device):
+        self.run, self.plan, self.device = run, plan, device
+        self.head = list(run.head.parameters()) if run.head is not None else []
+        for value in self.head:
+            value.requires_grad_(True)  # installing adapters froze everything that was there
+        in_head = {id(value) for value in self.head}
+        named = run.adapters.named_parameters()
+        self.parameters = {name: value for name, value in named.items() if id(value) not in in_head}
+        self.generator = torch.Generator().manual_seed(run.seed)
+        run.adapters.generator = self.generator
+        self.drops = bool(run.adapters.dropout)
+        self.order = order(run.seed, len(run.data), plan.batch_size, plan.steps)
+        self.loss_scale = _loss_scale(run.adapters.model)
+        self.loss_weight = 1.0
+        """Of this run's loss in the sum that is differentiated; 1 / T in a group of T runs."""
+        self.step, self.resumed, self.seconds = 0, 0, 0.0
+        self.curve: list[dict[str, float]] = []
+        self.times: list[float] = []
+        self.error: str | None = None
+        self._kept_error = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return bool(self.parameters or self.head)
+
+    @property
+    def going(self) -> bool:
+        """Whether there is a step left to take."""
+        return self.trains and self.error is None and self.step < self.plan.steps
+
+    def micro_batches(self) -> list[list[Encoded]]:
+        """Return the step's examples in `accumulation` parts of equal size, alike in length within each."""
+        rows = [self.run.data[index] for index in self.order[self.step]]
+        if self.plan.accumulation > 1:
+            rows = sorted(rows, key=len)
+        size = len(rows) // self.plan.accumulation
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def before_forward(self) -> None:
+        """Let the training rule act before the step's forward passes."""
+        if self.run.rule is not None:
+            self.run.rule.before_forward(self._now(), self.run.adapters)
+
+    def penalty(self) -> Tensor | None:
+        """Return what the training rule adds to the step's loss."""
+        return None if self.run.rule is None else self.run.rule.penalty(self.run.adapters)
+
+    def after_backward(self) -> None:
+        """Let the training rule act on complete gradients."""
+        if self.run.rule is not None:
+            self.run.rule.after_backward(self._now(), self.run.adapters)
+
+    def after_update(self) -> None:
+        """Let the training rule act on updated parameters; their clipped gradients are still there."""
+        if self.run.rule is not None:
+            with torch.no_grad():
+                self.run.rule.after_update(self._now(), self.run.adapters)
+
+    def _now(self) -> Step:
+        return Step(self.step, self.plan.steps, self.generator)
+
+    def add_row(self, row: dict[str, float]) -> None:
+        """Book a finished step."""
+        self.curve.append(row)
+        self.step += 1
+        if self.run.on_step is not None:
+            self.run.on_step(row)
+
+    def add_time(self, seconds: float) -> None:
+        """Book the step's time."""
+        self.seconds += seconds
+        self.times.append(seconds)
+
+    @property
+    def due(self) -> bool:
+        """Whether the run's state is to be kept now."""
+        every = self.plan.checkpoint_every
+        return every > 0 and self.error is None and (self.step % every == 0 or self.step == self.plan.steps)
+
+    def checkpoint(self, optimizer: dict[str, Any]) -> tuple[Path, str, dict[str, Any]] | None:
+        """Return what is to be written of a run that goes on, or has been retired since the last time."""
+        if self.run.checkpoint is None or not (self.due or (self.error and not self._kept_error)):
+            return None
+        self._kept_error = self.error is not None
+        return self.run.checkpoint, self._fingerprint(), self._state(optimizer)
+
+    def saved(self) -> dict[str, Any] | None:
+        """Return the state in the run's checkpoint, if there is one to go on from."""
+        if self.run.checkpoint is None or not self.trains:
+            return None
+        return load_checkpoint(self.run.checkpoint, self._fingerprint())
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state; the optimiser's part is `Update`'s."""
+        if self.run.on_step is not None:
+            for row in state["curve"]:
+                self.run.on_step(row)
+        self.run.adapters.load_state_dict(state["adapters"])
+        if self.run.rule is not None:
+            self.run.rule.load_state_dict(state["rule"])
+        if self.run.head is not None:
+            self.run.head.load_state_dict(state["head"])
+        self.generator.set_state(state["generator"])
+        self.curve, self.seconds = state["curve"], state["seconds"]
+        self.step = self.resumed = state["step"]
+        self.error = state.get("error")
+        self._kept_error = self.error is not None
+
+    def outcome(self) -> Outcome:
+        """Say how the run ended."""
+        times = self.times[1:] or self.times
+        return Outcome(
+            status="diverged" if self.error else "finished",
+            error=self.error,
+            curve=self.curve,
+            seconds=self.seconds,
+            step_ms=1e3 * statistics.median(times) if times else None,
+            resumed=self.resumed,
+            rule_report={} if self.run.rule is None else self.run.rule.report(),
+        )
+
+    def _fingerprint(self) -> str:
+        run, plan = self.run, asdict(self.plan)
+        del plan["checkpoint_every"], plan["progress"]
+        counts = [value.numel() for value in [*self.parameters.values(), *self.head]]
+        numbers = [run.name, run.lr, run.head_lr, run.weight_decay, run.seed, len(run.data), counts]
+        numbers += [dict(run.rates)] if run.rates else []
+        numbers += [run.group] if run.group else []
+        return json.dumps([numbers, plan], sort_keys=True)
+
+    def _state(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "error": self.error,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "generator": self.generator.get_state(),
+            "optimizer": optimizer,
+            "adapters": self.run.adapters.state_dict(),
+            "rule": {} if self.run.rule is None else self.run.rule.state_dict(),
+            "head": self.run.head.state_dict() if self.run.head is not None else {},
+        }
+
+
+def _loss_scale(model: nn.Module) -> float:
+    """A power of two that keeps small gradients from vanishing in fp16; taken out again exactly."""
+    return 1024.0 if next(model.parameters()).dtype == torch.float16 else 1.0
