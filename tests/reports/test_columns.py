@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
-from lorax.records import RunRecord
+from lorax.records import RunRecord, Store
 from lorax.reports import columns, main_table
 from lorax.reports.columns import Column
 from lorax.reports.frames.items import descriptions, item_scores
@@ -53,8 +55,6 @@ def test_one_more_column_is_one_line(pages, monkeypatch):
 
 def test_the_files_have_it_too(demo, monkeypatch, tmp_path, make_study):
     monkeypatch.setattr(columns, "EVERYWHERE", [*columns.EVERYWHERE, CURVE])
-    from lorax.records import Store
-
     study, sweep = Store(tmp_path / "study"), Store(tmp_path / "sweep")
     make_study(study, ["lora", "pissa"], tuning=None, seeds=(0, 1))
     for record in study.read("demo"):
@@ -81,11 +81,13 @@ def test_ranges_and_gaps_of_a_row_of_runs():
     def run(**fields):
         return RunRecord("r", "s", "finished", {}, {}, **fields)
 
-    class Row:
-        records = [run(costs={"trainable": 10}, init_report={"eta": [1.0, 4.0], "step0_error": 1e-7}),
-                   run(costs={"trainable": 2000}, init_report={"eta": 2.0, "step0_error": 2e-7}), run()]  # fmt: skip
+    def cells(records):
+        row.records = records
+        table = columns.table([columns.TRAINED, columns.ETA, *columns.EVERYWHERE], [row])
+        return dict(zip(table.head, table.body[0], strict=True))
 
-    shared = [columns.TRAINED, columns.ETA, *columns.EVERYWHERE]
-    assert columns.table(shared, [Row]).body == [["10 .. 2,000", "1 .. 4", "2e-07"]]
-    Row.records = []
-    assert columns.table(shared, [Row]).body == [["-", "-", "-"]]
+    row, names = SimpleNamespace(), ("trained", "eta", "step-0 error")
+    small = run(costs={"trainable": 10}, init_report={"eta": [1.0, 4.0], "step0_error": 1e-7})
+    large = run(costs={"trainable": 2000}, init_report={"eta": 2.0, "step0_error": 2e-7})
+    assert [cells([small, large, run()])[name] for name in names] == ["10 .. 2,000", "1 .. 4", "2e-07"]
+    assert [cells([])[name] for name in names] == ["-", "-", "-"]

@@ -60,8 +60,8 @@ def test_the_page_holds_scores_settings_and_notes(tmp_path):
     lines = text.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     head, _, *body = cells
-    assert head == ["method", "rank", "toy", "eta", "lr", "trained", "step-0 error"]
-    assert body == [
+    names = ("method", "rank", "toy", "eta", "lr", "trained", "step-0 error")
+    assert [[line[head.index(name)] for name in names] for line in body] == [
         ["base", "-", "12.5 (1)", "-", "-", "0", "-"],
         ["lora", "8", "55.0 ± 7.1 (2)", "2", "0.001", "1,024", "1e-07"],
         ["svft", "-", "25.0 ± 0.0 (2, 1 failed)", "2", "0.001", "1,024", "1e-07"],
