@@ -1,4 +1,7 @@
-"""`python -m lorax.tables [name]`: rebuild tables and figures from the records alone."""
+"""`python -m lorax.tables [name]`: rebuild tables and figures from the records alone.
+
+Reports are imported where they are needed: they load scipy and matplotlib, which `--help` and a list do not need.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(name: str | None, options: dict[str, str]) -> str:
-    """Return the text that the command prints, having written the files.
+    """Write the files of one command; return the text that it prints.
 
     Raises:
         UserError: unknown name or folder, or nothing to read in it.
@@ -55,7 +58,7 @@ def run(name: str | None, options: dict[str, str]) -> str:
 
 
 def draw(store: Store, name: str) -> str:
-    """Rebuild everything of `name`: a study's tables and figures, else the comparison table of a sweep.
+    """Rebuild everything of `name`: a study's tables and figures, else the table of a sweep.
 
     Returns:
         The Markdown text, and a line for each file written.

@@ -82,7 +82,7 @@ class Initializer(Protocol):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Without factors only: make trainable what trains, and return its handle; arguments as `lorax.attach`."""
         ...
 

@@ -12,8 +12,6 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.face import Trainable
-
 
 @register("full")
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Full(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Make all parameters trainable, or the named layers' own; return the handle."""
         from lorax.adapters.baselines import FullModel
         from lorax.adapters.install import find_targets

@@ -12,8 +12,6 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.face import Trainable
-
 
 @register("head")
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class Head(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Freeze the model, but for the head that the caller puts on it; return the handle."""
         from lorax.adapters.baselines import HeadOnly
 

@@ -12,8 +12,6 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.face import Trainable
-
 
 @register("none")
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class Frozen(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Freeze the model and return the handle."""
         from lorax.adapters.baselines import Frozen
 

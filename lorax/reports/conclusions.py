@@ -1,4 +1,4 @@
-"""The conclusion in plain language: what was found, what is undecided, what would decide it."""
+"""The conclusion in sentences: the verdicts, what is undecided, and what would decide it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import statistics
 
 import pandas as pd
 
-from lorax.reports.figures.learning_rates import stretches
-from lorax.reports.frames.learning_rates import selection
+from lorax.reports.frames.learning_rates import stretches
+from lorax.reports.frames.study import selections
 from lorax.reports.text import numbers
 from lorax.stats.judge import would_need
 from lorax.stats.result import Comparison, StudyResult
 from lorax.studies.study import Study
 
 MANY = 12
-"""More undecided rows of a task than this are summed up in one sentence."""
+"""A task with more undecided rows than this gets one sentence for all of them."""
 
 _SAYS = {"better": "scores higher than", "worse": "scores lower than", "equivalent": "is equivalent to"}
 
 
-def found(result: StudyResult) -> list[str]:
+def verdicts(result: StudyResult) -> list[str]:
     """Return a sentence for every comparison that reached a verdict, and one on the pairs."""
     lines = [
         f"{c.task}: {c.arm} {_SAYS[c.verdict]} {c.reference}: {_effect(c)}."
@@ -38,21 +38,21 @@ def found(result: StudyResult) -> list[str]:
 
 
 def undecided(result: StudyResult) -> list[str]:
-    """Return a sentence for every undecided comparison, or for all of a task's where they are more than `MANY`.
+    """Return a sentence for each undecided comparison; where a task has more than `MANY`, one sentence for all.
 
     Each says how wide the interval is and what would decide it.
     """
     lines = []
     for task in result.tasks:
-        own = [c for c in result.comparisons if c.task == task and c.verdict == "undecided"]
-        known = [c for c in own if math.isfinite(c.se)]
+        of_task = [c for c in result.comparisons if c.task == task and c.verdict == "undecided"]
+        known = [c for c in of_task if math.isfinite(c.se)]
         lines += [
             f"{task}: {c.arm} against {c.reference} cannot be judged ({c.note or 'one seed'})."
-            for c in own
+            for c in of_task
             if not math.isfinite(c.se)
         ]
         if len(known) > MANY:
-            lines.append(_summed(result, task, known))
+            lines.append(_all_in_one(result, task, known))
         else:
             lines += [
                 f"{task}: {c.arm} against {c.reference} is undecided: {_effect(c)}. {_needed(result, c)}" for c in known
@@ -60,8 +60,8 @@ def undecided(result: StudyResult) -> list[str]:
     return lines
 
 
-def _summed(result: StudyResult, task: str, known: list[Comparison]) -> str:
-    """One sentence for many undecided comparisons of a task."""
+def _all_in_one(result: StudyResult, task: str, known: list[Comparison]) -> str:
+    """Return one sentence for many undecided comparisons of a task."""
     estimates, reaches = [c.estimate for c in known], [(c.high - c.low) / 2 for c in known]
     seeds = [need.seeds for c in known if (need := would_need(result, c)).seeds is not None]
     line = (
@@ -82,21 +82,21 @@ def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:
     """Return what papers that fix one learning rate for all arms would have reported.
 
     Args:
-        frame: tuning runs, from `figures_study.tuning_frame`.
+        frame: tuning runs, from `frames.study.tuning_frame`.
         reference: named where it never leads.
     """
     parts = stretches(frame)
     lines = []
     for task in dict.fromkeys(part.task for part in parts):
-        own = [part for part in parts if part.task == task]
-        winners = list(dict.fromkeys(part.winner for part in own))
+        of_task = [part for part in parts if part.task == task]
+        winners = list(dict.fromkeys(part.winner for part in of_task))
         if len(winners) == 1:
             lines.append(f"{task}: {winners[0]} leads at every shared learning rate (validation means, no test).")
             continue
         spans = "; ".join(
             f"{part.winner} from {numbers.rate(part.low)} to {numbers.rate(part.high)} (up to "
             f"{numbers.points(part.gap)} points over {part.runner_up})"
-            for part in own
+            for part in of_task
         )
         never = "" if reference in winners else f" {reference} leads nowhere."
         lines.append(
@@ -106,7 +106,7 @@ def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:
 
 
 def tuning(study: Study) -> list[str]:
-    """Return how firm the selected rates are: edges, and how often resampling selects another."""
+    """Return how firm the selected rates are: which stand at an edge, how often resampling selects another."""
     if study.spec.tuning is None:
         return ["No tuning: every arm ran at one learning rate. This is not a tuned comparison."]
     plan = study.spec.tuning
@@ -115,17 +115,13 @@ def tuning(study: Study) -> list[str]:
         f"Every arm: {plan.points} learning rates{more}, {plan.per_decade} a decade, {len(plan.seeds)} tuning seeds "
         f"({', '.join(map(str, plan.seeds))}), selected on validation {study.spec.metric}, ties by validation loss."
     ]
-    for (task, arm), choice in study.choices.items():
-        trials = [trial for trial in study.trials if (trial.task, trial.arm) == (task, arm)]
-        if not trials:
-            continue
+    for (task, arm), drawn in selections(study).items():
+        choice = study.choices[task, arm]
         if choice.edge:
             lines.append(
                 f"{task}: the best rate of {arm}, {numbers.rate(choice.lr)}, is still at the {choice.edge} end of its "
                 "grid: a better one may lie beyond."
             )
-        items = trials[0].record.score("validation", "n") or study.spec.validation_items
-        drawn = selection(trials, int(items))
         if drawn.stability < 0.5:
             lines.append(
                 f"{task}: resampling selects {numbers.rate(choice.lr)} for {arm} in only {100 * drawn.stability:.0f} % "

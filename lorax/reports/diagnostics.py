@@ -1,4 +1,4 @@
-"""Diagnostics of a sweep as a table and figures, from its records alone."""
+"""Diagnostics as a part of a report, and a sweep's as files, from records alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.records.fields import one_per_seed
-from lorax.records.grouping import rows_of
-from lorax.records.staleness import shown
-from lorax.reports.figures.diagnostics import diagnostics, diagnostics_frame, layer_frame, layers
-from lorax.reports.figures.style import save
-from lorax.reports.text import html
-from lorax.reports.text.numbers import markdown, number
+from lorax.reports.frames.diagnostics import diagnostics_frame, layer_frame, measured_runs, wide
+from lorax.reports.text.document import Part, Table
+from lorax.reports.text.numbers import number
 
 COLUMNS = {
     "cosine_first": "first SGD step",
@@ -41,111 +37,77 @@ NOTES = (
     "(arXiv:2410.21228); top, bottom: share of ||dW||^2 in W0's leading or last singular subspaces, the mean of rows "
     "and columns; chance: what a random update has there.",
 )
-FORGOT = "forgetting: nats a token by which text outside the task is predicted worse."
+FORGETTING = "forgetting: nats a token by which text outside the task is predicted worse."
 
 
-def labelled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Return row label -> runs that were measured, in the order and by the names of the plain table.
-
-    Runs that were looked at otherwise (`diagnostics_every`, ranks of methods that have none) are lines of their own.
-    """
-    kept = shown(records)[0]
-    rows = rows_of(kept)
-    kept = [record for record in kept if record.diagnostics]
-    several = {row.rank for record in kept if (row := rows[record.run_id]).rank is not None}
-    found: dict[str, list[RunRecord]] = {}
-    for record in sorted(kept, key=lambda record: (rows[record.run_id].key, record.config.get("seed") or 0)):
-        row = rows[record.run_id]
-        rank = f" r={row.rank}" if len(several) > 1 and row.rank is not None else ""
-        found.setdefault(row.label + rank, []).append(record)
-    return {name: one_per_seed(runs) for label, all_ in found.items() for name, runs in _by_look(label, all_).items()}
-
-
-def _by_look(label: str, runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Part a row's runs by how they were looked at, and name what differs."""
-    looks = {run.run_id: _look(run) for run in runs}
-    keys = {key for look in looks.values() for key in look}
-    keys = sorted(key for key in keys if len({look.get(key) for look in looks.values()}) > 1)
-    found: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        words = [f"{key}={looks[run.run_id][key]}" for key in keys if key in looks[run.run_id]]
-        found.setdefault(" ".join([label, *([f"({', '.join(words)})"] if words else [])]), []).append(run)
-    return found
-
-
-def _look(run: RunRecord) -> dict[str, str]:
-    """Return what a run's diagnostics were made with: every how many layers, tokens, and what the id names beyond."""
-    about = run.identity.get("diagnostics")
-    if not isinstance(about, list):
-        return {}
-    named = dict(zip(("every", "tokens"), map(str, about), strict=False))
-    return named | dict(word.split("=", 1) for word in about[2:])
-
-
-def write_diagnostics(store: Store, name: str, records: Sequence[RunRecord]) -> tuple[str, list[Path]]:
+def write_diagnostics(store: Store, name: str, records: Sequence[RunRecord]) -> tuple[Part | None, list[Path]]:
     """Write tables/<name>_diagnostics.csv and figures/<name>/diagnostics*; nothing where nothing was measured.
 
     Returns:
-        The Markdown section, and the paths written.
+        The part of the report (None where nothing was measured), and the paths written.
     """
-    arms = labelled(records)
-    frame = diagnostics_frame(arms)
+    runs = measured_runs(records)
+    frame = diagnostics_frame(runs)
     if frame.empty:
-        return "", []
-    paths = [store.root / "tables" / f"{name}_diagnostics.csv"]
-    write_atomic(paths[0], wide(frame).to_csv(index=False, lineterminator="\n"))
-    per_layer, tasks = layer_frame(arms), list(dict.fromkeys(frame["task"]))
+        return None, []
+    path = store.root / "tables" / f"{name}_diagnostics.csv"
+    write_atomic(path, wide(frame).to_csv(index=False, lineterminator="\n"))
+    return part(frame, runs), [path, *_draw(frame, layer_frame(runs), list(runs), store.root / "figures" / name)]
+
+
+def _draw(frame: pd.DataFrame, layer_values: pd.DataFrame, arms: Sequence[str], folder: Path) -> list[Path]:
+    from lorax.reports.figures.diagnostics import diagnostics, layers  # matplotlib: only where there is what to draw
+    from lorax.reports.figures.style import save
+
+    paths, tasks = [], list(dict.fromkeys(frame["task"]))
     for one in tasks:
         end = "" if len(tasks) == 1 else f"_{one}"
         drawn = {
-            f"diagnostics{end}": diagnostics(frame[frame["task"] == one], list(arms)),
-            f"diagnostics_layers{end}": layers(per_layer[per_layer["task"] == one], list(arms)),
+            f"diagnostics{end}": diagnostics(frame[frame["task"] == one], arms),
+            f"diagnostics_layers{end}": layers(layer_values[layer_values["task"] == one], arms),
         }
         for stem, figure in drawn.items():
-            paths += [] if figure is None else save(figure, store.root / "figures" / name, stem)
-    return section(frame, arms), paths
+            paths += [] if figure is None else save(figure, folder, stem)
+    return paths
 
 
-def wide(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a run: arm, task, seed, then every quantity."""
-    order = list(dict.fromkeys(frame["quantity"]))
-    keys = ["arm", "task", "seed"]
-    return frame.pivot_table(index=keys, columns="quantity", values="value", sort=False)[order].reset_index()
-
-
-def part(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> html.Part:
-    """Return a table a task, and the lines that say what its columns are.
+def part(frame: pd.DataFrame, runs: Mapping[str, Sequence[RunRecord]]) -> Part:
+    """Return a table a task, and the sentences that say what its columns are.
 
     Args:
         frame: from `diagnostics_frame`.
-        arms: label -> runs.
+        runs: arm -> its runs.
     """
     tables = []
     for one in dict.fromkeys(frame["task"]):
         here = frame[frame["task"] == one]
-        columns = [key for key in COLUMNS if (here["quantity"] == key).any()]
+        quantities = [key for key in COLUMNS if (here["quantity"] == key).any()]
         means = here.groupby(["arm", "quantity"], sort=False)["value"].mean()
         body = [
-            [arm, *(number(means.get((arm, key))) for key in columns)] for arm in arms if (here["arm"] == arm).any()
+            [arm, *(number(means.get((arm, key))) for key in quantities)] for arm in runs if (here["arm"] == arm).any()
         ]
-        tables.append(html.Table(("method", *(COLUMNS[key] for key in columns)), body, one))
-    sources = sorted({_source(record) for runs in arms.values() for record in runs} - {""})
-    forgot = [FORGOT] if (frame["quantity"] == "forgetting").any() else []
-    lines = [*NOTES, *forgot, *(f"Full fine-tuning's update is that of {source}." for source in sources), *_alone(arms)]
-    return html.Part("Diagnostics", lines, tables)
+        tables.append(Table(("method", *(COLUMNS[key] for key in quantities)), body, one))
+    sources = sorted({_full_update(record) for records in runs.values() for record in records} - {""})
+    forgetting = [FORGETTING] if (frame["quantity"] == "forgetting").any() else []
+    lines = [*NOTES, *forgetting, *(f"Full fine-tuning's update is that of {source}." for source in sources)]
+    return Part("Diagnostics", [*lines, *_without_full_update(runs)], tables)
 
 
-def _alone(arms: Mapping[str, Sequence[RunRecord]]) -> list[str]:
-    """Name the arms that had no update of full fine-tuning to be compared with while others had one."""
-    runs = [record for found in arms.values() for record in found]
-    known = {source["run_id"] for record in runs if (source := record.diagnostics.get("full_update_of"))}
+def _without_full_update(runs: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+    """Name the arms that had no update of full fine-tuning to be compared with, where others had one."""
+    full_runs = {
+        source["run_id"]
+        for records in runs.values()
+        for record in records
+        if (source := record.diagnostics.get("full_update_of"))
+    }
     missing = [
         arm
-        for arm, found in arms.items()
-        if not any(record.run_id in known for record in found)  # not full fine-tuning itself
-        and any(not record.diagnostics.get("full_update_of") for record in found)
+        for arm, records in runs.items()
+        if not any(record.run_id in full_runs for record in records)  # not full fine-tuning itself
+        and any(not record.diagnostics.get("full_update_of") for record in records)
     ]
-    if not known or not missing:
+    if not full_runs or not missing:
         return []
     return [
         f"{', '.join(missing)}: full fine-tuning's update was not in the cache (`LORAX_CACHE`) when this ran; run "
@@ -153,13 +115,6 @@ def _alone(arms: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     ]
 
 
-def section(frame: pd.DataFrame, arms: Mapping[str, Sequence[RunRecord]]) -> str:
-    """Return `part` as Markdown."""
-    found = part(frame, arms)
-    tables = [text for table in found.tables for text in (table.title, markdown(table.head, table.body))]
-    return "\n\n".join([f"## {found.title}", *tables, "\n".join(f"- {line}" for line in found.lines)]) + "\n"
-
-
-def _source(record: RunRecord) -> str:
+def _full_update(record: RunRecord) -> str:
     source = record.diagnostics.get("full_update_of")
     return f"run {source['run_id']} (seed {source['seed']}, lr {source['lr']})" if source else ""

@@ -4,80 +4,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
 
 from lorax.records import RunRecord
-from lorax.records.fields import eta_of
-from lorax.reports.frames.asymmetries import Asymmetry, footnotes, lint
+from lorax.reports import columns
+from lorax.reports.columns import Column
+from lorax.reports.frames.asymmetries import footnotes
+from lorax.reports.frames.study import asymmetries
 from lorax.reports.text import numbers
+from lorax.stats.result import ArmResult, Comparison
 from lorax.studies.study import Study
+from lorax.studies.tuning import Choice
 
-SCORE_HEAD = ("arm", "score [95 %]", "letters", "difference [interval]", "verdict", "seeds", "items")
-SETTING_HEAD = ("arm", "lr", "trials", "trained", "eta", "init s", "step ms", "peak MB", "step-0 error")
-_COST_COLUMNS = ("init_seconds", "step_ms", "peak_mb")
+_ARROWS = {"": "", "low": " ↓", "high": " ↑"}
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One arm on one task; what is not measured yet is None or empty."""
+
+    task: str
+    arm: str
+    records: tuple[RunRecord, ...]
+    """Final runs."""
+    result: ArmResult | None
+    comparison: Comparison | None
+    """With the reference; None for the reference itself."""
+    is_reference: bool
+    choice: Choice | None
+    """The learning rate and what its selection cost."""
+    cost: RunRecord | None
+    """The solo run with a cold cache."""
+    footnotes: tuple[int, ...] = ()
+    """Numbers of the asymmetries that this row has."""
+
+    @property
+    def difference(self) -> Comparison | None:
+        """The comparison, where the arm has final runs."""
+        return self.comparison if self.result else None
+
+    @property
+    def verdict(self) -> str:
+        """One of better, worse, equivalent, undecided, reference; empty where nothing can be said."""
+        if self.is_reference and self.result:
+            return "reference"
+        return self.difference.verdict if self.difference else ""
+
+    def cost_of(self, key: str) -> float | None:
+        """Return one entry of the solo run's costs."""
+        return self.cost.costs.get(key) if self.cost else None
+
+
+def study_rows(study: Study) -> list[StudyRow]:
+    """Return the rows, tasks and arms in the study's order; an incomplete study has gaps in them."""
+    _, numbers_of = footnotes(asymmetries(study), study.spec.reference)
+    return [
+        StudyRow(
+            task=task,
+            arm=arm,
+            records=tuple(study.finals.get((task, arm), {}).values()),
+            result=study.result.arm(task, arm) if study.result else None,
+            comparison=study.result.comparison(task, arm) if study.result else None,
+            is_reference=arm == study.spec.reference,
+            choice=study.choices.get((task, arm)),
+            cost=study.costs.get((task, arm)),
+            footnotes=tuple(numbers_of.get(arm, ())),
+        )
+        for task in study.spec.tasks
+        for arm in study.spec.labels
+    ]
+
+
+def select(rows: Sequence[StudyRow], task: str, arms: Sequence[str]) -> list[StudyRow]:
+    """Return the rows of some arms on one task, in the order of `arms`."""
+    by_arm = {row.arm: row for row in rows if row.task == task}
+    return [by_arm[arm] for arm in arms]
 
 
 def main_table(study: Study) -> pd.DataFrame:
-    """Return the numbers of the main table, one row a task and arm in the study's order.
+    """Return the numbers of the main table, one row a task and arm in the study's order; gaps are null.
 
     Columns: task, arm, mean, sd, low, high (fractions; t interval over seeds), letters, difference,
     difference_low, difference_high, confidence (of that interval), verdict, p_adjusted,
     p_equivalence_adjusted, seeds, items, diverged, lr, edge, points, trials, parameters, eta,
     init_seconds, step_ms, peak_mb (from the solo cost run), step0_error, notes (footnote numbers).
-
-    Args:
-        study: from `protocol_study.read_study`; may be incomplete, its gaps are null.
     """
-    _, marks = footnotes(asymmetries(study), study.spec.reference)
-    lines = [_line(study, task, arm, marks.get(arm, [])) for task in study.spec.tasks for arm in study.spec.labels]
-    return pd.DataFrame(lines)
-
-
-def asymmetries(study: Study) -> list[Asymmetry]:
-    """Return what differs between arms besides the method and its tuned rate."""
-    rows = {arm: _records(study, None, arm) for arm in study.spec.labels}
-    trials = {}
-    for (_, arm), choice in study.choices.items():
-        if study.spec.arm(arm).trained and study.spec.tuning is not None:
-            trials[arm] = max(choice.trials, trials.get(arm, 0))
-    return lint({arm: records for arm, records in rows.items() if records}, trials)
-
-
-def score_cells(table: pd.DataFrame, arms: Sequence[str], task: str) -> list[list[str]]:
-    """Return the text of the left half, columns `SCORE_HEAD`, for some arms of one task."""
-    return [
-        [
-            _marked(line),
-            # Scores lie in 0..1; cutting a wider interval there loses no coverage.
-            numbers.bounded(line["mean"], _cut(line["low"]), _cut(line["high"])) + _diverged(line),
-            line["letters"] or numbers.NOTHING,
-            numbers.bounded(line["difference"], line["difference_low"], line["difference_high"], signed=True),
-            line["verdict"] or numbers.NOTHING,
-            numbers.count(line["seeds"]),
-            numbers.count(line["items"]),
-        ]
-        for line in _lines(table, arms, task)
-    ]
-
-
-def setting_cells(table: pd.DataFrame, arms: Sequence[str], task: str) -> list[list[str]]:
-    """Return the text of the right half, columns `SETTING_HEAD`, for some arms of one task."""
-    return [
-        [
-            _marked(line),
-            numbers.rate(line["lr"]) + {"low": " ↓", "high": " ↑"}.get(line["edge"], ""),
-            numbers.count(line["trials"]) if line["trials"] else numbers.NOTHING,
-            numbers.count(line["parameters"]),
-            numbers.number(line["eta"]),
-            numbers.number(line["init_seconds"], 2),
-            numbers.number(line["step_ms"], 3),
-            numbers.count(line["peak_mb"]),
-            numbers.number(line["step0_error"], 1),
-        ]
-        for line in _lines(table, arms, task)
-    ]
+    return columns.frame([*KEYS, *score_columns(), *setting_columns()], study_rows(study))
 
 
 def blocks(study: Study) -> dict[str, tuple[str, ...]]:
@@ -85,59 +99,79 @@ def blocks(study: Study) -> dict[str, tuple[str, ...]]:
     return study.spec.blocks or {"": study.spec.labels}
 
 
-def _line(study: Study, task: str, arm: str, marks: list[int]) -> dict[str, Any]:
-    row = study.result.arm(task, arm) if study.result else None
-    versus = study.result.comparison(task, arm) if study.result else None
-    choice = study.choices.get((task, arm))
-    records = _records(study, task, arm)
-    cost = study.costs.get((task, arm))
-    errors = [value for record in records if (value := record.init_report.get("step0_error")) is not None]
-    reference = arm == study.spec.reference and row is not None
-    line: dict[str, Any] = {
-        "task": task, "arm": arm,
-        "mean": row and row.mean, "sd": row and row.sd, "low": row and row.low, "high": row and row.high,
-        "letters": row.letters if row else "",
-        "difference": versus and versus.estimate,
-        "difference_low": versus and versus.low, "difference_high": versus and versus.high,
-        "confidence": versus and versus.confidence,
-        "verdict": "reference" if reference else versus.verdict if versus and row else "",
-        "p_adjusted": versus and versus.p_adjusted,
-        "p_equivalence_adjusted": versus and versus.p_equivalence_adjusted,
-        "seeds": row and row.n_seeds, "items": row and row.n_items, "diverged": row.diverged if row else 0,
-        "lr": choice and choice.lr, "edge": choice.edge if choice else "",
-        "points": choice.points if choice else 0, "trials": choice.trials if choice else 0,
-        "parameters": numbers.span([record.costs.get("trainable") for record in records], numbers.count),
-        "eta": numbers.span([value for record in records for value in eta_of(record)]),
-        **{key: cost.costs.get(key) if cost else None for key in _COST_COLUMNS},
-        "step0_error": max(errors, default=None),
-        "notes": " ".join(map(str, marks)),
-    }  # fmt: skip
-    if versus is not None and row is None:
-        line |= dict.fromkeys(("difference", "difference_low", "difference_high", "confidence"))
-    return line
+def _marked(row: StudyRow) -> str:
+    return f"{row.arm} ({','.join(map(str, row.footnotes))})" if row.footnotes else row.arm
 
 
-def _records(study: Study, task: str | None, arm: str) -> list[RunRecord]:
+def _score(result: ArmResult | None) -> str:
+    if result is None:
+        return numbers.NOTHING
+    # Scores lie in 0..1; cutting a wider interval there loses no coverage.
+    low, high = (bound if math.isinf(bound) else min(max(bound, 0.0), 1.0) for bound in (result.low, result.high))
+    diverged = f" ({result.diverged} diverged)" if result.diverged else ""
+    return numbers.bounded(result.mean, low, high) + diverged
+
+
+def _difference(versus: Comparison | None) -> str:
+    return numbers.bounded(versus.estimate, versus.low, versus.high, signed=True) if versus else numbers.NOTHING
+
+
+def _rate(choice: Choice | None) -> str:
+    return numbers.rate(choice.lr) + _ARROWS[choice.edge] if choice else numbers.NOTHING
+
+
+def _or_nothing(text: str) -> str:
+    return text or numbers.NOTHING
+
+
+def _count_above_zero(value: int) -> str:
+    return numbers.count(value) if value else numbers.NOTHING
+
+
+KEYS: list[Column[StudyRow]] = [
+    Column("task", "", lambda row: row.task),
+    Column("arm", "", lambda row: row.arm),
+]
+
+
+def score_columns() -> list[Column[StudyRow]]:
+    """Return the columns of the left half: scores and verdicts."""
     return [
-        record
-        for (where, label), runs in study.finals.items()
-        for record in runs.values()
-        if label == arm and task in (None, where)
+        Column("", "arm", _marked),
+        Column("mean", "", lambda row: row.result and row.result.mean),
+        Column("sd", "", lambda row: row.result and row.result.sd),
+        Column("low", "", lambda row: row.result and row.result.low),
+        Column("high", "", lambda row: row.result and row.result.high),
+        Column("", "score [95 %]", lambda row: row.result, _score),
+        Column("letters", "letters", lambda row: row.result.letters if row.result else "", _or_nothing),
+        Column("difference", "", lambda row: row.difference and row.difference.estimate),
+        Column("difference_low", "", lambda row: row.difference and row.difference.low),
+        Column("difference_high", "", lambda row: row.difference and row.difference.high),
+        Column("confidence", "", lambda row: row.difference and row.difference.confidence),
+        Column("", "difference [interval]", lambda row: row.difference, _difference),
+        Column("verdict", "verdict", lambda row: row.verdict, _or_nothing),
+        Column("p_adjusted", "", lambda row: row.comparison and row.comparison.p_adjusted),
+        Column("p_equivalence_adjusted", "", lambda row: row.comparison and row.comparison.p_equivalence_adjusted),
+        Column("seeds", "seeds", lambda row: row.result and row.result.n_seeds, numbers.count),
+        Column("items", "items", lambda row: row.result and row.result.n_items, numbers.count),
+        Column("diverged", "", lambda row: row.result.diverged if row.result else 0),
     ]
 
 
-def _lines(table: pd.DataFrame, arms: Sequence[str], task: str) -> list[dict[str, Any]]:
-    found = {line["arm"]: line for line in table[table["task"] == task].to_dict("records")}
-    return [found[arm] for arm in arms if arm in found]
-
-
-def _cut(bound: float | None) -> float | None:
-    return bound if numbers.missing(bound) or math.isinf(bound) else min(max(bound, 0.0), 1.0)
-
-
-def _marked(line: dict[str, Any]) -> str:
-    return f"{line['arm']} ({line['notes'].replace(' ', ',')})" if line["notes"] else line["arm"]
-
-
-def _diverged(line: dict[str, Any]) -> str:
-    return f" ({line['diverged']} diverged)" if line["diverged"] else ""
+def setting_columns() -> list[Column[StudyRow]]:
+    """Return the columns of the right half: learning rate, size and costs."""
+    return [
+        Column("", "arm", _marked),
+        Column("lr", "", lambda row: row.choice and row.choice.lr),
+        Column("edge", "", lambda row: row.choice.edge if row.choice else ""),
+        Column("", "lr", lambda row: row.choice, _rate),
+        Column("points", "", lambda row: row.choice.points if row.choice else 0),
+        Column("trials", "trials", lambda row: row.choice.trials if row.choice else 0, _count_above_zero),
+        columns.TRAINED,
+        columns.ETA,
+        Column("init_seconds", "init s", lambda row: row.cost_of("init_seconds"), lambda s: numbers.number(s, 2)),
+        Column("step_ms", "step ms", lambda row: row.cost_of("step_ms"), numbers.number),
+        Column("peak_mb", "peak MB", lambda row: row.cost_of("peak_mb"), numbers.count),
+        *columns.EVERYWHERE,
+        Column("notes", "", lambda row: " ".join(map(str, row.footnotes))),
+    ]

@@ -1,4 +1,4 @@
-"""Kept completions scored again under each published extraction rule: no model, no retraining."""
+"""Kept completions scored again under each published extraction rule, and what a study would then conclude."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
 from lorax.records.fields import one_per_seed, task
 from lorax.records.grouping import rows_of
 from lorax.records.staleness import fresh
-from lorax.reports.rescore_verdicts import verdict_changes
+from lorax.reports.text import markdown
+from lorax.reports.text.document import Document, Part, Table
+from lorax.reports.text.numbers import points
+from lorax.stats.judge import Final, judge
 from lorax.studies.registration import frozen, frozen_path
-from lorax.studies.study import read_study
+from lorax.studies.study import Study, read_study
 from lorax.tasks import extractors
 
 
@@ -40,7 +42,7 @@ def rescore_items(items: Iterable[Mapping[str, Any]], rules: Iterable[str] | Non
 
     Returns:
         One row an item and rule: id, split, recorded (the run's own score), rule, read (whether the
-        rule found an answer at all), score (0 or 1).
+        rule read an answer), score (0 or 1).
     """
     chosen = [extractors.get(name) for name in (extractors.names() if rules is None else rules)]
     lines = []
@@ -55,18 +57,41 @@ def rescore_items(items: Iterable[Mapping[str, Any]], rules: Iterable[str] | Non
     return pd.DataFrame(lines, columns=["id", "split", "recorded", "rule", "read", "score"])
 
 
-def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
-    """Score every run called `name` anew; of a study its final runs, or for validation those at the selected rates.
+Runs = list[tuple[str, RunRecord]]
+"""(row of the table, run) pairs."""
+
+
+def runs_of_study(study: Study, split: str) -> Runs:
+    """Return a study's final runs by arm, or for validation its tuning runs at the selected rates.
+
+    A run that stands for two arms is there twice.
+    """
+    if split == "test":
+        return [(arm, run) for (_, arm), runs in study.finals.items() for run in runs.values()]
+    chosen = {place: choice.lr for place, choice in study.choices.items()}
+    return [(trial.arm, trial.record) for trial in study.trials if trial.lr == chosen.get((trial.task, trial.arm))]
+
+
+def runs_of_sweep(records: list[RunRecord]) -> Runs:
+    """Return a sweep's runs by the rows of its table, one a seed; failed and stale ones are left out."""
+    kept = [record for record in fresh(records)[0] if record.status != "failed"]
+    by_label: dict[str, list[RunRecord]] = defaultdict(list)
+    rows = rows_of(kept)
+    for record in kept:
+        row = rows[record.run_id]
+        by_label[row.label if row.rank is None else f"{row.label} r={row.rank}"].append(record)
+    return [(label, record) for label, of_row in by_label.items() for record in one_per_seed(of_row)]
+
+
+def rescored(store: Store, runs: Runs, split: str = "test") -> pd.DataFrame:
+    """Score the kept completions of runs anew.
 
     Returns:
-        One row a run and rule: run_id, row (a study's arm, else method and what sets it apart), task,
-        seed, rule, recorded, read (share of completions), score (fraction), n (completions).
-
-    Raises:
-        UserError: there are no such records, or none of them kept completions.
+        One row a run and rule: run_id, row (of the table), task, seed, rule, recorded, read (share of
+        completions), score (fraction), n (completions). Runs that kept no completions have none.
     """
     lines: list[dict[str, Any]] = []
-    for row, record in _runs(store, name, split):
+    for row, record in runs:
         table = rescore_items(item for item in store.items(record) if item.get("split") == split)
         for rule, part in table.groupby("rule", sort=False):
             lines.append({
@@ -75,8 +100,6 @@ def rescored(store: Store, name: str, split: str = "test") -> pd.DataFrame:
                 "recorded": float(part["recorded"].astype(float).mean()), "read": float(part["read"].mean()),
                 "score": float(part["score"].mean()), "n": len(part),
             })  # fmt: skip
-    if not lines:
-        raise UserError(f"rescore={name}: no run of this name kept completions of its {split} items")
     return pd.DataFrame(lines)
 
 
@@ -92,23 +115,67 @@ def notes(table: pd.DataFrame) -> list[str]:
         recorded = part.groupby("row")["recorded"].mean()
         spread = (means.max(axis=1) - means.min(axis=1)).max()
         lines.append(f"{name}: the same completions score up to {100 * spread:.1f} points apart by rule alone.")
-        leaders: dict[str, list[str]] = defaultdict(list)
+        rules_of: dict[str, list[str]] = defaultdict(list)
         for rule in means:
-            # Where several share the best mean (all at 0, say) the rule names nobody.
+            # Where several rows share the best mean (all at 0, say) no row leads under the rule.
             best = means.index[means[rule] == means[rule].max()]
             if len(best) == 1:
-                leaders[str(best[0])].append(str(rule))
-        own = " and ".join(sorted(recorded.index[recorded == recorded.max()]))
+                rules_of[str(best[0])].append(str(rule))
+        leader = " and ".join(sorted(recorded.index[recorded == recorded.max()]))
         if len(means) > 1:
             lines += [
-                f"{name}: {', '.join(rules)} would put {best} first instead of {own}, by means alone."
-                for best, rules in leaders.items()
-                if best != own
-            ] or [f"{name}: no rule puts another row than {own} first, by means alone."]
+                f"{name}: {', '.join(rules)} would put {best} first instead of {leader}, by means alone."
+                for best, rules in rules_of.items()
+                if best != leader
+            ] or [f"{name}: no rule puts another row than {leader} first, by means alone."]
         blind = sorted(part.groupby("rule")["read"].mean().loc[lambda share: share == 0].index)
         if blind:
             lines.append(f"{name}: {', '.join(blind)} read no answer in any completion.")
     return lines
+
+
+def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
+    """Judge a study's final runs again under each rule; return a line for each rule that changes a verdict.
+
+    The learning rates stay those that the study's own score selected, and the paired t over seeds
+    judges, which needs the rescored means only.
+
+    Args:
+        study: from `studies.study.read_study`.
+        table: from `rescored`: row (the arm), run_id, rule, score, n.
+    """
+    spec = study.spec
+    if study.result is None:
+        return []
+    place_of = {  # one run may stand for two arms (twins), so the arm is part of the key
+        (arm, record.run_id): (task, seed, record.status == "diverged")
+        for (task, arm), runs in study.finals.items()
+        for seed, record in runs.items()
+    }
+    lines, judged = [], 0
+    for rule, part in table.groupby("rule", sort=False):
+        finals = []
+        for row, run, score, n in part[["row", "run_id", "score", "n"]].itertuples(index=False):
+            if (row, run) in place_of:
+                name, seed, diverged = place_of[row, run]
+                finals.append(Final(row, name, seed, score, n, diverged))
+        # A rule that finds no right answer anywhere would call everything equivalent.
+        if part["score"].max() == 0 or not any(final.arm == spec.reference for final in finals):
+            continue
+        judged += 1
+        again = judge(
+            finals, reference=spec.reference, margin=spec.margin, alpha=spec.alpha, arms=spec.labels, tasks=spec.tasks
+        )
+        changed = [
+            f"{new.task} {new.arm} {new.verdict} instead of {old.verdict}"
+            for old, new in zip(study.result.comparisons, again.comparisons, strict=True)
+            if new.verdict != old.verdict
+        ]
+        if changed:
+            lines.append(f"Judged by {rule}: {'; '.join(changed)}.")
+    if not judged:
+        return [f"No verdict was judged again: no rule finds a right answer, or {spec.reference} kept no completions."]
+    return lines or ["Every verdict of the study is the same under every rule that reads an answer."]
 
 
 def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, list[Path]]:
@@ -116,48 +183,30 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
 
     Returns:
         The Markdown text and the paths.
+
+    Raises:
+        UserError: there are no such records, or none of them kept completions.
     """
-    table = rescored(store, name, split)
-    parts = [f"# {name}: kept completions under each extraction rule ({split} split, per cent)"]
-    for title, part in table.groupby("task", sort=True):
-        means = part.groupby(["row", "rule"], sort=False)["score"].mean().unstack()
-        means = means[[rule for rule in extractors.names() if rule in means]]
-        recorded, seeds = part.groupby("row")["recorded"].mean(), part.groupby("row")["seed"].nunique()
-        head = [title, "seeds", "recorded", *means.columns]
-        body = [
-            [
-                row,
-                seeds[row],
-                f"{100 * recorded[row]:.1f}",
-                *(f"{100 * value:.1f}" for value in means.loc[row]),
-            ]
-            for row in means.index
-        ]
-        align = ["left"] + ["right"] * (len(head) - 1)
-        parts.append(tabulate(body, head, "pipe", disable_numparse=True, colalign=align))
-    lines = notes(table)
+    study = None
     if frozen_path(store.root, name).is_file():
-        lines += verdict_changes(read_study(frozen(store.root, name), store, items=False), table)
-    parts.append("\n".join(f"- {line}" for line in lines))
-    text = "\n\n".join(parts) + "\n"
+        study = read_study(frozen(store.root, name), store, items=False)
+    table = rescored(store, runs_of_study(study, split) if study else runs_of_sweep(store.read(name)), split)
+    if table.empty:
+        raise UserError(f"rescore={name}: no run of this name kept completions of its {split} items")
+    lines = notes(table) + (verdict_changes(study, table) if study else [])
+    tables = [_means(str(one), part) for one, part in table.groupby("task", sort=True)]
+    title = f"{name}: kept completions under each extraction rule ({split} split, per cent)"
+    text = markdown.render(Document(title, [Part("", lines, tables)]))
     paths = [store.root / "tables" / f"{name}.rescored.{kind}" for kind in ("md", "csv")]
     write_atomic(paths[0], text)
     write_atomic(paths[1], table.to_csv(index=False, lineterminator="\n"))
     return text, paths
 
 
-def _runs(store: Store, name: str, split: str) -> list[tuple[str, RunRecord]]:
-    """Return (row, run): a study's rows are its arms, and a run that stands for two arms is there twice."""
-    if frozen_path(store.root, name).is_file():
-        study = read_study(frozen(store.root, name), store, items=False)
-        if split == "test":
-            return [(arm, run) for (_, arm), runs in study.finals.items() for run in runs.values()]
-        chosen = {(task, arm): choice.lr for (task, arm), choice in study.choices.items()}
-        return [(trial.arm, trial.record) for trial in study.trials if trial.lr == chosen.get((trial.task, trial.arm))]
-    records = [record for record in fresh(store.read(name))[0] if record.status != "failed"]
-    rows = rows_of(records)
-    labels = {run: row.label if row.rank is None else f"{row.label} r={row.rank}" for run, row in rows.items()}
-    by: dict[str, list[RunRecord]] = defaultdict(list)
-    for record in records:
-        by[labels[record.run_id]].append(record)
-    return [(label, record) for label, found in by.items() for record in one_per_seed(found)]
+def _means(title: str, table: pd.DataFrame) -> Table:
+    """Return one task's mean scores over seeds, rows down, rules across."""
+    means = table.groupby(["row", "rule"], sort=False)["score"].mean().unstack()
+    means = means[[rule for rule in extractors.names() if rule in means]]
+    recorded, seeds = table.groupby("row")["recorded"].mean(), table.groupby("row")["seed"].nunique()
+    body = [[row, str(seeds[row]), *map(points, (recorded[row], *means.loc[row]))] for row in means.index]
+    return Table([title, "seeds", "recorded", *means.columns], body)

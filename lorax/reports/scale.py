@@ -10,10 +10,10 @@ from typing import Any
 from lorax.records import write_atomic
 from lorax.reports.figures.scale import SIDES, draw_scale
 from lorax.reports.figures.style import save
-from lorax.reports.text.numbers import markdown
+from lorax.reports.text import markdown
 
 TOLERANCE = 0.1
-"""Exponents this near are taken for equal: a factor of 1.3 over the sixteenfold range of the ranks."""
+"""Exponents that differ by less count as equal: a factor of 1.3 over the sixteenfold range of the ranks."""
 _LA, _RS = "LoRA-GA", "rsLoRA"
 CLAIMS: tuple[tuple[str, str, str, str, dict[str, float]], ...] = (
     (_LA, "zeta ~ sqrt(m) / r: the output keeps its size", "lora_ga", "forward_init", {"r": 0, "m": 0, "n": 0}),
@@ -29,23 +29,23 @@ CLAIMS: tuple[tuple[str, str, str, str, dict[str, float]], ...] = (
 """Paper, claim, setting, moment, exponents claimed."""
 
 
-def write_scale(found: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_scale(measured: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write grid.json, README.md and the figures; return the paths.
 
     Args:
-        found: from `diagnostics.scale.measure_all`.
+        measured: what `lorax.diagnostics.scale` measured: `about` and `grids`.
         folder: made when missing.
     """
-    paths = [path for name, figure in draw_scale(found).items() for path in save(figure, folder, name)]
-    for name, text in (("grid.json", json.dumps(found, indent=1) + "\n"), ("README.md", readme(found))):
+    paths = [path for name, figure in draw_scale(measured).items() for path in save(figure, folder, name)]
+    for name, text in (("grid.json", json.dumps(measured, indent=1) + "\n"), ("README.md", readme(measured))):
         write_atomic(folder / name, text)
         paths.append(folder / name)
     return paths
 
 
-def readme(found: Mapping[str, Any]) -> str:
+def readme(measured: Mapping[str, Any]) -> str:
     """Return the README: what is measured, claims against findings, exponents."""
-    about, grids = found["about"], found["grids"]
+    about, grids = measured["about"], measured["grids"]
     shapes = f"m and n in {_words(about['widths'])}, varied apart with the other at {about['centre']}"
     parts = [
         "# Scale stability in rank and width",
@@ -61,7 +61,7 @@ def readme(found: Mapping[str, Any]) -> str:
         "are a summary only.",
         "## What the papers claim, and what was found",
         _claims(grids),
-        "\n".join(f"- {line}" for line in _reading(found)),
+        markdown.bullets(_reading(measured)),
         "## Exponents at the start",
         _table(next(iter(grids.values())), "init"),
         "![start](start.png)",
@@ -81,12 +81,12 @@ def _claims(grids: Mapping[str, Any]) -> str:
             when = f"first step, {tokens} token{'s' * (tokens != '1')}" if tokens else "start"
             body.append([claim, paper, f"{label}, {moment.split('_')[0]}, {when}", _exponents(claimed),
                          _exponents({key: fit[key] for key in claimed}), "yes" if agrees else "no"])  # fmt: skip
-    return markdown(["claim", "paper", "measured on", "claimed", "found", "agrees"], body, left=3)
+    return markdown.table(["claim", "paper", "measured on", "claimed", "found", "agrees"], body, left=3)
 
 
-def _reading(found: Mapping[str, Any]) -> list[str]:
-    """What the table means; every number is the run's."""
-    grids = found["grids"]
+def _reading(measured: Mapping[str, Any]) -> list[str]:
+    """Return what the table means; every number in it was measured."""
+    grids = measured["grids"]
     one, many = grids["1"], max(grids, key=int)
 
     def of(grid: Mapping[str, Any], label: str, moment: str, key: str = "r") -> str:
@@ -132,7 +132,7 @@ def _table(grid: Mapping[str, Any], stage: str) -> str:
                 else [*(f"{round(fit[k], 2) + 0:+.2f}" for k in "rmn"), f"x {off:.2f}"]
             )
         body.append(line)
-    return markdown(head, body)
+    return markdown.table(head, body)
 
 
 def _exponents(values: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What stands under a plain table: metric, how rates came about, failures, stale records."""
+"""What stands below the table of a sweep: metric, where learning rates come from, failures, stale records."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lorax.records import RunRecord
 from lorax.records.fields import is_frozen, learning_rate, shots, task
 
 
-def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
-    """Return the lines under the table.
+def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
+    """Return the sentences below the table.
 
     Args:
         records: those in the table.
-        only: those left out because they were scored on validation only.
+        only_validation: those left out because they were scored on validation only.
         stale: run id -> why it was left out.
         split: the split whose scores are shown.
     """
@@ -23,13 +23,13 @@ def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str]
         f"Scores in per cent, {split} split: mean ± SD over seeds (number of seeds).",
         _metrics(records, split),
     ]
-    few: dict[str, set[int]] = {}
+    examples: dict[str, set[int]] = {}
     for record in filter(is_frozen, records):
-        few.setdefault(task(record), set()).add(shots(record))
+        examples.setdefault(task(record), set()).add(shots(record))
     lines += [
-        f"{name}: the base has {_either(found)} worked examples in its prompt, trained runs none."
-        for name, found in few.items()
-        if found != {0}
+        f"{name}: the base has {_either(numbers)} worked examples in its prompt, trained runs none."
+        for name, numbers in examples.items()
+        if numbers != {0}
     ]
     by_hand = {_explicit(record) for record in records if not is_frozen(record)}
     if by_hand == {True}:
@@ -41,16 +41,16 @@ def notes(records: list[RunRecord], only: list[RunRecord], stale: dict[str, str]
         )
     else:
         lines.append("Learning rates are the task's base rate times the method's prior: not tuned on these runs.")
-    if only:
-        lines.append(f"{len(only)} runs without a {split} score (validation only) are left out.")
+    if only_validation:
+        lines.append(f"{len(only_validation)} runs without a {split} score (validation only) are left out.")
     failures = [f"{record.run_id}: {record.error}" for record in records if record.status == "failed"]
     lines += [f"Failed {line}" for line in failures[:5]] + (
         [f"... and {len(failures) - 5} more failed."] if failures[5:] else []
     )
     if stale:
-        shown = ", ".join(f"{run} ({why})" for run, why in sorted(stale.items())[:5])
+        first = ", ".join(f"{run} ({why})" for run, why in sorted(stale.items())[:5])
         more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
-        lines.append(f"Stale, left out: {shown}{more}.")
+        lines.append(f"Stale, left out: {first}{more}.")
     return lines
 
 
@@ -74,7 +74,7 @@ def _either(values: Iterable[Any], text: Callable[[Any], str] = str) -> str:
 
 
 def _explicit(record: RunRecord) -> bool:
-    """Whether the rate was set by hand: not the task's base rate times the method's prior."""
+    """Return whether the rate was given by hand, rather than the task's base rate times the method's prior."""
     given = record.init_report.get("lr_given")
     if given is not None:
         return bool(given)

@@ -1,28 +1,30 @@
-"""Threats to validity, filled from the records: what a sceptical reader would ask, answered first."""
+"""Threats to validity, read from the records: what a sceptical reader would ask."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 from lorax.records import RunRecord, canonical
 from lorax.records.fields import shots
 from lorax.records.staleness import several_digests
 from lorax.reports.frames.asymmetries import Asymmetry
+from lorax.reports.frames.study import final_runs
 from lorax.reports.text import numbers
 from lorax.studies.study import Study
 
 _FEW_TEST, _FEW_VALIDATION, _FEW_SEEDS = 1000, 300, 5
+T = TypeVar("T")
 
 
 def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
-    """Return one line a threat that the records bear out, the graver first.
+    """Return one line for each threat that the records show, the graver ones first.
 
     Args:
-        study: from `protocol_study.read_study`.
-        asymmetries: from `main_table.asymmetries`.
+        study: from `studies.study.read_study`.
+        asymmetries: from `frames.study.asymmetries`.
     """
-    finals = [record for runs in study.finals.values() for record in runs.values()]
+    finals = final_runs(study)
     lines = _incomplete(study)
     if asymmetries:
         lines.append(
@@ -33,7 +35,7 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
             "Nothing was tuned: every row is about its one rate, at another the rows may order otherwise; and a field "
             "that scales the update (alpha, zeta, rank through alpha / rank) is here a step size as well."
         )
-    lines += _size(study, finals)
+    lines += _size(study)
     lines += _ends(study)
     lines += _format(study)
     lines += _provenance(finals + [trial.record for trial in study.trials])
@@ -55,58 +57,54 @@ def _incomplete(study: Study) -> list[str]:
     return [f"The study is not complete: {len(study.rest.jobs)} runs of the {study.rest.kind} round are missing."]
 
 
-def _size(study: Study, finals: list[RunRecord]) -> list[str]:
+def _size(study: Study) -> list[str]:
     lines = []
     seeds = len(study.spec.seeds)
     if seeds < _FEW_SEEDS:
         lines.append(f"{seeds} final seeds: the spread between seeds is itself poorly known.")
     for task in study.spec.tasks:
-        entries = [record for record in finals if record.task.get("name") == task]
-        n = min((int(record.score("test", "n") or 0) for record in entries), default=0)
+        n = min((int(record.score("test", "n") or 0) for record in final_runs(study, task)), default=0)
         if 0 < n < _FEW_TEST:
             lines.append(f"{task}: {n} test items, fewer than {_FEW_TEST:,}.")
-        checks = [int(t.record.score("validation", "n") or 0) for t in study.trials if t.task == task]
-        if checks and 0 < min(checks) < _FEW_VALIDATION:
-            lines.append(
-                f"{task}: {min(checks)} validation items choose the learning rate, fewer than {_FEW_VALIDATION}."
-            )
+        checks = [int(trial.record.score("validation", "n") or 0) for trial in study.trials if trial.task == task]
+        n = min(checks, default=0)
+        if 0 < n < _FEW_VALIDATION:
+            lines.append(f"{task}: {n} validation items choose the learning rate, fewer than {_FEW_VALIDATION}.")
     return lines
 
 
 def _ends(study: Study) -> list[str]:
-    """Scores near floor, ceiling, the majority class or the frozen base compress differences."""
+    """Say where scores are near the floor, the ceiling, the majority class or the base: differences shrink there."""
     if study.result is None:
         return []
     lines = []
     for task in study.result.tasks:
-        rows = [row for row in study.result.arms if row.task == task and study.spec.arm(row.arm).trained]
+        arms = [row for row in study.result.arms if row.task == task]
+        rows = [row for row in arms if study.spec.arm(row.arm).trained]
         best = max((row.mean for row in rows), default=0.5)
         if best > 0.97:
             lines.append(f"{task}: the best mean is {numbers.points(best)} %: near the ceiling arms look alike.")
-        records = [record for (where, _), runs in study.finals.items() if where == task for record in runs.values()]
-        majority = next((record.task["majority"] for record in records if record.task.get("majority")), None)
+        majority = next((m for record in final_runs(study, task) if (m := record.task.get("majority"))), None)
         low = [row.arm for row in rows if majority is not None and row.mean <= majority + 0.01]
         if low:
             lines.append(f"{task}: {', '.join(low)} is at the majority class's share ({numbers.points(majority)} %).")
-        base = next(
-            (row for row in study.result.arms if row.task == task and not study.spec.arm(row.arm).trained), None
-        )
-        idle = [row.arm for row in rows if base is not None and row.mean <= base.mean]
+        base = next((row.mean for row in arms if not study.spec.arm(row.arm).trained), None)
+        idle = [row.arm for row in rows if base is not None and row.mean <= base]
         if idle:
-            lines.append(f"{task}: {', '.join(idle)} does not exceed the frozen base ({numbers.points(base.mean)} %).")
-        lost = [f"{row.arm} ({row.diverged} of {row.n_seeds})" for row in rows if row.diverged]
-        if lost:
-            lines.append(f"{task}: diverged final runs count with their score: {', '.join(lost)}.")
+            lines.append(f"{task}: {', '.join(idle)} does not exceed the frozen base ({numbers.points(base)} %).")
+        diverged = [f"{row.arm} ({row.diverged} of {row.n_seeds})" for row in rows if row.diverged]
+        if diverged:
+            lines.append(f"{task}: diverged final runs count with their score: {', '.join(diverged)}.")
     return lines
 
 
 def _format(study: Study) -> list[str]:
-    """Say so where arms are asked otherwise, and where the strict and the tolerant score part (format is learnt)."""
+    """Say where prompts differ between arms, and where strict and tolerant scores differ: format is learnt there."""
     lines = []
     for (task, arm), runs in study.finals.items():
-        few = max(map(shots, runs.values()), default=0)
-        if few:
-            lines.append(f"{task}: {arm} has {few} worked examples in its prompt, trained arms none.")
+        examples = max(map(shots, runs.values()), default=0)
+        if examples:
+            lines.append(f"{task}: {arm} has {examples} worked examples in its prompt, trained arms none.")
         gaps = [
             tolerant - strict
             for record in runs.values()
@@ -129,12 +127,12 @@ def _provenance(records: list[RunRecord]) -> list[str]:
     devices = _distinct(_device(record) for record in records)
     if len(devices) > 1:
         lines.append(f"Runs were made on different devices: {', '.join(map(str, devices))}.")
-    versions: dict[str, list[Any]] = {}
+    versions: dict[str, list[str]] = {}
     for record in records:
         for package, version in (record.provenance.get("versions") or {}).items():
             if version is not None and version not in versions.setdefault(package, []):
                 versions[package].append(version)
-    mixed = [f"{package} {' and '.join(map(str, found))}" for package, found in versions.items() if len(found) > 1]
+    mixed = [f"{package} {' and '.join(map(str, seen))}" for package, seen in versions.items() if len(seen) > 1]
     if mixed:
         lines.append(f"Package versions differ between runs: {'; '.join(mixed)}.")
     return lines
@@ -169,19 +167,19 @@ def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
 
 def _twins(study: Study) -> list[str]:
     """Name the arms that mean one run, such as SVFT at two ranks."""
-    found: dict[str, dict[str, None]] = {}
+    by_fields: dict[str, dict[str, None]] = {}
     for place, fields in study.spec.consumes.items():
         task, _, arm = place.partition("/")
         if study.spec.arm(arm).lr is None:
-            found.setdefault(f"{task} {canonical(fields)}", {})[arm] = None
-    groups = dict.fromkeys(tuple(arms) for arms in found.values() if len(arms) > 1)
+            by_fields.setdefault(f"{task} {canonical(fields)}", {})[arm] = None
+    groups = dict.fromkeys(tuple(arms) for arms in by_fields.values() if len(arms) > 1)
     return [f"{' and '.join(arms)} are one run under several names: nothing that it uses differs." for arms in groups]
 
 
-def _device(record: RunRecord) -> Any:
+def _device(record: RunRecord) -> str | None:
     device = record.provenance.get("device")
     return device.get("name", str(device)) if isinstance(device, dict) else device
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
+def _distinct(values: Iterable[T | None]) -> list[T]:
     return list(dict.fromkeys(value for value in values if value is not None))

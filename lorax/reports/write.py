@@ -1,17 +1,18 @@
-"""The table of a name: a study's where its design is fixed, else a sweep's plain one."""
+"""The table of a name: a study's where its design is fixed, else a sweep's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lorax.records import Store
+from lorax.reports.sweep import write_sweep
 from lorax.studies.registration import frozen_path
 
 
 def write_table(store: Store, name: str) -> tuple[str, list[Path]]:
     """Rebuild the tables and figures of `name` from its records.
 
-    A run or a grid that takes a study's name leaves the study's table a study's table.
+    A name with a registered study gets the study's table, also after a single run or a grid of that name.
 
     Returns:
         The Markdown text, and the paths written.
@@ -20,9 +21,7 @@ def write_table(store: Store, name: str) -> tuple[str, list[Path]]:
         UserError: there are no such records, or the folder cannot be written.
     """
     if frozen_path(store.root, name).is_file():
-        from lorax.reports.study import write_study
+        from lorax.reports.study import write_study  # loads matplotlib, which a sweep may not need
 
         return write_study(store, name)
-    from lorax.reports.sweep import write_plain
-
-    return write_plain(store, name)
+    return write_sweep(store, name)

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from lorax.records import RunRecord, Store, run_id
-from lorax.reports.diagnostics import labelled, section, wide, write_diagnostics
-from lorax.reports.figures.diagnostics import diagnostics, diagnostics_frame, layer_frame, layers
-from lorax.reports.sweep import write_plain
+from lorax.reports.diagnostics import part, write_diagnostics
+from lorax.reports.figures.diagnostics import diagnostics, layers
+from lorax.reports.frames.diagnostics import diagnostics_frame, layer_frame, measured_runs, wide
+from lorax.reports.sweep import write_sweep
 
 LAYERS = [f"h.{block}.{kind}" for block in range(3) for kind in ("q", "up")]
 
@@ -39,38 +40,41 @@ RECORDS = [record("pissa"), record("lora", 0), record("lora", 1), record("full")
 
 
 def test_the_table_has_a_row_a_method_and_means_over_seeds():
-    arms = labelled(RECORDS)
+    arms = measured_runs(RECORDS)
     assert list(arms) == ["full", "lora", "pissa"] and len(arms["lora"]) == 2
     frame = diagnostics_frame(arms)
-    text = section(frame, arms)
-    line = next(line for line in text.splitlines() if line.startswith("| lora "))
-    assert "0.107" in line, "the mean of 0.102 and 0.112"
-    assert next(line for line in text.splitlines() if line.startswith("| full ")).count(" - ") == 1
-    assert "run f (seed 0, lr 0.0002)" in text and "forgetting |" not in text
+    shown = part(frame, arms)
+    (table,) = shown.tables
+    rows = {line[0]: dict(zip(table.head, line, strict=True)) for line in table.body}
+    assert rows["lora"]["first SGD step"] == "0.107", "the mean of 0.102 and 0.112"
+    assert [head for head, cell in rows["full"].items() if cell == "-"] == ["final to full's"]
+    assert "forgetting" not in table.head, "nobody measured it"
+    assert any("run f (seed 0, lr 0.0002)" in line for line in shown.lines)
     assert wide(frame)["arm"].tolist() == ["full", "lora", "lora", "pissa"]
 
 
 def test_a_seed_scored_on_two_splits_counts_once():
     again = record("lora", 1)
     again.run_id, again.identity = "again", again.identity | {"evaluate": "validation"}
-    assert [len(runs) for runs in labelled([*RECORDS, again]).values()] == [1, 2, 1]
+    assert [len(runs) for runs in measured_runs([*RECORDS, again]).values()] == [1, 2, 1]
 
 
 def test_arms_that_had_no_full_update_at_hand_are_named():
-    arms = labelled(RECORDS)
-    assert "LORAX_CACHE" not in section(diagnostics_frame(arms), arms)
+    arms = measured_runs(RECORDS)
+    assert not any("LORAX_CACHE" in line for line in part(diagnostics_frame(arms), arms).lines)
     late = record("svft")
     late.diagnostics |= {"full_update_of": None, "cosine_final": None}
-    arms = labelled([*RECORDS, late])
-    assert "- svft: full fine-tuning's update was not in the cache" in section(diagnostics_frame(arms), arms)
+    arms = measured_runs([*RECORDS, late])
+    (line,) = [line for line in part(diagnostics_frame(arms), arms).lines if "LORAX_CACHE" in line]
+    assert line.startswith("svft: full fine-tuning's update was not in the cache")
 
 
 def test_ranks_make_rows_where_there_are_several():
-    assert list(labelled([record("lora"), record("lora", rank=16)])) == ["lora r=8", "lora r=16"]
+    assert list(measured_runs([record("lora"), record("lora", rank=16)])) == ["lora r=8", "lora r=16"]
 
 
 def test_layers_are_all_drawn_and_energy_that_all_share_is_a_line():
-    arms = labelled(RECORDS)
+    arms = measured_runs(RECORDS)
     frame = layer_frame(arms)
     assert len(frame[(frame["arm"] == "lora") & (frame["quantity"] == "cosine_first")]) == 12
     assert set(frame["layer"]) == set(LAYERS)
@@ -86,15 +90,15 @@ def test_a_sweep_s_page_is_rebuilt_with_its_diagnostics(tmp_path):
     store = Store(tmp_path)
     for one in RECORDS:
         store.write(one)
-    text, paths = write_plain(store, "sweep")
+    text, paths = write_sweep(store, "sweep")
     assert "## Diagnostics" in text and (tmp_path / "tables" / "sweep.md").read_text() == text
     assert {path.name for path in paths} == {"sweep.md", "sweep.csv", "sweep_diagnostics.csv", "diagnostics.png",
         "diagnostics.svg", "diagnostics_layers.png", "diagnostics_layers.svg"}  # fmt: skip
     table = pd.read_csv(tmp_path / "tables" / "sweep_diagnostics.csv")
     assert table.loc[table["arm"] == "pissa", "cosine_final"].item() == pytest.approx(0.5 / 3)
     before = {path.name: path.read_bytes() for path in paths}
-    assert {path.name: path.read_bytes() for path in write_plain(store, "sweep")[1]} == before
+    assert {path.name: path.read_bytes() for path in write_sweep(store, "sweep")[1]} == before
 
 
-def test_nothing_measured_is_no_section(tmp_path):
-    assert write_diagnostics(Store(tmp_path), "sweep", [record("lora", measured=False)]) == ("", [])
+def test_nothing_measured_is_no_part(tmp_path):
+    assert write_diagnostics(Store(tmp_path), "sweep", [record("lora", measured=False)]) == (None, [])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lorax.records import Store
-from lorax.reports.main_table import SCORE_HEAD, SETTING_HEAD, main_table, score_cells, setting_cells
+from lorax.reports.columns import table as text_table
+from lorax.reports.main_table import main_table, score_columns, select, setting_columns, study_rows
 from lorax.studies.study import read_study
 
 
@@ -28,15 +29,19 @@ def test_numbers_are_those_of_the_judgement(study):
     assert table.loc[("words", "pissa"), "verdict"] == "better" and table.loc[("words", "base"), "seeds"] == 1
 
 
-def test_text_has_one_cell_a_column_and_marks_asymmetries(study):
-    table = main_table(study)
-    scores, settings = (cells(table, study.spec.labels, "words") for cells in (score_cells, setting_cells))
-    assert {len(line) for line in scores} == {len(SCORE_HEAD)} and {len(line) for line in settings} == {
-        len(SETTING_HEAD)
-    }
-    assert [line[0] for line in scores] == ["lora", "rslora (2)", "pissa (1)", "svft", "full", "base"]
-    assert scores[0][1].startswith("55.") and "[" in scores[0][1] and "[" not in scores[-1][1]
-    assert settings[0][1:3] == ["1e-3", str(study.choices["words", "lora"].trials)]
+def cells(columns, study, *arms):
+    """The texts of some arms' rows, by column title."""
+    shown = text_table(columns, select(study_rows(study), "words", arms))
+    return [dict(zip(shown.head, line, strict=True)) for line in shown.body]
+
+
+def test_text_shows_intervals_and_marks_asymmetries(study):
+    scores = cells(score_columns(), study, *study.spec.labels)
+    assert [line["arm"] for line in scores] == ["lora", "rslora (2)", "pissa (1)", "svft", "full", "base"]
+    assert scores[0]["score [95 %]"].startswith("55.") and "[" in scores[0]["score [95 %]"]
+    assert "[" not in scores[-1]["score [95 %]"], "one run has no interval"
+    (setting,) = cells(setting_columns(), study, "lora")
+    assert (setting["lr"], setting["trials"]) == ("1e-3", str(study.choices["words", "lora"].trials))
 
 
 def test_edges_divergence_and_missing_rounds_show(tmp_path, make_study):
@@ -44,8 +49,9 @@ def test_edges_divergence_and_missing_rounds_show(tmp_path, make_study):
     arms = [{"init": "lora", "label": "lora"}, {"init": "svft", "label": "svft", "lr": 1e-3}]
     tuning = {"points": 6, "rounds": 0, "seeds": [101, 102]}
     spec = make_study(store, arms, tuning=tuning, costs=None, stop="final")
-    table = main_table(read_study(spec, store)).set_index("arm")
+    study = read_study(spec, store)
+    table = main_table(study).set_index("arm")
     assert table["mean"].isna().all() and (table["verdict"] == "").all()
     assert table.loc["svft", "edge"] == "high" and table.loc["lora", "edge"] == ""
-    cells = setting_cells(table.reset_index(), ["svft"], "words")[0]
-    assert cells[1].endswith("↑") and cells[5:8] == ["-", "-", "-"]
+    (setting,) = cells(setting_columns(), study, "svft")
+    assert setting["lr"].endswith("↑") and {setting[key] for key in ("init s", "step ms", "peak MB")} == {"-"}

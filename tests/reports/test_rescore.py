@@ -9,7 +9,7 @@ import pytest
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, run_id
-from lorax.reports.rescore import rescore_items, rescored, write_rescored
+from lorax.reports.rescore import rescore_items, rescored, runs_of_sweep, write_rescored
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "test.jsonl"
 FEW = ["18", "3", "70,000", "-5"]
@@ -64,7 +64,7 @@ def test_the_leader_depends_on_the_rule_and_the_text_says_so(store):
     assert [path.name for path in paths] == ["math.rescored.md", "math.rescored.csv"]
     assert "would put lora first" in text and "would put pissa first" in text
     assert "gsm8k: the same completions score up to 100.0 points apart by rule alone." in text
-    table = rescored(store, "math").set_index(["row", "rule", "seed"])["score"]
+    table = rescored(store, runs_of_sweep(store.read("math"))).set_index(["row", "rule", "seed"])["score"]
     assert table["lora", "lm_eval_strict", 0] == 1 and table["pissa", "lm_eval_strict", 0] == 0
 
 
@@ -72,7 +72,7 @@ def test_a_seed_scored_twice_counts_once(store):
     again = {"init": {"name": "lora"}, "seed": 0, "evaluate": "both"}
     record = RunRecord(run_id(again), "math", "finished", again, again, task={"name": "gsm8k"})
     store.write(record, items(FEW, "#### {}"))
-    assert set(rescored(store, "math").groupby(["row", "rule"])["run_id"].nunique()) == {2}
+    assert set(rescored(store, runs_of_sweep(store.read("math"))).groupby(["row", "rule"])["run_id"].nunique()) == {2}
 
 
 def test_without_completions_one_line_says_so(tmp_path):

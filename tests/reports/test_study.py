@@ -12,21 +12,23 @@ import pytest
 
 from lorax.errors import UserError
 from lorax.records import Store
-from lorax.reports import conclusions, rescore
+from lorax.reports import conclusions
 from lorax.reports.frames.items import descriptions, item_scores
-from lorax.reports.main_table import main_table
-from lorax.reports.rescore import write_rescored
-from lorax.reports.rescore_verdicts import verdict_changes
-from lorax.reports.study import as_markdown, sections, wandb_payload, write_study
-from lorax.reports.text.html import page
+from lorax.reports.rescore import rescored, runs_of_study, verdict_changes, write_rescored
+from lorax.reports.study import document, wandb_payload, write_study
+from lorax.reports.text import html, markdown
 from lorax.studies.registration import frozen
 from lorax.studies.study import read_study
 
 
-def words(store):
-    """The text of the report, without its figures."""
+def report(store):
+    """The report without its figures."""
     study = read_study(frozen(store.root, "demo"), store)
-    return as_markdown(study, sections(study, main_table(study), descriptions(study, item_scores(study, store))))
+    return document(study, descriptions(study, item_scores(study, store)))
+
+
+def words(store):
+    return markdown.render(report(store))
 
 
 def test_all_four_tables_and_both_kinds_of_picture(demo, written):
@@ -38,7 +40,7 @@ def test_all_four_tables_and_both_kinds_of_picture(demo, written):
     assert paths["demo.md"].read_text() == text
 
 
-def test_words_say_found_undecided_and_what_would_decide(written):
+def test_words_say_verdicts_what_is_undecided_and_what_would_decide(written):
     text, _ = written
     assert "words: pissa scores higher than lora: +6.8 points" in text
     assert re.search(r"undecided: .* If estimate and spread stay, \d+ seeds in all \(now 5\)", text)
@@ -61,21 +63,23 @@ def test_many_undecided_rows_are_one_sentence(demo, monkeypatch):
 
 
 class Page(HTMLParser):
-    """Collects what a page loads, its tables' shapes, and whether tags close."""
+    """Collects what a page loads, the number of cells in its tables' rows, and whether tags close."""
 
     def __init__(self):
         super().__init__()
-        self.loads, self.open, self.rows = [], [], []
+        self.loads, self.open, self.tables = [], [], []
 
     def handle_starttag(self, tag, attributes):
         named = dict(attributes)
         self.loads += [named[key] for key in ("src", "href") if key in named]
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
         if tag == "tr":
-            self.rows.append(0)
+            self.tables[-1].append(0)
         if tag in ("td", "th"):
-            self.rows[-1] += 1
+            self.tables[-1][-1] += 1
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -84,16 +88,18 @@ class Page(HTMLParser):
 def test_html_is_self_contained_and_well_formed(written):
     reader = Page()
     reader.feed(written[1]["demo.html"].read_text())
-    assert reader.open == [] and set(reader.rows) <= {4, 5, 7, 9}
-    assert len(reader.loads) == 8 and all(source.startswith("data:image/svg+xml;base64,") for source in reader.loads)
+    assert reader.open == [] and reader.tables
+    assert all(len(set(cells)) == 1 for cells in reader.tables), "every row has as many cells as its head"
+    figures = [name for name in written[1] if name.endswith(".svg")]
+    assert len(reader.loads) == len(figures)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in reader.loads)
 
 
 def test_html_escapes_what_records_say(tmp_path, make_study):
     store = Store(tmp_path)
     arms = [{"init": "lora", "label": "lora"}, {"init": "pissa", "label": "pissa"}]
     make_study(store, arms, tuning=None, seeds=(0, 1), question="<script>alert(1)</script>")
-    study = read_study(frozen(store.root, "demo"), store)
-    text = page("demo", sections(study, main_table(study), descriptions(study, {})), study.spec.question)
+    text = html.render(report(store))
     assert "<script>alert" not in text and "&lt;script&gt;" in text
     assert "not a tuned comparison" in text and "2 final seeds" in text
 
@@ -138,12 +144,11 @@ def test_rescoring_judges_a_study_again(demo):
     assert "Every verdict of the study is the same" in text or "Judged by" in text
 
 
-def test_rescoring_takes_final_runs_alone_and_gives_a_shared_run_to_both_arms(demo, monkeypatch):
+def test_rescoring_takes_final_runs_alone_and_gives_a_shared_run_to_both_arms(demo):
     study = read_study(demo.spec, demo.store)
     shared = study.finals["words", "lora"]
     twins = replace(study, finals=study.finals | {("words", "pissa"): shared})
-    monkeypatch.setattr(rescore, "read_study", lambda *_, **__: twins)
-    table = rescore.rescored(demo.store, demo.name)
+    table = rescored(demo.store, runs_of_study(twins, "test"))
     finals = {(arm, run.run_id) for (_, arm), runs in twins.finals.items() for run in runs.values()}
     assert set(zip(table["row"], table["run_id"], strict=True)) == finals
     assert any("words pissa" in line and "instead of better" in line for line in verdict_changes(twins, table))

@@ -1,9 +1,9 @@
-"""What training did to the weights, where records measured it: one small panel a quantity."""
+"""What training did to the weights, where it was measured: a small panel for each quantity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from lorax.records import RunRecord
-from lorax.records.fields import task
 from lorax.reports.figures.style import GREY, colours, panels, styled
+from lorax.reports.frames.diagnostics import common_median
 
 TITLES = {
     "cosine_first": "cosine of first SGD step to -gradient",
@@ -32,54 +31,17 @@ TITLES = {
     "overlap_bottom": "share of dW in W0's bottom subspace",
     "forgetting": "forgetting, nats a token on other text",
 }
-"""Quantities drawn, in this order; the record's other numbers stay in the record."""
+"""The quantities that are drawn, in this order, with the titles of their panels."""
 MARKS = {
     "cosine_first": {"optimum_r": "rank r", "optimum_2r": "2r"},
     "overlap_top": {"overlap_chance": "chance"},
     "overlap_bottom": {"overlap_chance": "chance"},
 }
-"""Dashed lines in a panel: other quantities, where they are one number for all arms."""
+"""Panel -> other quantities drawn in it as a dashed line, and their names; only if all arms have the same value."""
 TO_ONE = frozenset(name for name in TITLES if "cosine" in name) | {"reach"}
-"""Drawn up to 1 whatever the values, so that panels compare."""
+"""The axis of these ends at 1, so that panels can be compared."""
 FROM_ZERO = frozenset(TITLES) - {"effective_rank", "intruder_cosine", "forgetting"}
-KEYS = ("arm", "task", "seed", "quantity", "value")
-
-
-def diagnostics_frame(finals: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
-    """Return one row a run and measured number: arm, task, seed, quantity, value.
-
-    The record's headline numbers only (the median over layers); `layer_frame` has what is kept a layer.
-
-    Args:
-        finals: arm -> runs.
-    """
-    lines = [
-        (arm, task(record), record.config.get("seed"), key, float(value))
-        for arm, record in _each(finals)
-        for key, value in record.diagnostics.items()
-        if _finite(value)
-    ]
-    return pd.DataFrame(lines, columns=KEYS)
-
-
-def layer_frame(finals: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
-    """Return one row a run, layer and measured number: as `diagnostics_frame`, with `layer`.
-
-    Args:
-        finals: arm -> runs.
-    """
-    lines = []
-    for arm, record in _each(finals):
-        kept = dict(record.diagnostics.get("layers") or {})
-        names = kept.pop("names", [])
-        about = (arm, task(record), record.config.get("seed"))
-        lines += [
-            (*about, key, float(value), layer)
-            for key, values in kept.items()
-            for layer, value in zip(names, values, strict=True)
-            if _finite(value)
-        ]
-    return pd.DataFrame(lines, columns=[*KEYS, "layer"])
+"""The axis of these starts at 0 or below."""
 
 
 @styled
@@ -132,7 +94,7 @@ def _grid(
 def _strip(
     panel: Axes, values: np.ndarray, at: int, colour: str, middle: Callable[[np.ndarray], float], spread: float
 ) -> None:
-    """One arm's dots, spread up and down by the order they come in, and its bar."""
+    """Draw one arm's dots, spread up and down so that they do not hide each other, and its bar."""
     if not len(values):
         panel.text(0.01, at, "no value", color=GREY, fontsize=7, va="center",
                    transform=panel.get_yaxis_transform())  # fmt: skip
@@ -144,8 +106,8 @@ def _strip(
 
 
 def _mark(panel: Axes, frame: pd.DataFrame, marks: Mapping[str, str]) -> None:
-    """Dashed lines at other quantities' medians, where all arms have the same, named above the panel."""
-    values = {text: value for name, text in marks.items() if (value := _common(frame, name)) is not None}
+    """Draw dashed lines at the medians of other quantities, and name them above the panel."""
+    values = {text: value for name, text in marks.items() if (value := common_median(frame, name)) is not None}
     for value in values.values():
         panel.axvline(value, color=GREY, lw=0.9, ls=(0, (4, 3)), zorder=1)
     if values:
@@ -153,7 +115,7 @@ def _mark(panel: Axes, frame: pd.DataFrame, marks: Mapping[str, str]) -> None:
 
 
 def _axis(panel: Axes, name: str, values: np.ndarray) -> None:
-    """From 0 where 0 means nothing, to 1 where 1 means all; sizes by factors if they differ more than twenty times."""
+    """Set the axis: with 0 and with 1 where these are the bounds; logarithmic for sizes that differ twentyfold."""
     low, high = values.min(), values.max()
     if name in ("relative_norm", "effective_rank") and low > 0 and high / low > 20:
         panel.set_xscale("log")
@@ -173,25 +135,11 @@ def _axis(panel: Axes, name: str, values: np.ndarray) -> None:
 
 
 def _shown_as_mark(frame: pd.DataFrame, name: str) -> bool:
-    """Captured energy says nothing about arms that all have it: its root is the line in the first panel."""
-    return name.startswith("captured_") and _common(frame, f"optimum_{name.removeprefix('captured_')}") is not None
-
-
-def _common(frame: pd.DataFrame, quantity: str) -> float | None:
-    """The median of a quantity, if every arm that has it has the same."""
-    medians = frame[frame["quantity"] == quantity].groupby("arm")["value"].median()
-    if medians.empty or not np.allclose(medians, medians.iloc[0], rtol=1e-3):
-        return None
-    return float(medians.iloc[0])
+    """Return whether a captured energy is a dashed line in the first panel already: all arms have the same."""
+    return (
+        name.startswith("captured_") and common_median(frame, f"optimum_{name.removeprefix('captured_')}") is not None
+    )
 
 
 def _values(frame: pd.DataFrame, arm: str, name: str) -> np.ndarray:
     return frame.loc[(frame["arm"] == arm) & (frame["quantity"] == name), "value"].to_numpy()
-
-
-def _each(finals: Mapping[str, Sequence[RunRecord]]) -> Iterator[tuple[str, RunRecord]]:
-    return ((arm, record) for arm, records in finals.items() for record in records)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

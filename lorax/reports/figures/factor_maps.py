@@ -24,27 +24,29 @@ def factor_map(lines: Mapping[str, Sequence[Line]], quantity: str) -> Figure | N
     Returns:
         None where no two arms differ in one factor alone, or nothing was measured.
     """
-    measured = {task: [line for line in found if line.runs[quantity].notna().any()] for task, found in lines.items()}
-    columns = list(dict.fromkeys((line.method, line.factor) for found in measured.values() for line in found))
+    measured = {
+        task: [line for line in of_task if line.runs[quantity].notna().any()] for task, of_task in lines.items()
+    }
+    columns = list(dict.fromkeys((line.method, line.factor) for of_task in measured.values() for line in of_task))
     if not columns:
         return None
-    ranks = sorted({line.rank for found in measured.values() for line in found})
+    ranks = sorted({line.rank for of_task in measured.values() for line in of_task})
     width = min(11.0, 2.1 + 2.2 * len(columns))
     figure, axes = panels(len(measured), height=2.5, width=width, columns=len(columns))
-    for row, (task, found) in enumerate(measured.items()):
+    for row, (task, of_task) in enumerate(measured.items()):
         across = axes[row * len(columns) : (row + 1) * len(columns)]
         for place, (panel, (method, factor)) in enumerate(zip(across, columns, strict=True)):
-            own = [line for line in found if (line.method, line.factor) == (method, factor)]
-            if place:  # before anything is drawn: an axis joined later takes the first panel's limits as they are
+            of_panel = [line for line in of_task if (line.method, line.factor) == (method, factor)]
+            if place:  # before anything is drawn: axes joined later would only copy the first panel's limits
                 panel.sharey(across[0])
-            _panel(panel, own, quantity, ranks)
+            _panel(panel, of_panel, quantity, ranks)
             panel.set_title(f"{method}, {task}" if len(measured) > 1 else method, fontsize=9)
             panel.set_xlabel(factor)
             if place:
                 panel.tick_params(labelleft=False)
             else:
                 panel.set_ylabel(TITLES[quantity])
-        if quantity == "cosine" and min(line.runs[quantity].min() for line in found) >= 0:
+        if quantity == "cosine" and min(line.runs[quantity].min() for line in of_task) >= 0:
             across[0].set_ylim(bottom=0)
     return figure
 
@@ -53,8 +55,8 @@ def _panel(panel: Axes, lines: Sequence[Line], quantity: str, ranks: Sequence[in
     values = sorted({value for line in lines for value in line.runs["value"]})
     for line in lines:
         at = ranks.index(line.rank)
-        alike = [other for other in lines if other.rank == line.rank]
-        style = ("-", "--", ":", "-.")[alike.index(line) % 4]
+        of_rank = [other for other in lines if other.rank == line.rank]
+        style = ("-", "--", ":", "-.")[of_rank.index(line) % 4]
         means = line.runs.groupby("value")[quantity].mean()
         name = f"r={line.rank}" + (f", {line.fixed}" if line.fixed else "")
         panel.plot(means.index, means, style, color=PALETTE[at], marker=MARKERS[at], label=name)

@@ -1,4 +1,4 @@
-"""What runs cost and gave: training curves, score against parameters and time, agreement per item."""
+"""Final runs: training curves, score against parameters and time, agreement item by item."""
 
 from __future__ import annotations
 
@@ -6,40 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lorax.records import RunRecord
 from lorax.records.fields import task
 from lorax.reports.figures.style import GREY, colours, ink, label_ends, legend_right, panels, per_cent, styled
-
-
-def loss_curves(records: Sequence[RunRecord]) -> np.ndarray:
-    """Return (runs, steps) training loss, smoothed over a twentieth of the run; null where a run ended.
-
-    Args:
-        records: runs of one arm on one task.
-    """
-    lines = [[entry.get("loss", np.nan) for entry in record.curve] for record in records if record.curve]
-    length = max((len(line) for line in lines), default=0)
-    table = np.full((len(lines), length), np.nan)
-    for row, line in zip(table, lines, strict=True):
-        row[: len(line)] = [np.nan if value is None else value for value in line]
-    window = max(1, length // 20)
-    # A trailing mean: the loss at a step must not know later steps, else steps-to-loss is too small.
-    return pd.DataFrame(table.T).rolling(window, min_periods=1).mean().to_numpy().T
-
-
-def steps_to(curves: np.ndarray, loss: float) -> list[int | None]:
-    """Return, per run, the first step (from 1) at which the smoothed loss is at most `loss`, or None."""
-    reached = curves <= loss
-    return [int(row.argmax()) + 1 if row.any() else None for row in reached]
-
-
-def common_loss(arms: Mapping[str, np.ndarray]) -> float | None:
-    """Return the lowest loss that every run of every arm reaches: the one at which speed compares."""
-    lowest = [np.nanmin(row) for curves in arms.values() for row in curves if np.isfinite(row).any()]
-    return float(max(lowest)) if lowest else None
+from lorax.reports.frames.runs import common_loss, loss_curves, steps_to
 
 
 @styled
@@ -70,11 +44,13 @@ def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | No
             panel.fill_between(x, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.15, lw=0)
             middle = np.nanmean(curves, axis=0)
             panel.plot(x, middle, color=colour, ls=style)
-            steps = [step for step in steps_to(curves, goal) if step is not None]
+            steps = [] if goal is None else [step for step in steps_to(curves, goal) if step is not None]
             ends.append((x[-1], middle[-1], f"{arm}: {np.mean(steps):.0f}" if steps else arm, colour))
-        panel.axhline(goal, color=GREY, lw=0.8)
-        panel.set_yscale("log" if panel.get_ylim()[0] > 0 and _wide(lines) else "linear")
-        panel.set_title(f"{name} (steps to loss {goal:.3g} after each name)")
+        panel.set_title(name)
+        if goal is not None:
+            panel.axhline(goal, color=GREY, lw=0.8)
+            panel.set_title(f"{name} (steps to loss {goal:.3g} after each name)")
+        panel.set_yscale("log" if panel.get_ylim()[0] > 0 and _spans_decades(lines) else "linear")
         panel.set_ylabel("training loss")
         panel.margins(x=0.01)
         label_ends(panel, ends)
@@ -103,12 +79,12 @@ def price(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | No
         for line in shown[(shown["task"] == name) & shown[column].notna()].to_dict("records"):
             colour, marker, _ = looks[line["arm"]]
             bounds = [[line["mean"] - line["low"]], [line["high"] - line["mean"]]]
-            bounds = bounds if np.all(np.isfinite(bounds)) else None
-            panel.errorbar(line[column], line["mean"], yerr=bounds, color=colour, marker=marker, capsize=2, lw=1.2)
+            known = bounds if np.all(np.isfinite(bounds)) else None
+            panel.errorbar(line[column], line["mean"], yerr=known, color=colour, marker=marker, capsize=2, lw=1.2)
         panel.margins(x=0.12)
         low, high = panel.get_ylim()
-        panel.set_ylim(max(low, -0.02), min(high, 1.02))  # few seeds make t intervals wider than scores are
-        _plain_axis(panel, shown[shown["task"] == name][column].dropna())
+        panel.set_ylim(max(low, -0.02), min(high, 1.02))  # t intervals of few seeds reach beyond 0 and 1
+        _size_axis(panel, shown[shown["task"] == name][column].dropna())
         per_cent(panel)
         panel.set_title(name)
         if place % len(columns) == 0:
@@ -118,31 +94,6 @@ def price(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | No
     present = {arm: looks[arm] for arm in looks if arm in set(shown["arm"])}
     legend_right(axes[len(columns) - 1], {arm: (c, m, "none") for arm, (c, m, _) in present.items()})
     return figure
-
-
-def agreement(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.DataFrame:
-    """Return, for each two arms, the share of items on which two runs agree (both right or both wrong).
-
-    Averaged over pairs of runs of different seeds, off and on the diagonal alike, so that an arm's
-    agreement with itself is the ceiling that retraining alone allows.
-
-    Args:
-        scores: arm -> one mapping a seed, item -> score in 0..1 (right from 0.5 up). Seeds in one order.
-    """
-    arms = list(scores)
-    table = pd.DataFrame(np.nan, index=arms, columns=arms)
-    for i, first in enumerate(arms):
-        for second in arms[i:]:
-            shares = [
-                np.mean([(a[item] >= 0.5) == (b[item] >= 0.5) for item in common])
-                for s, a in enumerate(scores[first])
-                for t, b in enumerate(scores[second])
-                if (s != t or len(scores[first]) == 1 or len(scores[second]) == 1)
-                and (first != second or s != t)
-                and (common := a.keys() & b.keys())
-            ]
-            table.loc[first, second] = table.loc[second, first] = np.mean(shares) if shares else np.nan
-    return table
 
 
 @styled
@@ -160,27 +111,28 @@ def agreement_map(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
     figure, axes = panels(len(tables), height=size, width=size + 2.6)
     for panel, (name, table) in zip(axes, tables.items(), strict=True):
         values = table.to_numpy()
-        # A fixed scale: a spread of three points must not look like a contrast.
+        # A fixed scale, so that a spread of three points does not look large.
         image = panel.imshow(values, cmap="cividis", vmin=min(0.5, np.nanmin(values)), vmax=1.0)
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 panel.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8,
-                           color=ink(image.cmap(image.norm(value))[:3]))  # fmt: skip
+                           color=ink(tuple(image.cmap(image.norm(value)))))  # fmt: skip
         panel.set_xticks(range(len(table)), table.columns, rotation=35, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(table)), table.index)
         panel.grid(False)
-        panel.set_facecolor("#F2F2F2")  # no second run to agree with
+        panel.set_facecolor("#F2F2F2")  # a cell without a value: there is no second run to compare with
         panel.set_title(f"{name}: items on which two runs agree, %")
     return figure
 
 
-def _wide(arms: Mapping[str, np.ndarray]) -> bool:
+def _spans_decades(arms: Mapping[str, np.ndarray]) -> bool:
+    """Return whether the largest loss is more than twenty times the smallest."""
     values = np.concatenate([curves[np.isfinite(curves)] for curves in arms.values()])
     return values.size > 0 and values.min() > 0 and values.max() / values.min() > 20
 
 
-def _plain_axis(panel, values: pd.Series) -> None:
-    """Logarithmic where values span more than a factor of five, with ticks such as 1k, 30k, 2M."""
+def _size_axis(panel: Axes, values: pd.Series) -> None:
+    """Set the axis of a size: logarithmic if values span more than a factor of five; ticks such as 1k, 30k, 2M."""
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     if values.max() <= 5 * values.min():
         return

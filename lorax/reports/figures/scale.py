@@ -10,33 +10,32 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lorax.reports.figures.style import GREY, colours, panels, styled
+from lorax.reports.figures.style import GREY, Look, colours, panels, styled
 
 SIDES = ("forward", "backward")
 
 
-def draw_scale(found: Mapping[str, Any]) -> dict[str, Figure]:
+def draw_scale(measured: Mapping[str, Any]) -> dict[str, Figure]:
     """Return the figures by file name: the start, and the first step for each number of tokens."""
-    grids = found["grids"]
-    some = next(iter(grids.values()))
-    drawn = {"start": moments(found, some, "init", "at the start")}
+    grids = measured["grids"]
+    drawn = {"start": moments(measured, next(iter(grids.values())), "init", "at the start")}
     for tokens, grid in grids.items():
         text = "after a first step from 1 token" if tokens == "1" else f"after a first step from {tokens} tokens"
-        drawn[f"step_{tokens}"] = moments(found, grid, "step", text)
+        drawn[f"step_{tokens}"] = moments(measured, grid, "step", text)
     return drawn
 
 
 @styled
-def moments(found: Mapping[str, Any], grid: Mapping[str, Any], stage: str, title: str) -> Figure:
+def moments(measured: Mapping[str, Any], grid: Mapping[str, Any], stage: str, title: str) -> Figure:
     """Draw forward (above) and backward (below) root mean squares against r, m and n, a curve a method.
 
     Args:
-        found: the whole run; says what was varied.
+        measured: as in `draw_scale`; says what was varied.
         grid: label -> one `scale_grid`.
         stage: init | step.
-        title: when it is.
+        title: the stage in words.
     """
-    about, looks = found["about"], colours(list(grid))
+    about, looks = measured["about"], colours(list(grid))
     figure, axes = panels(2, height=2.7, width=8.2, columns=3)
     for place, panel in enumerate(axes):
         side, key = SIDES[place // 3], "rmn"[place % 3]
@@ -60,10 +59,8 @@ def moments(found: Mapping[str, Any], grid: Mapping[str, Any], stage: str, title
     return figure
 
 
-def _curve(
-    panel: Axes, one: Mapping[str, Any], moment: str, key: str, about: Mapping[str, Any], look: tuple[str, str, str]
-) -> bool:
-    """Draw one method where its moment is above 0; say whether there was anything."""
+def _curve(panel: Axes, one: Mapping[str, Any], moment: str, key: str, about: Mapping[str, Any], look: Look) -> bool:
+    """Draw one method if its moment is above 0; return whether it was."""
     fixed = {"r": _middle(about), "m": about["centre"], "n": about["centre"]}
     points = sorted(
         (row[key], row[moment]) for row in one["rows"] if all(row[k] == v for k, v in fixed.items() if k != key)
@@ -88,7 +85,7 @@ def _axis(panel: Axes, values: Sequence[int]) -> None:
 
 
 def _share_y(row: Sequence[Axes]) -> None:
-    """Give a row's panels one range, so that slopes and sizes compare across them."""
+    """Give the panels of a row one range, so that slopes and sizes can be compared across them."""
     limits = [panel.get_ylim() for panel in row]
     for panel in row:
         panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))

@@ -1,4 +1,4 @@
-"""How every figure looks: palette, axes, direct labels, and writing PNG and SVG whole."""
+"""How every figure looks: palette, axes, labels at the curves, and PNG and SVG files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.typing import ColorType
 
 from lorax.records import write_atomic
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 # Okabe and Ito (2008): told apart under every common colour blindness; yellow is too pale on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
 GREY = "#6B6B6B"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -40,8 +46,12 @@ STYLE = {
 }
 
 
-def colours(arms: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Return arm -> (colour, marker, line style); beyond eight arms colours return with another marker and style.
+Look = tuple[str, str, str]
+"""Colour, marker and line style."""
+
+
+def colours(arms: Sequence[str]) -> dict[str, Look]:
+    """Return each arm's look; beyond eight arms the colours start again with another marker and line style.
 
     Examples:
         >>> colours(["lora", "pissa"])["pissa"]
@@ -54,11 +64,11 @@ def colours(arms: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
-    """Draw under `STYLE` without touching the settings of the process."""
+def styled(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a drawing function draw under `STYLE`; matplotlib's own settings stay as they are."""
 
     @functools.wraps(draw)
-    def drawn(*args: object, **options: object) -> Figure | None:
+    def drawn(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
         with matplotlib.rc_context(STYLE):
             return draw(*args, **options)
 
@@ -67,8 +77,8 @@ def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
 
 def panels(rows: int, height: float = 2.6, width: float = 7.2, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a figure of `rows` x `columns` axes, each `height` inches high, `width` inches in all."""
-    figure = Figure(figsize=(width, height * rows + 0.3), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.08, wspace=0.06)
+    engine = ConstrainedLayoutEngine(hspace=0.08, wspace=0.06)
+    figure = Figure(figsize=(width, height * rows + 0.3), layout=engine)
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
@@ -115,20 +125,19 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], size: 
     ends = [end for end in ends if np.all(np.isfinite(end[:2]))]
     if not ends:
         return
-    axes.get_xlim(), axes.get_ylim()  # limits are worked out on demand, and transData does not ask
+    axes.get_xlim(), axes.get_ylim()  # matplotlib computes limits when they are asked for; transData does not ask
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
     gap = size * 1.25 / 72 / size_of(axes)[1]
     placed = spread([_fraction(axes, *ends[i][:2])[1] for i in order], gap, 0.0, 1.0)
     for i, y in zip(order, placed, strict=True):
         x0, y0, name, colour = ends[i]
         x, y0 = _fraction(axes, x0, y0)
-        options = {"transform": axes.transAxes, "clip_on": False}
-        axes.plot([x, 1.025], [y0, y], color=colour, lw=0.6, alpha=0.6, **options)
-        axes.text(1.03, y, name, color=colour, fontsize=size, va="center", **options)
+        axes.plot([x, 1.025], [y0, y], color=colour, lw=0.6, alpha=0.6, transform=axes.transAxes, clip_on=False)
+        axes.text(1.03, y, name, color=colour, fontsize=size, va="center", transform=axes.transAxes, clip_on=False)
 
 
-def ink(colour: object) -> str:
-    """Return black or white, whichever can be read on a colour.
+def ink(colour: ColorType) -> str:
+    """Return black or white, whichever is readable on a colour.
 
     Examples:
         >>> ink("#0072B2"), ink("#E69F00")
@@ -139,13 +148,15 @@ def ink(colour: object) -> str:
 
 
 def size_of(axes: Axes) -> tuple[float, float]:
-    """Return about how wide and high the axes will be, inches; no layout is computed for it."""
-    width, height = axes.figure.get_size_inches()
-    grid = axes.get_subplotspec().get_gridspec()
+    """Return an estimate of the axes' width and height in inches, without computing the layout."""
+    figure, place = axes.figure, axes.get_subplotspec()
+    assert isinstance(figure, Figure) and place is not None, "axes come from `panels`"
+    width, height = figure.get_size_inches()
+    grid = place.get_gridspec()
     return 0.7 * width / grid.ncols, 0.75 * height / grid.nrows
 
 
-def legend_right(axes: Axes, looks: Mapping[str, tuple[str, str, str]], extra: Mapping[str, str] | None = None) -> None:
+def legend_right(axes: Axes, looks: Mapping[str, Look], extra: Mapping[str, str] | None = None) -> None:
     """List arms, and dashed lines (`extra`: name -> colour), right of the axes in their colours."""
     handles = [Line2D([], [], color=c, marker=m, ls=s, label=arm) for arm, (c, m, s) in looks.items()]
     handles += [Line2D([], [], color=c, ls=(0, (4, 3)), lw=1, label=name) for name, c in (extra or {}).items()]
@@ -181,5 +192,6 @@ def _bottom(group: tuple[float, int], gap: float) -> float:
 
 
 def _fraction(axes: Axes, x: float, y: float) -> tuple[float, float]:
-    """Return a data point in fractions of the axes, which no later layout changes."""
-    return tuple(axes.transAxes.inverted().transform(axes.transData.transform((x, y))))
+    """Return a data point in fractions of the axes; a later layout does not change them."""
+    across, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+    return float(across), float(up)

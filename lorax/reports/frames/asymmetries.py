@@ -1,4 +1,4 @@
-"""Asymmetries between the rows of one table, found in their configurations: the table's footnotes."""
+"""Asymmetries between the rows of a table, read from their configurations: the table's footnotes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from lorax.records import RunRecord, canonical, knobs
 from lorax.records.fields import flatten, task
 from lorax.records.staleness import variants
 
-# Where rows may differ by intent: who they are, the replicate, what the protocol tunes, and provenance.
+_GRAVER = ("tuning trials", "alpha / rank", "scaling", "targets", "precision", "dropout", "loss mask", "steps")
+"""Named first, in this order."""
 _FREE = {*knobs.METHOD, *knobs.BOOKKEEPING, "lr", "seed", "task", "model", "evaluate"}
+"""Fields in which rows may differ by intent: who they are, the replicate, what the protocol tunes, provenance."""
 _FREE_PREFIX = ("init.", "task.", "model.", "study.", "hydra.")
 _NAMES = {
     "dtype": "precision",
     "train.loss_mask": "loss mask",
     "train.head_lr": "learning rate of the head",
-    "train.checkpoint_every": None,
-    "train.eval_batch_size": None,
 }
+"""Fields that a footnote calls otherwise."""
+_TECHNICAL = {f"train.{key}" for key in knobs.TRAIN_BOOKKEEPING}
+"""Fields that change no result."""
 _SCALE = {"standard": "alpha / rank", "rslora": "alpha / sqrt(rank)"}
 
 
@@ -54,77 +57,71 @@ def lint(rows: Mapping[str, Iterable[RunRecord]], trials: Mapping[str, int] | No
         trials: row label -> number of learning rates tried in tuning.
 
     Returns:
-        The asymmetries, the graver first, each with the rows on either side.
+        The asymmetries, the graver ones first, each with the rows that have each value.
     """
-    lists = {label: list(records) for label, records in rows.items()}
+    runs = {label: list(records) for label, records in rows.items()}
     # A task that one row lacks must not look like a difference in steps or batch size.
-    tasks = [{task(record) for record in found} for found in lists.values() if found]
+    tasks = [{task(record) for record in records} for records in runs.values() if records]
     shared = set.intersection(*tasks) if tasks else set()
-    told = variants(record for found in lists.values() for record in found)
-    facts = {label: _facts([r for r in found if task(r) in shared], told) for label, found in lists.items()}
+    own_data = variants(record for records in runs.values() for record in records)
+    facts = {
+        label: _facts([record for record in records if task(record) in shared], own_data)
+        for label, records in runs.items()
+    }
     for label, number in (trials or {}).items():
         if label in facts:
             facts[label]["tuning trials"] = {str(number)}
-    fields = dict.fromkeys(key for found in facts.values() for key in found)
-    first = (
-        "tuning trials",
-        "alpha / rank",
-        "scaling",
-        "targets",
-        "precision",
-        "dropout",
-        "loss mask",
-        "steps",
-    )
-    order = [key for key in first if key in fields] + sorted(key for key in fields if key not in first)
-    result = []
-    for key in order:
+    fields = dict.fromkeys(field for of_row in facts.values() for field in of_row)
+    order = [field for field in _GRAVER if field in fields]
+    order += sorted(field for field in fields if field not in _GRAVER)
+    differences = []
+    for field in order:
         values: dict[str, list[str]] = {}
-        for label, found in facts.items():
-            if key in found:
-                values.setdefault(" and ".join(sorted(found[key])), []).append(label)
+        for label, of_row in facts.items():
+            if field in of_row:
+                values.setdefault(" and ".join(sorted(of_row[field])), []).append(label)
         if len(values) > 1:
-            result.append(Asymmetry(key, values))
-    return result
+            differences.append(Asymmetry(field, values))
+    return differences
 
 
-def footnotes(found: list[Asymmetry], reference: str | None = None) -> tuple[list[str], dict[str, list[int]]]:
+def footnotes(differences: list[Asymmetry], reference: str | None = None) -> tuple[list[str], dict[str, list[int]]]:
     """Number the asymmetries and say which rows carry which number.
 
     Args:
-        found: from `lint`.
+        differences: from `lint`.
         reference: rows unlike this one are marked; None marks all but the largest group.
 
     Returns:
         The footnote lines in order (numbers from 1), and row label -> its numbers.
     """
     marks: dict[str, list[int]] = {}
-    for number, item in enumerate(found, start=1):
+    for number, item in enumerate(differences, start=1):
         common = reference if reference is not None else max(item.values.values(), key=len)[0]
         for row in item.rows_unlike(common):
             marks.setdefault(row, []).append(number)
-    return [item.line() for item in found], marks
+    return [item.line() for item in differences], marks
 
 
-def _facts(records: list[RunRecord], told: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
+def _facts(records: list[RunRecord], own_data: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
     """Return field in words -> the values (as text) among a row's records."""
     facts: dict[str, set[str]] = {}
     for record in records:
-        for key, value in {**_of(record), **told.get(record.run_id, {})}.items():
+        for field, value in {**_of(record), **own_data.get(record.run_id, {})}.items():
             if value is not None:
-                facts.setdefault(key, set()).add(value if isinstance(value, str) else _text(value))
+                facts.setdefault(field, set()).add(value if isinstance(value, str) else _text(value))
     return facts
 
 
 def _of(record: RunRecord) -> dict[str, Any]:
-    flat = flatten(record.config)
-    used = record.identity.get("init") if isinstance(record.identity.get("init"), dict) else {}
-    facts = {
-        _NAMES.get(key, key.removeprefix("train.")): value
-        for key, value in flat.items()
-        if key not in _FREE and not key.startswith(_FREE_PREFIX) and _consumed(record, key)
-    }
-    facts.pop(None, None)
+    """Return field in words -> value of one record."""
+    init = record.identity.get("init")
+    used: dict[str, Any] = init if isinstance(init, dict) else {}
+    facts: dict[str, Any] = {}
+    for key, value in flatten(record.config).items():
+        if key in _FREE or key in _TECHNICAL or key.startswith(_FREE_PREFIX) or not _consumed(record, key):
+            continue
+        facts[_NAMES.get(key, key.removeprefix("train."))] = value
     scaling = used.get("scaling")
     if used.get("alpha") and used.get("rank"):
         facts["alpha / rank"] = used["alpha"] / used["rank"]
@@ -138,7 +135,7 @@ def _of(record: RunRecord) -> dict[str, Any]:
 
 
 def _consumed(record: RunRecord, key: str) -> bool:
-    """Whether the run used a field; without an identity to tell, it is taken as used."""
+    """Return whether the run used a field; where the identity does not say it, the field counts as used."""
     known = flatten(record.identity)
     if "init" not in record.identity and "init.name" not in known:
         return True

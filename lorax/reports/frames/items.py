@@ -1,4 +1,4 @@
-"""Per-item scores of final runs, and the two descriptions made of them: McNemar and the bootstrap."""
+"""Scores of final runs item by item, and two descriptions of them: McNemar's test and the bootstrap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Scores = dict[str, dict[str, dict[int | None, dict[str, float]]]]
 
 def item_scores(study: Study, store: Store) -> Scores:
     """Read the test items of every final run, in the study's metric; runs without items are left out."""
-    found: Scores = {}
+    scores: Scores = {}
     for (task, arm), runs in study.finals.items():
         for seed, record in runs.items():
             items = {
@@ -24,8 +24,8 @@ def item_scores(study: Study, store: Store) -> Scores:
                 if item.get("split") == "test" and item.get(study.spec.metric) is not None
             }
             if items:
-                found.setdefault(task, {}).setdefault(arm, {})[seed] = items
-    return found
+                scores.setdefault(task, {}).setdefault(arm, {})[seed] = items
+    return scores
 
 
 def descriptions(study: Study, scores: Scores) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def descriptions(study: Study, scores: Scores) -> pd.DataFrame:
     gained and lost (items a seed, on average, that only the arm, only the reference solves).
 
     Args:
-        study: from `protocol_study.read_study`.
+        study: from `studies.study.read_study`.
         scores: from `item_scores`.
     """
     lines = []
@@ -63,11 +63,11 @@ def descriptions(study: Study, scores: Scores) -> pd.DataFrame:
 def _paired(
     arm: dict[int | None, dict[str, float]], reference: dict[int | None, dict[str, float]]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return (seeds, items) scores of both on shared seeds and items; a seedless side meets every seed."""
+    """Return both sides' scores (seeds, items) on shared seeds and items; a side without seeds meets every seed."""
     seeds = [seed for seed in arm if seed in reference or None in reference]
     if None in arm:
         seeds = list(reference)
-    sides = [(arm.get(seed, arm.get(None)), reference.get(seed, reference.get(None))) for seed in seeds]
+    sides = [(arm[seed if seed in arm else None], reference[seed if seed in reference else None]) for seed in seeds]
     if not sides:
         return None
     shared = sorted(set.intersection(*(set(a) & set(b) for a, b in sides)))

@@ -1,12 +1,13 @@
-"""How sure the choice of learning rates is, and what a fixed learning rate would have concluded."""
+"""Learning rates: how firm the choice is, each arm's curve, and who leads where all arms use one rate."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from lorax.stats.selection import Trial, pick
 
@@ -33,8 +34,8 @@ class Selection:
 def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: int = 0) -> Selection:
     """Resample the tuning runs of one arm on one task: seeds with replacement, items binomially.
 
-    With two or three seeds the seeds alone say little, so the noise of a finite validation split
-    (score s over n items: s (1 - s) / n) is added to each resampled mean. Description only.
+    Two or three seeds alone say little, so the noise of a finite validation split (score s over n items:
+    variance s (1 - s) / n) is added to each resampled mean. Description only.
 
     Args:
         trials: all full-length tuning runs of one arm on one task.
@@ -43,7 +44,7 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
         seed: of the resampling.
     """
     trials = list(trials)
-    rates, scores, losses = table(trials)
+    rates, scores, losses = by_rate_and_seed(trials)
     generator = np.random.default_rng(seed)
     finite = np.where(np.isfinite(scores), scores, 0.0)  # a diverged run: nothing learnt
     picked = generator.integers(scores.shape[1], size=(draws, scores.shape[1]))
@@ -64,36 +65,95 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """What a comparison at one fixed learning rate would have shown on one task (validation scores)."""
+class Stretch:
+    """An interval of learning rates in which one arm has the best mean when all arms use the same rate."""
 
     task: str
-    lr: float
-    scores: dict[str, float]
-    """Arm -> mean score over tuning seeds; -inf where a run diverged. Only arms tried there."""
+    low: float
+    high: float
     winner: str
+    runner_up: str
     gap: float
-    """Winner's score minus the reference's; nan where the reference was not tried."""
+    """Largest lead over the runner-up inside, fraction."""
 
 
-def winner_flips(trials: Iterable[Trial], reference: str) -> list[Fixed]:
-    """Return, for every task and rate that at least two arms were tried at, who wins there."""
-    cells: dict[tuple[str, float], dict[str, list[float]]] = {}
-    for trial in trials:
-        cells.setdefault((trial.task, trial.lr), {}).setdefault(trial.arm, []).append(trial.score)
-    out = []
-    for (task, lr), arms in sorted(cells.items()):
-        if len(arms) < 2:
+def curve(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, lowest and highest score over seeds at each learning rate, sorted by rate.
+
+    Where a seed diverged (null score) the mean is null: the other seeds alone would flatter the rate.
+
+    Args:
+        frame: runs of one arm on one task, with columns lr and score.
+    """
+    by_rate = frame.groupby("lr")["score"]
+    points = by_rate.agg(["min", "max"]).assign(mean=by_rate.agg(lambda scores: scores.mean(skipna=False)))
+    return points.reset_index().sort_values("lr", ignore_index=True)
+
+
+def means_along(frame: pd.DataFrame, steps: int = 200) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return `steps` learning rates, and each arm's mean score at them.
+
+    Means are joined by straight lines in log(lr); outside the range that an arm was run at they are nan.
+
+    Args:
+        frame: tuning runs on one task: columns arm, lr, score.
+        steps: number of rates, from the lowest to the highest of the frame at equal ratios.
+    """
+    rates = np.geomspace(frame["lr"].min(), frame["lr"].max(), steps)
+    return rates, {str(arm): _interpolated(curve(runs), rates) for arm, runs in frame.groupby("arm", sort=False)}
+
+
+def _interpolated(points: pd.DataFrame, rates: np.ndarray) -> np.ndarray:
+    points = points.dropna(subset=["mean"])
+    if points.empty:
+        return np.full(len(rates), np.nan)
+    return np.interp(np.log(rates), np.log(points["lr"]), points["mean"], left=np.nan, right=np.nan)
+
+
+def stretches(frame: pd.DataFrame, steps: int = 200) -> list[Stretch]:
+    """Return, per task, the intervals of learning rate on which each arm has the best mean.
+
+    Means come from `means_along`; rates that fewer than two arms cover are left out.
+
+    Args:
+        frame: columns arm, task, lr, score; one row a tuning run.
+        steps: number of rates looked at.
+    """
+    result: list[Stretch] = []
+    for task, of_task in frame.groupby("task", sort=False):
+        result += _stretches(str(task), *means_along(of_task, steps))
+    return result
+
+
+def _stretches(task: str, rates: np.ndarray, means: Mapping[str, np.ndarray]) -> list[Stretch]:
+    arms, values = list(means), np.array(list(means.values()))
+    known = np.isfinite(values)
+    usable = known.sum(axis=0) >= 2
+    ranked = np.argsort(-np.where(known, values, -np.inf), axis=0, kind="stable")
+    # Borders lie half a step outside, so that neighbouring stretches meet.
+    half_step = np.sqrt(rates[1] / rates[0])
+    result = []
+    for winner, group in itertools.groupby(range(len(rates)), lambda at: int(ranked[0, at]) if usable[at] else None):
+        if winner is None:
             continue
-        means = {arm: float(np.mean(scores)) for arm, scores in arms.items()}
-        winner = max(means, key=lambda arm: means[arm])
-        gap = means[winner] - means[reference] if reference in means else math.nan
-        out.append(Fixed(task, lr, means, winner, gap))
-    return out
+        inside = list(group)
+        leads = [values[ranked[0, at], at] - values[ranked[1, at], at] for at in inside]
+        best = inside[int(np.argmax(leads))]
+        result.append(
+            Stretch(
+                task=task,
+                low=max(rates[inside[0]] / half_step, rates[0]),
+                high=min(rates[inside[-1]] * half_step, rates[-1]),
+                winner=arms[winner],
+                runner_up=arms[ranked[1, best]],
+                gap=float(max(leads)),
+            )
+        )
+    return result
 
 
-def table(trials: Sequence[Trial]) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """Return one arm's rates in order, scores (rate, seed) and losses on one task; -inf, inf if diverged."""
+def by_rate_and_seed(trials: Sequence[Trial]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Return one arm's rates in order, and scores and losses (rate, seed); -inf and inf where a run diverged."""
     rates = sorted({trial.lr for trial in trials})
     seeds = sorted({trial.seed for trial in trials})
     scores = np.full((len(rates), len(seeds)), -np.inf)

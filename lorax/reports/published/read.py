@@ -1,4 +1,4 @@
-"""Others' published results, read: PEFT's `method_comparison` JSONs, lm-evaluation-harness samples."""
+"""Readers of published results: PEFT's `method_comparison` JSONs and lm-evaluation-harness sample logs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def read_folder(folder: str | Path, items: int | None = None) -> dict[str, list[
 
     Args:
         folder: holds PEFT result JSONs, or lm-evaluation-harness output (searched in sub-folders).
-        items: number of test items of the PEFT rows; None works it out from the scores.
+        items: number of test items of the PEFT rows; None infers it from the scores.
 
     Raises:
-        UserError: no such folder, nothing in it to read, or a file that is not what its name says.
+        UserError: there is no such folder, nothing in it can be read, or a file has another format than its name says.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -59,7 +59,7 @@ def infer_items(scores: Sequence[float], most: int = 20_000) -> int:
     """Return the smallest number of items of which every score is a whole fraction.
 
     Raises:
-        UserError: there is none up to `most`: the scores were rounded, or the rows differ in items.
+        UserError: there is none up to `most`: the scores were rounded, or the rows differ in their number of items.
 
     Examples:
         >>> infer_items([2 / 7, 3 / 7, 0.0])
@@ -97,8 +97,8 @@ def _peft_row(path: Path) -> Published | None:
 
 
 def _lm_eval(folder: Path, paths: list[Path]) -> dict[str, list[Published]]:
-    """Read sample logs: a task (and filter, and metric) to rows, one row a model folder."""
-    found: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    """Read sample logs; return task, metric and filter -> rows, one for each folder of a model."""
+    tables: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
         task = re.sub(r"_\d{4}-\d\d-\d\d.*$", "", path.stem.removeprefix("samples_"))
         where = str(path.parent.relative_to(folder))
@@ -116,10 +116,10 @@ def _lm_eval(folder: Path, paths: list[Path]) -> dict[str, list[Published]]:
             rule = sample.get("filter", "none")
             name = f"{task} {metric}" + ("" if rule == "none" else f" ({rule})")
             newest[name][item] = value
-        # Of several logs of one model and task the last counts: file names end in the time.
+        # Of several logs of one model and task the last one counts; file names end in the time.
         for name, items in newest.items():
-            found[name][row] = items
+            tables[name][row] = items
     return {
         task: [Published(row, float(np.mean(list(items.values()))), len(items), items) for row, items in rows.items()]
-        for task, rows in sorted(found.items())
+        for task, rows in sorted(tables.items())
     }

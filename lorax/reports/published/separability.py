@@ -1,7 +1,7 @@
 """Others' tables: what their published scores can and cannot separate.
 
-Intervals and tests here know items only: one run a row says nothing about what another seed of the
-same method would score, so every separation found is more than the methods can be granted.
+Intervals and tests here cover the choice of items only. One run a row does not say what another seed of the
+same method would score, so two rows that are separated are two checkpoints, not yet two methods.
 """
 
 from __future__ import annotations
@@ -9,21 +9,29 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tabulate import tabulate
 
 from lorax.errors import UserError
 from lorax.records import write_atomic
+from lorax.reports import columns
+from lorax.reports.columns import Column
 from lorax.reports.published.read import Published, read_folder
+from lorax.reports.text import markdown, numbers
+from lorax.reports.text.document import Document, Part
 from lorax.stats.effects import holm, mcnemar, two_proportions, wilson
 from lorax.stats.letters import compact_letters
 
 LEVEL = 0.05
+"""Of all tests, two-sided."""
+Line = Mapping[Hashable, Any]
+"""A row of `Separability.table`."""
 
 
 def interval(row: Published) -> tuple[float, float]:
@@ -90,8 +98,8 @@ def separate(rows: list[Published], top: int = 20) -> Separability:
     top = min(top, len(rows))
     best = np.array([max(pair) < top for pair in pairs])
     apart = np.zeros((len(rows), len(rows)), dtype=bool)
-    for (i, j), no in zip(pairs, rejected, strict=True):
-        apart[i, j] = apart[j, i] = no
+    for (i, j), different in zip(pairs, rejected, strict=True):
+        apart[i, j] = apart[j, i] = different
     marks = compact_letters(apart)
     lines = []
     for row, mark in zip(rows, marks, strict=True):
@@ -100,27 +108,27 @@ def separate(rows: list[Published], top: int = 20) -> Separability:
         lines.append({"name": row.name, "score": row.score, "low": low, "high": high, "n": row.n,
                       "letters": mark, **facts})  # fmt: skip
     like = 1 + sum(value >= LEVEL for (i, _), value in zip(pairs, p, strict=True) if i == 0)
-    paired = all(row.items is not None for row in rows) and len({frozenset(row.items) for row in rows}) == 1
+    paired = all(row.items is not None for row in rows) and len({frozenset(row.items or ()) for row in rows}) == 1
     return Separability(
         pd.DataFrame(lines), len(pairs), int((p < LEVEL).sum()), int(rejected.sum()), top,
         int(best.sum()), int((p[best] < LEVEL).sum()), int((holm(p[best]) < LEVEL).sum()), like, paired,
     )  # fmt: skip
 
 
-def conclusion(found: Separability) -> list[str]:
-    """Return in plain words what the table can tell apart, and what it cannot."""
-    table, n = found.table, int(found.table["n"].max())
+def conclusion(result: Separability) -> list[str]:
+    """Return in sentences what the table can tell apart, and what it cannot."""
+    table, n = result.table, int(result.table["n"].max())
     seeds = set(table["seed"]) if "seed" in table else set()
     one = f" (all at seed {next(iter(seeds))})" if len(seeds) == 1 else ""
     lines = [
         f"{len(table)} rows, {n:,} items, one run a row{one}: intervals and tests cover the choice of items "
         "only. Another seed of the same method would move every score further.",
-        f"Of the {found.top_pairs:,} pairs among the top {found.top}, {_count(found.top_corrected)} Holm's "
-        f"correction at {100 * LEVEL:g} % ({found.top_raw} are below {100 * LEVEL:g} % before correction, "
-        f"{found.top_pairs - found.top_raw} are not).",
-        f"Of all {found.pairs:,} pairs, {_count(found.corrected)} the correction ({found.raw:,} before it).",
-        f"{found.like_best} rows, the best included, cannot be told from the best even without correction.",
-        "Pairs are compared item by item (exact McNemar, or paired t)." if found.paired else
+        f"Of the {result.top_pairs:,} pairs among the top {result.top}, {_count(result.top_corrected)} Holm's "
+        f"correction at {100 * LEVEL:g} % ({result.top_raw} are below {100 * LEVEL:g} % before correction, "
+        f"{result.top_pairs - result.top_raw} are not).",
+        f"Of all {result.pairs:,} pairs, {_count(result.corrected)} the correction ({result.raw:,} before it).",
+        f"{result.like_best} rows, the best included, cannot be told from the best even without correction.",
+        "Pairs are compared item by item (exact McNemar, or paired t)." if result.paired else
         "No per-item answers were published: pairs are compared unpaired, which costs power.",
     ]  # fmt: skip
     if "lr" in table:
@@ -143,26 +151,29 @@ def write_imported(folder: str | Path, results_dir: str | Path, items: int | Non
         The Markdown text and the paths.
     """
     folder = Path(folder)
-    parts, frames = [f"# {folder}: what these scores can tell apart"], []
+    parts, frames = [], []
     for task, rows in read_folder(folder, items).items():
-        found = separate(rows)
-        frames.append(found.table.assign(task=task))
-        parts += [f"## {task}", "\n".join(f"- {line}" for line in conclusion(found)), _markdown(found.table)]
+        result = separate(rows)
+        frames.append(result.table.assign(task=task))
+        lines = result.table.to_dict("records")
+        parts += [Part(task, conclusion(result)), Part("", tables=[columns.table(_columns(result.table), lines)])]
     name = "import-" + "-".join(re.sub(r"[^\w.]+", "_", part) for part in folder.resolve().parts[-2:])
     paths = [Path(results_dir) / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
-    text = "\n\n".join(parts) + "\n"
+    text = markdown.render(Document(f"{folder}: what these scores can tell apart", parts))
     write_atomic(paths[0], text)
     write_atomic(paths[1], pd.concat(frames).to_csv(index=False, lineterminator="\n"))
     return text, paths
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    body = [
-        [line["name"], f"{100 * line['score']:.1f} [{100 * line['low']:.1f}, {100 * line['high']:.1f}]",
-         line["letters"], *([f"{line['lr']:g}"] if "lr" in table and line["lr"] is not None else []),
-         *([f"{line['parameters']:,}"] if "parameters" in table else [])]
-        for line in table.to_dict("records")
-    ]  # fmt: skip
-    head = ["row", "score [95 %]", "letters", *(["lr"] if "lr" in table else []),
-            *(["trained"] if "parameters" in table else [])]  # fmt: skip
-    return tabulate(body, head, "pipe", disable_numparse=True, colalign=["left"] + ["right"] * (len(head) - 1))
+def _columns(table: pd.DataFrame) -> list[Column[Line]]:
+    """Return the columns of the readable table: rate and size only where the files have them."""
+    shown: list[Column[Line]] = [
+        Column("", "row", lambda line: line["name"]),
+        Column("", "score [95 %]", lambda line: numbers.bounded(line["score"], line["low"], line["high"])),
+        Column("", "letters", lambda line: line["letters"]),
+    ]
+    if "lr" in table:
+        shown.append(Column("", "lr", lambda line: numbers.number(line["lr"], 6)))
+    if "parameters" in table:
+        shown.append(Column("", "trained", lambda line: numbers.count(line["parameters"])))
+    return shown

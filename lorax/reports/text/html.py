@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from jinja2 import Environment
+
+from lorax.reports.text.document import Document
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
+<title>{{ document.name }}</title>
 <style>
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 75rem;
@@ -30,10 +30,12 @@ td.equivalent { color: #005a91; font-weight: 600; } td.undecided { color: #666; 
 ul { padding-left: 1.2rem; } figure { margin: 1rem 0 2rem; } figure img { max-width: 100%; height: auto; }
 figcaption, .small { color: #555; font-size: .85rem; }
 </style></head><body>
-<h1>{{ title }}</h1>
-{% if question %}<p>{{ question }}</p>{% endif %}
-{% for part in parts %}
+<h1>{{ document.name }}</h1>
+{% if document.question %}<p>{{ document.question }}</p>{% endif %}
+{% for part in document.parts %}
+{% if part.title %}
 <h2>{{ part.title }}</h2>
+{% endif %}
 {% if part.lines %}<ul>{% for line in part.lines %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
 {% for table in part.tables %}
 {% if table.title %}<h3>{{ table.title }}</h3>{% endif %}
@@ -44,10 +46,9 @@ figcaption, .small { color: #555; font-size: .85rem; }
 <tr>{% for cell in line %}<td{% if cell in verdicts %} class="{{ cell }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
-{% for note in table.notes %}<p class="small">{{ note }}</p>{% endfor %}
 {% endfor %}
-{% for figure in part.figures %}
-<figure><img alt="{{ figure.caption }}" src="{{ figure.source }}"><figcaption>{{ figure.caption }}</figcaption></figure>
+{% for one in part.pictures %}
+<figure><img alt="{{ one.caption }}" src="{{ data_uri(one.svg) }}"><figcaption>{{ one.caption }}</figcaption></figure>
 {% endfor %}
 {% endfor %}
 <script>
@@ -73,49 +74,13 @@ document.querySelectorAll("th button").forEach(button => button.addEventListener
 """)
 
 VERDICTS = ("better", "worse", "equivalent", "undecided")
+"""A cell that says one of these is coloured."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table as text."""
-
-    head: Sequence[str]
-    body: Sequence[Sequence[str]]
-    title: str = ""
-    notes: Sequence[str] = ()
+def render(document: Document) -> str:
+    """Return the document as one page; every text is escaped, nothing is loaded from elsewhere."""
+    return _PAGE.render(document=document, verdicts=VERDICTS, data_uri=_data_uri)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure inside the page."""
-
-    caption: str
-    source: str
-    """A data URI."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A headed section: sentences, then tables, then figures."""
-
-    title: str
-    lines: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    figures: Sequence[Picture] = field(default_factory=tuple)
-
-
-def page(title: str, parts: Sequence[Part], question: str = "") -> str:
-    """Return the page; every text is escaped, nothing is loaded from elsewhere."""
-    return _PAGE.render(title=title, parts=parts, question=question, verdicts=VERDICTS)
-
-
-def pictures(svgs: Mapping[str, bytes]) -> list[Picture]:
-    """Return figures as data URIs.
-
-    Args:
-        svgs: caption -> content of the SVG file.
-    """
-    return [
-        Picture(caption, "data:image/svg+xml;base64," + base64.b64encode(content).decode())
-        for caption, content in svgs.items()
-    ]
+def _data_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

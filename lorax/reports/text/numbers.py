@@ -1,52 +1,41 @@
-"""Numbers as text, and tables as Markdown and LaTeX; one place, so that all outputs read alike."""
+"""Numbers as text, in one place, so that all tables read alike. Nothing measured is `-`."""
 
 from __future__ import annotations
 
 import math
-import re
+import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from tabulate import tabulate
 
 NOTHING = "-"
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
-    "|": r"$|$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "∞": r"$\infty$",
-}  # fmt: skip
+Value = float | str | None
+"""A measured number, a text that stands for several (`1 .. 4`), or nothing (None or nan)."""
 
 
-def missing(value: Any) -> bool:
-    """Return whether there is nothing to show: None or not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or str(value) == "<NA>"
-
-
-def number(value: Any, digits: int = 3) -> str:
+def number(value: Value, digits: int = 3) -> str:
     """Return a number to so many significant digits; text passes through, nothing is `-`.
 
     Examples:
         >>> number(0.000316228), number("1 .. 2"), number(None)
         ('0.000316', '1 .. 2', '-')
     """
-    if missing(value):
-        return NOTHING
-    return value if isinstance(value, str) else f"{value:.{digits}g}"
+    if isinstance(value, str):
+        return value
+    return NOTHING if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
-def count(value: Any) -> str:
+def count(value: Value) -> str:
     """Return a whole number with thousands marked.
 
     Examples:
         >>> count(1048576.0)
         '1,048,576'
     """
-    if missing(value):
-        return NOTHING
-    return value if isinstance(value, str) else f"{int(value):,}"
+    if isinstance(value, str):
+        return value
+    return NOTHING if value is None or math.isnan(value) else f"{int(value):,}"
 
 
-def span(values: Sequence[float | None], text: Callable[[Any], str] = number) -> float | str | None:
+def span(values: Sequence[float | None], text: Callable[[float], str] = number) -> Value:
     """Return the one value, or both ends as text, or None.
 
     Examples:
@@ -61,27 +50,29 @@ def span(values: Sequence[float | None], text: Callable[[Any], str] = number) ->
     return f"{text(known[0])} .. {text(known[-1])}"
 
 
-def rate(value: Any) -> str:
+def rate(value: Value) -> str:
     """Return a learning rate as papers print it.
 
     Examples:
         >>> rate(0.0001778), rate(0.001)
         ('1.78e-4', '1e-3')
     """
-    if missing(value) or isinstance(value, str):
-        return NOTHING if missing(value) else value
+    if isinstance(value, str):
+        return value
+    if value is None or math.isnan(value):
+        return NOTHING
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def points(value: Any, signed: bool = False) -> str:
+def points(value: float | None, signed: bool = False) -> str:
     """Return a fraction in percentage points, one decimal.
 
     Examples:
         >>> points(0.0123, signed=True), points(0.5)
         ('+1.2', '50.0')
     """
-    if missing(value):
+    if value is None or math.isnan(value):
         return NOTHING
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
@@ -89,61 +80,26 @@ def points(value: Any, signed: bool = False) -> str:
     return text.replace("-0.0", "0.0") if text.endswith("-0.0") else text
 
 
-def bounded(value: Any, low: Any, high: Any, signed: bool = False) -> str:
+def bounded(value: float | None, low: float | None, high: float | None, signed: bool = False) -> str:
     """Return `54.3 [52.1, 56.5]`; without the interval where it is unbounded (one seed).
 
     Examples:
         >>> bounded(0.543, 0.521, 0.565)
         '54.3 [52.1, 56.5]'
     """
-    if missing(value):
-        return NOTHING
-    if missing(low) or missing(high) or math.isinf(low) or math.isinf(high):
+    if value is None or low is None or high is None or not all(map(math.isfinite, (value, low, high))):
         return points(value, signed)
     return f"{points(value, signed)} [{points(low, signed)}, {points(high, signed)}]"
 
 
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return a Markdown table; the first `left` columns to the left, the others to the right."""
-    align = ["left"] * left + ["right"] * (len(head) - left)
-    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in body]
-    return tabulate(cells, list(head), "pipe", disable_numparse=True, colalign=align if cells else None)
-
-
-def latex(
-    head: Sequence[str], body: Sequence[Sequence[str]], caption: str, label: str, notes: Sequence[str] = ()
-) -> str:
-    """Return a LaTeX table that needs only `booktabs`: head in two rules, notes below in small print.
-
-    Args:
-        head: column titles; the first column is set to the left, the others to the right.
-        body: cells as plain text; everything special is escaped here.
-        caption: plain text.
-        label: the part after `tab:`.
-        notes: lines under the table, plain text.
-    """
-    columns = "l" + "r" * (len(head) - 1)
-    lines = [
-        r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"\caption{{{escape(caption)}}}", rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-        " & ".join(escape(cell) for cell in head) + r" \\", r"\midrule",
-        *(" & ".join(escape(str(cell)) for cell in line) + r" \\" for line in body),
-        r"\bottomrule", r"\end{tabular}",
-    ]  # fmt: skip
-    if notes:
-        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize\raggedright"]
-        lines += [escape(note) + r"\par" for note in notes]
-        lines += [r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-def escape(text: str) -> str:
-    r"""Return plain text with LaTeX's special characters escaped and minus signs as such.
+def mean_sd(scores: Sequence[float], remarks: Sequence[str] = ()) -> str:
+    """Return the mean ± SD (n - 1 below) of fractions in per cent, and their number with remarks.
 
     Examples:
-        >>> escape("lora_ga 95 %"), escape("-0.4 [-2.0, 1e-3]")
-        ('lora\\_ga 95 \\%', '$-$0.4 [$-$2.0, 1e-3]')
+        >>> mean_sd([0.5, 0.6], ["1 failed"]), mean_sd([0.5]), mean_sd([])
+        ('55.0 ± 7.1 (2, 1 failed)', '50.0 (1)', '-')
     """
-    plain = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", plain)
+    if not scores:
+        return ", ".join(remarks) or NOTHING
+    spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{100 * statistics.fmean(scores):.1f}{spread} ({', '.join([str(len(scores)), *remarks])})"

@@ -1,17 +1,15 @@
-"""Figures: what they compute, that nothing overlaps, and that files are whole and the same each time."""
+"""Figures: that they show what there is, that nothing overlaps, that files are whole and the same each time."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from lorax.records import Store
+from lorax.records import RunRecord, Store
 from lorax.reports.figures import study as study_figures
 from lorax.reports.figures.diagnostics import diagnostics
-from lorax.reports.figures.learning_rates import curve, response, stretches, winner_flip
-from lorax.reports.figures.runs import agreement, common_loss, loss_curves, price, steps_to
-from lorax.reports.figures.study import draw_all, frequencies, tuning_frame
+from lorax.reports.figures.learning_rates import response, winner_flip
+from lorax.reports.figures.runs import price, training
 from lorax.reports.figures.style import colours, panels, save, spread
 from lorax.reports.frames.items import item_scores
 from lorax.reports.main_table import main_table
@@ -29,36 +27,16 @@ def frame(**arms):
     return pd.DataFrame(lines).astype({"score": float})
 
 
-def test_winner_flips_where_the_curves_cross():
-    """Two straight lines in log(lr) that cross at 1e-3, and a stretch that only one arm covers."""
-    found = stretches(frame(a={1e-4: [0.6], 1e-2: [0.2]}, b={1e-4: [0.2], 1e-2: [0.6], 1: [0.9]}))
-    assert [part.winner for part in found] == ["a", "b"]
-    assert found[0].high == pytest.approx(1e-3, rel=0.05) and found[1].high == pytest.approx(1e-2, rel=0.06)
-    assert found[0].gap == pytest.approx(0.4) and found[0].runner_up == "b"
-    assert not stretches(frame(a={1e-4: [0.6]}))
-
-
-def test_a_rate_at_which_a_seed_diverged_has_no_mean():
-    points = curve(frame(a={1e-3: [0.5, 0.7], 1e-2: [0.9, np.nan]}))
-    assert points["mean"].tolist()[:1] == [0.6] and points["mean"].isna().tolist() == [False, True]
+def test_a_task_without_a_winner_has_no_flip_and_diverged_runs_are_still_drawn():
     assert winner_flip(frame(a={1e-3: [np.nan], 1e-2: [np.nan]}, b={1e-3: [0.1], 1e-2: [0.2]}), "a") is None
     assert response(frame(a={1e-3: [np.nan]})) is not None
+    lost = RunRecord("r", "s", "diverged", {}, {}, task={"name": "words"}, curve=[{"step": 1, "loss": None}])
+    assert training({"a": [lost]}) is not None
 
 
-def test_steps_to_a_loss_count_from_the_loss_that_all_reach():
-    curves = {"fast": np.array([[2.0, 1.0, 0.5]]), "slow": np.array([[2.0, 1.5, 1.0], [2.0, 1.4, 0.9]])}
-    goal = common_loss(curves)
-    assert goal == 1.0 and steps_to(curves["fast"], goal) == [2] and steps_to(curves["slow"], goal) == [3, 3]
-    assert steps_to(curves["slow"], 0.95) == [None, 3]
-    assert loss_curves([]).shape == (0, 0)
-
-
-def test_agreement_compares_different_seeds_on_shared_items():
-    a, b = {"x": 1.0, "y": 0.0}, {"x": 1.0, "y": 1.0, "z": 1.0}
-    table = agreement({"one": [a, b], "other": [b, a], "base": [b]})
-    assert table.loc["one", "one"] == 0.5 and table.loc["one", "other"] == 1.0
-    assert np.isnan(table.loc["base", "base"]) and table.loc["one", "base"] == 0.75
-    assert (table.fillna(0) == table.T.fillna(0)).all().all()
+def draw(study, scores):
+    """All figures of a study by name."""
+    return {one.name: one.figure for one in study_figures.draw_all(study, scores, main_table(study))}
 
 
 def test_labels_keep_their_distance_and_their_order():
@@ -78,8 +56,8 @@ def test_nothing_to_draw_is_no_figure():
 def test_every_figure_of_a_study_lays_out_without_overlap(demo):
     """No two texts of a panel overlap, and no axes are squeezed to nothing."""
     study = read_study(demo.spec, demo.store)
-    drawn = draw_all(study, item_scores(study, demo.store), main_table(study))
-    assert set(drawn) == {"learning_rate", "winner_flip", "selection", "training", "price", "agreement",
+    drawn = draw(study, item_scores(study, demo.store))
+    assert set(drawn) >= {"learning_rate", "winner_flip", "selection", "training", "price", "agreement",
                           "diagnostics_words", "diagnostics_sums"}  # fmt: skip
     for name, figure in drawn.items():
         figure.draw_without_rendering()
@@ -88,8 +66,6 @@ def test_every_figure_of_a_study_lays_out_without_overlap(demo):
                 assert axes.get_window_extent().height > 60, name
             boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
             assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), name
-    assert all(sum(shares.values()) == pytest.approx(1) for shares in frequencies(study).values())
-    assert len(tuning_frame(study)) == len(study.trials)
 
 
 def test_files_are_the_same_each_time(tmp_path):
@@ -106,17 +82,17 @@ def test_a_study_that_has_not_tuned_draws_what_it_has(tmp_path, make_study):
     store = Store(tmp_path)
     arms = [{"init": "lora", "label": "lora"}, {"init": "pissa", "label": "pissa"}]
     study = read_study(make_study(store, arms, tuning=None, seeds=(0, 1)), store)
-    drawn = draw_all(study, item_scores(study, store), main_table(study))
+    drawn = draw(study, item_scores(study, store))
     assert "learning_rate" not in drawn and {"training", "price", "agreement"} <= set(drawn)
 
 
 def test_more_arms_than_can_be_told_apart_are_not_drawn_and_older_files_go(demo, tmp_path, monkeypatch):
     study = read_study(demo.spec, demo.store)
-    drawn = draw_all(study, {}, main_table(study))
+    drawn = study_figures.draw_all(study, {}, main_table(study))
     monkeypatch.setattr(study_figures, "MOST_ARMS", len(demo.spec.arms) - 1)
-    fewer = draw_all(study, {}, main_table(study))
-    assert {"training", "price"} <= drawn.keys() - fewer.keys() and "learning_rate" in fewer
+    fewer = draw(study, {})
+    assert {"training", "price"} <= {one.name for one in drawn} - fewer.keys() and "learning_rate" in fewer
     assert f"{len(demo.spec.arms)} arms" in study_figures.left_out(study)[0]
-    study_figures.save_all({"price": drawn["price"]}, tmp_path)
-    study_figures.save_all({"learning_rate": drawn["learning_rate"]}, tmp_path)
+    study_figures.save_all([one for one in drawn if one.name == "price"], tmp_path)
+    study_figures.save_all([one for one in drawn if one.name == "learning_rate"], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"learning_rate.png", "learning_rate.svg"}

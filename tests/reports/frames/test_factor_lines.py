@@ -1,8 +1,9 @@
-"""Maps over rank, alpha and zeta: which arms form a line, the pivots, the figures."""
+"""Lines over alpha, zeta and gamma: which arms form one, their tables and figures."""
 
 from lorax.records import RunRecord
 from lorax.reports.figures.factor_maps import factor_map
-from lorax.reports.frames.factor_lines import factor_lines, pivots
+from lorax.reports.frames.factor_lines import factor_lines
+from lorax.reports.study import factor_tables
 
 
 def run(name, rank, seed=0, score=0.5, **knobs):
@@ -67,9 +68,9 @@ def test_a_rate_that_follows_the_factor_does_not_break_the_line():
     assert len(factor_lines(runs, "score")) == 1
 
 
-def test_pivots_hold_means_and_spread_and_figures_every_curve():
+def test_tables_hold_means_and_spread_and_figures_every_curve():
     lines = {"one": factor_lines(RUNS, "score")}
-    tables = {table.title: table for table in pivots(lines)}
+    tables = {table.title: table for table in factor_tables(lines)}
     assert list(tables["one: lora"].head) == ["alpha", "8", "16"]
     assert tables["one: lora"].body[0] == ["r=2", "8.0 ± 0.0 (2)", "16.0 ± 0.0 (2)"]
     for quantity in ("score", "cosine"):

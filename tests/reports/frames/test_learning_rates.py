@@ -1,11 +1,15 @@
+"""Learning rates: how firm a choice is, and who leads where all arms use one rate."""
+
 from __future__ import annotations
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from lorax.reports.frames.learning_rates import selection, winner_flips
-from lorax.stats.selection import Trial
+from lorax.reports.frames.learning_rates import curve, means_along, selection, stretches
+from lorax.stats.selection import Trial, pick
 
 
 def trials(arm: str, scores: dict[float, list[float]]) -> list[Trial]:
@@ -32,8 +36,40 @@ def test_more_validation_items_make_the_choice_surer():
     assert few.stability < many.stability and few.regret > many.regret
 
 
-def test_winner_flips_with_the_rate():
-    both = trials("lora", {1e-4: [0.4, 0.4], 1e-3: [0.7, 0.7]}) + trials("pissa", {1e-4: [0.6, 0.6], 1e-3: [0.2, 0.2]})
-    low, high = winner_flips(both, "lora")
-    assert (low.winner, high.winner) == ("pissa", "lora")
-    assert low.gap == pytest.approx(0.2) and high.gap == 0
+def frame(**arms):
+    """Tuning runs; arms as {name: {lr: [scores]}}."""
+    lines = [
+        {"arm": arm, "task": "words", "lr": lr, "seed": seed, "score": score}
+        for arm, points in arms.items()
+        for lr, scores in points.items()
+        for seed, score in enumerate(scores)
+    ]
+    return pd.DataFrame(lines).astype({"score": float})
+
+
+def test_the_winner_changes_where_the_curves_cross():
+    """Two straight lines in log(lr) that cross at 1e-3, and a stretch that only one arm covers."""
+    parts = stretches(frame(a={1e-4: [0.6], 1e-2: [0.2]}, b={1e-4: [0.2], 1e-2: [0.6], 1: [0.9]}))
+    assert [part.winner for part in parts] == ["a", "b"]
+    assert parts[0].high == pytest.approx(1e-3, rel=0.05) and parts[1].high == pytest.approx(1e-2, rel=0.06)
+    assert parts[0].gap == pytest.approx(0.4) and parts[0].runner_up == "b"
+    assert parts[0].high == pytest.approx(parts[1].low), "neighbouring stretches meet"
+    assert not stretches(frame(a={1e-4: [0.6]}))
+
+
+def test_means_are_known_where_an_arm_was_run_and_straight_in_between():
+    rates, means = means_along(frame(a={1e-4: [0.2], 1e-2: [0.6]}, b={1e-3: [0.5, 0.7], 1e-2: [0.1, 0.3]}), steps=5)
+    np.testing.assert_allclose(rates, [1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2])
+    np.testing.assert_allclose(means["a"], [0.2, 0.3, 0.4, 0.5, 0.6])
+    np.testing.assert_allclose(means["b"], [np.nan, np.nan, 0.6, 0.4, 0.2])
+
+
+def test_a_rate_at_which_a_seed_diverged_has_no_mean():
+    points = curve(frame(a={1e-3: [0.5, 0.7], 1e-2: [0.9, np.nan]}))
+    assert points["mean"].tolist()[:1] == [0.6] and points["mean"].isna().tolist() == [False, True]
+    assert not stretches(frame(a={1e-3: [np.nan], 1e-2: [np.nan]}, b={1e-3: [0.1], 1e-2: [0.2]}))
+
+
+def test_means_that_are_equal_on_paper_tie_and_the_loss_decides():
+    scores = [[0.225, 0.225], [0.215, 0.235]]  # the second mean is 0.22499999999999998
+    assert pick(scores, [[1.3, 1.3], [1.1, 1.1]]) == 1 and pick(scores, [[1.1, 1.1], [1.3, 1.3]]) == 0

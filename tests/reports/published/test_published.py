@@ -15,7 +15,7 @@ from lorax.errors import UserError
 from lorax.reports.published.read import infer_items, read_folder
 from lorax.reports.published.separability import conclusion, interval, separate, write_imported
 
-PEFT = Path(__file__).parents[2].parent / "shared" / "data" / "peft_method_comparison" / "results"
+PEFT = Path(__file__).parents[3].parent / "shared" / "data" / "peft_method_comparison" / "results"
 
 
 def peft_json(folder, name, accuracy, lr=1e-4):

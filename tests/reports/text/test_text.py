@@ -1,4 +1,4 @@
-"""Numbers and tables as text; LaTeX that holds together, and compiles where there is an engine."""
+"""Numbers and documents as text; LaTeX that holds together, and compiles where there is an engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 
-from lorax.reports.text import numbers
+from lorax.reports.text import html, latex, markdown, numbers
+from lorax.reports.text.document import Document, Part, Picture, Table
 
 DOCUMENT = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}\n"
 
@@ -30,7 +31,7 @@ def check_latex(text):
 
 def test_latex_of_awkward_text(tmp_path):
     body = [["lora_ga 100 %", "1.0 [∞, 2] & more"], ["a|b \\ ~^{}#$", "1e-3 ↑ ± <5>"]]
-    text = numbers.latex(["arm_x", "50 % & up"], body, "Caption with 5 % & _", "t", ["note_1: 95 %"])
+    text = latex.table(["arm_x", "50 % & up"], body, "Caption with 5 % & _", "t", ["note_1: 95 %"])
     check_latex(text)
     assert r"\toprule" in text and r"\bottomrule" in text and text.count(r"\\") >= 3
 
@@ -55,4 +56,38 @@ def test_numbers():
     assert numbers.bounded(0.5, float("-inf"), float("inf")) == "50.0"
     assert numbers.bounded(None, 0, 1) == numbers.rate(None) == numbers.number(float("nan")) == "-"
     assert numbers.rate(3.162e-4) == "3.16e-4" and numbers.rate(5e-2) == "5e-2"
-    assert numbers.markdown(["a", "b"], [["x|y", "1"]]).splitlines()[-1].startswith("| x\\|y")
+
+
+DOCUMENTED = Document(
+    "my_study",
+    [
+        Part("Results", ["Per cent."], [Table(["arm", "score"], [["lora (1)", "5 %"]], "words", ["(1) rank: 8"])]),
+        Part("", tables=[Table(["a|b", "c"], [["<x>", "y"]])]),
+        Part("Figures", pictures=[Picture("What it shows", b"<svg/>")]),
+    ],
+    "Does it matter?",
+)
+
+
+def test_every_format_renders_the_whole_document():
+    md, tex, page = (form.render(DOCUMENTED) for form in (markdown, latex, html))
+    for words in ("Results", "Per cent.", "words", "lora (1)", "my_study"):
+        assert words in md and words in page and words.replace("_", r"\_") in tex.replace("% my_study", r"my\_study")
+    assert "Does it matter?" in md and "Does it matter?" in page
+    check_latex(tex)
+
+
+def test_formats_differ_where_they_must():
+    """Pictures need a page; footnotes follow tables that float; every format escapes what is special to it."""
+    md, tex, page = (form.render(DOCUMENTED) for form in (markdown, latex, html))
+    assert "Figures" not in md and "Figures" not in tex and "What it shows" in page
+    assert "data:image/svg+xml;base64,PHN2Zy8+" in page
+    assert "(1) rank: 8" in tex and "rank: 8" not in md
+    assert "&lt;x&gt;" in page and "$<$x$>$" in tex and "a$|$b" in tex
+    assert r"5 \%" in tex and "5 %" in md
+
+
+def test_a_part_without_a_title_has_no_heading():
+    untitled = Document("n", [Part("", ["One."])])
+    assert markdown.render(untitled) == "# n\n\n- One.\n"
+    assert "<h2>" not in html.render(untitled) and "\\begin" not in latex.render(untitled)
