@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lorax.adapters.install import Adapters
     from lorax.initializers.base import Initializer
     from lorax.probing.cache import Cache
-    from lorax.probing.gradient import Loss
+    from lorax.probing.calibration_pass import Loss
 
 SHARED = ("scaling", "zeta", "zeta_rule", "gamma")
 
@@ -51,8 +51,8 @@ def attach(
             parameters under "all-linear", else the named layers.
         recenter: "carry" leaves W0 untouched, "fold" stores W_fz = W0 - eta B0 M0 A0.
         dropout: probability on the adapters' input, in train mode.
-        loss: loss(model, batch) -> scalar, or (scalar, weight), for gradient methods; None takes
-            `model(**batch).loss`. Other methods ignore it.
+        loss: loss(model, batch) -> scalar, or (scalar, weight), for methods that look at gradients or
+            activations; None takes `model(**batch).loss`. Other methods ignore it.
         batches: calibration batches for those methods.
         seed: of random factors and patterns.
         cache: a `Cache` or a folder that keeps decompositions; None keeps none. Same result.

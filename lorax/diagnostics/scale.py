@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,32 +112,27 @@ def moments(
 
     from lorax.diagnostics.angles import energy
     from lorax.diagnostics.step import sgd
-    from lorax.probing.probe import Probe, layer_generator
+    from lorax.probing.calibration import Given
+    from lorax.probing.probe import Probe, layer_generator, linear_of
 
     name = f"scale {m}x{n} {draw}"
     initializer.check(name, m, n)
     generator = layer_generator(seed, name)
     W0 = torch.randn(m, n, generator=generator) / math.sqrt(n)
     X, V = torch.randn(tokens, n, generator=generator), torch.randn(tokens, m, generator=generator)
-    given = _Gradients({name: V.mT @ X / tokens})
-    given.digest = f"scale seed {seed}, {tokens} tokens"
+    G = V.mT @ X / tokens
+    given = Given({name: G}, gradient_digest=f"scale seed {seed}, {tokens} tokens")
     # another seed than the data's: a method's own draws must not repeat them
-    probe = Probe(name, SimpleNamespace(weight=W0), seed=seed + 1, gradients=given, cache=cache)
+    probe = Probe(name, linear_of(W0), seed=seed + 1, calibration=given, cache=cache)
     with torch.no_grad():
         factors = initializer(probe)
-        start, step = energy(factors.update()), sgd(factors, given[name])
+        start, step = energy(factors.update()), sgd(factors, G)
         return {
             "forward_init": start / m,
             "backward_init": start / n,
             "forward_step": energy(X @ step.mT) / (tokens * m),
             "backward_step": energy(V @ step) / (tokens * n),
         }
-
-
-class _Gradients(dict):
-    """{layer: G}, with the digest by which a cache knows them."""
-
-    digest: str
 
 
 def power_law(rows: Sequence[dict[str, Any]], moment: str) -> tuple[dict[str, float | None], float] | None:

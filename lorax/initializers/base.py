@@ -31,7 +31,7 @@ class Initializer(Protocol):
     version: ClassVar[int]
     """Bumped when the meaning of the method changes: it enters the run id."""
     needs: frozenset[str]
-    """What the probe must offer beyond the shape: "svd", "gradient"."""
+    """What the probe must offer beyond the shape: "svd", "gradient", "activations" (those on `batches`)."""
 
     def __call__(self, probe: Probe) -> Factors:
         """Return the factors of one layer; called for several layers at once, each on a thread of its own."""

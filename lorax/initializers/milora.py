@@ -42,10 +42,10 @@ class MiLoRA(Ranked):
         from lorax.adapters.factors import Factors
 
         U, S, Vh = probe.bottom_svd(self.rank)
-        if float(S[-1]) <= probe.tiny:
+        if float(S[-1]) <= probe.rounding_level:
             raise UserError(
                 f"layer {probe.name}: its weight is rank-deficient (singular value {float(S[-1]):.1e}, "
-                f"bound {probe.tiny:.1e}); milora would start there at A = B = 0 and never train"
+                f"bound {probe.rounding_level:.1e}); milora would start there at A = B = 0 and never train"
             )
         root = (S / self.eta).sqrt()
         energy = float((S.double() ** 2).sum() / probe.energy)

@@ -45,7 +45,7 @@ class PiSSA(Ranked):
         from lorax.adapters.factors import Factors
 
         U, S, Vh = probe.top_svd(self.rank, randomised=self.svd == "randomised")
-        if float(S[-1]) <= probe.tiny:
+        if float(S[-1]) <= probe.rounding_level:
             raise UserError(
                 f"layer {probe.name}: pissa rank={self.rank}, but singular value {self.rank} of its weight "
                 f"is {float(S[-1]):.1e}: that direction would start at zero and never train; lower the rank"

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorax.probing import CALIBRATED
 from lorax.records import RunRecord, Unwritable
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_kind
@@ -87,7 +88,7 @@ def _factors(lane: Ready, loaded: Any, place: Any) -> dict[str, Any]:
         return {}
     targets = find_targets(loaded.model, lane.config.targets, head=loaded.head)
     loss, batches = None, None
-    if "gradient" in lane.initializer.needs:
+    if lane.initializer.needs & CALIBRATED:
         from lorax.running.gradient_batches import calibration
 
         loss, batches = calibration(lane.task, loaded, lane.config, place)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorax.config import RunConfig
+from lorax.probing import CALIBRATED
 
 VERSIONS = {"adapters": 1, "training": 1, "evaluation": 1}
 """Bumped when a component's meaning changes, so that older records are not taken for the same run."""
@@ -57,7 +58,7 @@ def consumed_fields(config: RunConfig, initializer: Any) -> dict[str, Any]:
         kept |= {key: getattr(config, key) for key in ADAPTED}
     elif initializer.kind == "full":
         kept["targets"] = config.targets
-    if "gradient" in initializer.needs:
+    if initializer.needs & CALIBRATED:
         kept["calibration"] = [config.calibration, config.train["calibration_batches"]]
     if config.diagnostics:
         own = {*kept["init"], *kept}

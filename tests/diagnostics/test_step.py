@@ -14,6 +14,7 @@ from lorax.diagnostics.alignment import captured, first_step, measure_init
 from lorax.diagnostics.angles import cosine
 from lorax.diagnostics.step import adam, gradients, reach, sgd, tangent
 from lorax.initializers.base import build, get, names
+from lorax.probing.calibration import Given
 from lorax.probing.probe import Probe
 
 M, N, R = 18, 14, 3
@@ -29,7 +30,7 @@ G, W = randn(M, N, seed=1), randn(M, N, seed=2)
 def probe():
     layer = nn.Linear(N, M, bias=False, dtype=torch.float64)
     layer.weight.data = W.clone()
-    return Probe("0", layer, gradients={"0": G})
+    return Probe("0", layer, calibration=Given({"0": G}))
 
 
 def made(name, **own):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lorax.probing.cache import Cache, digest, fingerprint, key_of, remembered
-from lorax.probing.gradient import Gradients
+from lorax.probing.calibration import Calibration
 from lorax.probing.probe import Probe
 
 PARTS = {"U": torch.arange(12.0).view(4, 3), "S": torch.arange(4.0), "Vh": torch.ones(4, 5)}
@@ -126,8 +126,8 @@ def test_with_or_without_a_cache_the_bits_are_the_same(tmp_path, monkeypatch, dt
             return model(batch).square().mean()
 
         loss.digest = "square"
-        gradients = Gradients(module, {"a": module}, loss, batches)
-        probe = Probe("a", module, cache=cache, gradients=gradients)
+        calibration = Calibration(module, {"a": module}, loss, batches)
+        probe = Probe("a", module, cache=cache, calibration=calibration)
         asked = (probe.top_svd(3), probe.top_svd(5, randomised=True), probe.bottom_svd(4), probe.full_svd())
         return [tensor for found in (*asked, probe.gradient_svd(4)) for tensor in found], probe.facts
 
@@ -148,8 +148,8 @@ def test_a_cached_gradient_needs_no_second_pass_and_a_changed_model_does(tmp_pat
     def ask(**attributes):
         for key, value in attributes.items():
             setattr(loss, key, value)
-        gradients = Gradients(module, {"a": module}, loss, [torch.ones(2, 12)])
-        return Probe("a", module, cache=Cache(tmp_path), gradients=gradients).gradient_svd(2)
+        calibration = Calibration(module, {"a": module}, loss, [torch.ones(2, 12)])
+        return Probe("a", module, cache=Cache(tmp_path), calibration=calibration).gradient_svd(2)
 
     ask(), ask()
     assert len(passes) == 2  # an anonymous loss cannot be told from another
