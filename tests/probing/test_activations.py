@@ -1,18 +1,27 @@
 """Input second moments: against X held explicitly by a forward hook, whatever the padding, the layer or the layout."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.pytorch_utils import Conv1D
 
-import lorax
 from lorax.adapters.install import find_targets
+from lorax.api import attach
 from lorax.errors import UserError
+from lorax.forward.encode import encode
 from lorax.initializers import base
 from lorax.models.registry import load
 from lorax.probing.activations import layer_activations
@@ -97,9 +106,8 @@ def test_padding_does_not_count(side):
         S = layer_activations(model, targets, None, batches)
         for name in targets:
             torch.testing.assert_close(S[name], X[name].mT @ X[name] / 10, rtol=1e-5, atol=1e-7)  # RoPE, norms in fp32
-    assert not torch.allclose(
-        layer_activations(model, targets, None, [padded(rows, 6) | {"attention_mask": None}])[name], S[name]
-    )
+    unmasked = layer_activations(model, targets, None, [padded(rows, 6) | {"attention_mask": None}])
+    assert not torch.allclose(unmasked[name], S[name])
 
 
 def test_pooled_inputs_count_once_a_row():
@@ -165,9 +173,8 @@ def test_what_cannot_be_measured_is_named():
     with pytest.raises(UserError, match="batch 0: a mapping is needed"):
         layer_activations(model, {"out": model.out}, None, [x])
     with pytest.raises(UserError, match="layer out: its activations .* not finite"):
-        Calibration(model, {"out": model.out}, square, [x * float("inf")], frozenset({"activations"})).activations(
-            "out"
-        )
+        infinite = [x * float("inf")]
+        Calibration(model, {"out": model.out}, square, infinite, frozenset({"activations"})).activations("out")
 
     def masked(model, batch):
         return square(model, batch)
@@ -213,24 +220,38 @@ def test_a_method_that_looks_at_activations_is_attached(eva):
     model = llama()
     targets, rows = find_targets(model), [[3, 5, 7, 1, 2], [2, 4, 6, 8, 10, 12], [9, 3, 3, 11]]
     X = inputs_of(model, targets, lambda model: [model(input_ids=torch.tensor([row])) for row in rows])
-    adapters = lorax.attach(model, init="eva_like", rank=3, batches=[padded(rows, 8)])
+    adapters = attach(model, init="eva_like", rank=3, batches=[padded(rows, 8)])
     factors = adapters.factors()
     assert set(factors) == set(targets) and all(aligned(one.A, X[name]) for name, one in factors.items())
     adapters.detach()
     with pytest.raises(UserError, match="this init looks at activations: give batches"):
-        lorax.attach(model, init="eva_like", rank=3)
+        attach(model, init="eva_like", rank=3)
 
 
-def test_a_run_hands_its_batches_over_however_they_are_laid_out(eva):
+@pytest.mark.parametrize("share", [True, False])
+def test_the_batches_of_a_run_count_every_examples_tokens_however_they_are_laid_out(share):
     texts = [f"{a}+{b}=" for a in range(3) for b in range(8)]
-    examples = [SimpleNamespace(id=text, prompt=text, answer=text[0] * (1 + len(text) % 3), meta={}) for text in texts]
+    examples = [SimpleNamespace(id=text, prompt=text, answer=text[0] * int(text[2]), meta={}) for text in texts]
     task = SimpleNamespace(name="sums", system="All of these begin alike.", shots=(), train=examples)
     config = SimpleNamespace(calibration="train", seed=0, batch_size=8, train={"calibration_batches": 3})
     loaded = load({"name": "toy", "hidden": 32}, dtype="float64")
     targets = find_targets(loaded.model)
-    shared, whole = (
-        layer_activations(loaded.model, targets, *calibration(task, loaded, config, None, share=share))
-        for share in (True, False)
-    )
+    loss, batches = calibration(task, loaded, config, None, share=share)
+    assert (len(batches) < 3) == share
+    rows = [
+        row.ids + row.labels[:-1] for row in encode(task, loaded, "train")
+    ]  # 3 x 8: all
+    X = inputs_of(loaded.model, targets, lambda model: [model(input_ids=torch.tensor([row])) for row in rows])
+    S = layer_activations(loaded.model, targets, loss, batches)
     for name in targets:
-        torch.testing.assert_close(shared[name], whole[name], rtol=1e-5, atol=1e-6)
+        assert len(X[name]) == sum(map(len, rows))
+        torch.testing.assert_close(S[name], X[name].mT @ X[name] / len(X[name]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_of_such_a_method_gets_its_calibration_batches(eva, lorax):
+    words = ["init=milora", "init.name=eva_like", "base=false", "rank=2"]
+    assert lorax(*words) == 0
+    assert lorax(*words, "calibration=heldout") == 0
+    records = [json.loads(path.read_text()) for path in Path("results").rglob("*.json")]
+    runs = [record for record in records if isinstance(record, dict) and record.get("status") == "finished"]
+    assert {run["identity"]["calibration"][0] for run in runs} == {"train", "heldout"}
