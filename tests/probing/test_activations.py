@@ -238,9 +238,7 @@ def test_the_batches_of_a_run_count_every_examples_tokens_however_they_are_laid_
     targets = find_targets(loaded.model)
     loss, batches = calibration(task, loaded, config, None, share=share)
     assert (len(batches) < 3) == share
-    rows = [
-        row.ids + row.labels[:-1] for row in encode(task, loaded, "train")
-    ]  # 3 x 8: all
+    rows = [row.ids + row.labels[:-1] for row in encode(task, loaded, "train")]  # 3 x 8: all
     X = inputs_of(loaded.model, targets, lambda model: [model(input_ids=torch.tensor([row])) for row in rows])
     S = layer_activations(loaded.model, targets, loss, batches)
     for name in targets:
