@@ -135,7 +135,7 @@ def residual(W: Tensor, triplets: Triplets) -> float:
     """Return the largest relative residual of the triplets, on four random combinations z of them.
 
     The residuals are ||W V z - U S z||, ||W^T U z - V S z||, ||U^T U z - z|| and ||V^T V z - z||, relative to ||z||
-    and, the first two, to ||W||_F / sqrt(k) (at most sigma_1). The cost is O(m n), not that of a product with all vectors.
+    and, the first two, to ||W||_F / sqrt(k) (at most sigma_1). They cost O(m n), not a product with all vectors.
     """
     U, S, Vh = triplets
     z = torch.randn(len(S), 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(U)

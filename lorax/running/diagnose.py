@@ -27,18 +27,20 @@ def diagnose(session: Any, number: int, factors: dict[str, Any], gradients: Any)
         factors: its factors at step 0; empty for full fine-tuning.
         gradients: {layer: (m, n)} of the untouched model on calibration data.
     """
-    from lorax.diagnostics.measure import measure
+    from lorax.diagnostics.measure import References, Settings, measure
 
     ready: Ready = session.lanes[number]
     config, adapters = ready.config, session.adapters[number]
     full = ready.initializer.kind == "full"
     delta, source = (None, None) if full else read_update(ready)
-    found = measure(
-        session.loaded, session.task, adapters,
-        targets=list(gradients), seed=config.seed, place=session.place,
-        factors=factors or None, gradients=gradients, full_delta=delta, rank=config.rank,
-        layers=config.diagnostics_every, forgetting_tokens=config.forgetting_tokens, cache=session.cache,
+    settings = Settings(
+        targets=list(gradients), every=config.diagnostics_every, rank=config.rank,
+        forgetting_tokens=config.forgetting_tokens,
     )  # fmt: skip
+    references = References(factors=factors, gradients=gradients, full_update=delta or {})
+    found = measure(
+        session.loaded, adapters, settings, references, autocast_dtype=session.place.autocast, cache=session.cache
+    )
     if full and keeps(config):
         write_update(ready, adapters.delta())
     return found | {"full_update_of": source}

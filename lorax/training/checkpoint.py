@@ -16,17 +16,6 @@ from lorax.records.store import write_together
 VERSION = 1
 
 
-def save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any]) -> None:
-    """Write the state of one lane; a kill at any moment leaves the old or the new file, whole.
-
-    Args:
-        path: the lane's file.
-        fingerprint: what the state belongs to; another run's state is not resumed from.
-        state: tensors, numbers, texts and mappings or lists of them.
-    """
-    save_checkpoints([(path, fingerprint, state)])
-
-
 def save_checkpoints(lanes: Sequence[tuple[Path, str, dict[str, Any]]]) -> None:
     """Write the states of a pack's lanes together: a kill leaves all of one step or all of the next."""
     write_together((path, _bytes(fingerprint, state)) for path, fingerprint, state in lanes)

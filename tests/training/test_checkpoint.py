@@ -12,7 +12,7 @@ import torch
 from lorax.api import attach
 from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
-from lorax.training.checkpoint import load_checkpoint, save_checkpoint
+from lorax.training.checkpoint import load_checkpoint, save_checkpoints
 from lorax.training.loop import Lane, TrainPlan, train
 
 PLAN = TrainPlan(steps=10, batch_size=4, checkpoint_every=4)
@@ -122,7 +122,8 @@ def test_heads_travel_along(toy, parity, tmp_path):
 def test_damaged_and_foreign_files_are_passed_over_with_a_word(tmp_path):
     path = tmp_path / "a.pt"
     assert load_checkpoint(path, "me") is None
-    save_checkpoint(path, "me", {"step": 3, "values": torch.arange(3), "curve": [{"step": 0, "loss": float("nan")}]})
+    saved = {"step": 3, "values": torch.arange(3), "curve": [{"step": 0, "loss": float("nan")}]}
+    save_checkpoints([(path, "me", saved)])
     state = load_checkpoint(path, "me")
     assert state["step"] == 3 and state["values"].tolist() == [0, 1, 2]
     with pytest.warns(UserWarning, match="belongs to another run"):
