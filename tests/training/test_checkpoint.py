@@ -119,7 +119,7 @@ def test_heads_travel_along(toy, parity, tmp_path):
     assert torch.equal(run(8, path), first)  # read back, not trained again
 
 
-def test_damaged_and_foreign_files_are_passed_over_with_a_word(tmp_path):
+def test_damaged_and_foreign_files_are_not_used_and_a_warning_says_so(tmp_path):
     path = tmp_path / "a.pt"
     assert load_checkpoint(path, "me") is None
     saved = {"step": 3, "values": torch.arange(3), "curve": [{"step": 0, "loss": float("nan")}]}
