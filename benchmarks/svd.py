@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.harness import Plan, Row, Spread, interleave, say, single
 from benchmarks.subjects import load
 from lorax.adapters.install import find_targets
+from lorax.adapters.linear import effective
 from lorax.probing import svd
 from lorax.probing.parallel import side_by_side
 from lorax.probing.probe import BLOCKS
@@ -36,18 +37,18 @@ def run(plan: Plan) -> list[Row]:
 def _model(name: str, plan: Plan) -> list[Row]:
     loaded = load(name)
     targets = find_targets(loaded.model, head=loaded.head)
-    weights = [module.weight.detach().float() for module in targets.values()]
+    weights = [effective(module).float() for module in targets.values()]
     case = f"{name}, {len(weights)} linears"
 
     def both(name: str) -> None:
-        W = targets[name].weight.detach().float()
+        W = effective(targets[name]).float()
         svd.ends(W, BLOCKS[0]) if BLOCKS[0] <= svd.few(min(W.shape)) else svd.full(W)
 
     def ours() -> None:
         side_by_side(targets, both)
 
     def whole() -> None:
-        side_by_side(targets, lambda name: svd.full(targets[name].weight.detach().float()))
+        side_by_side(targets, lambda name: svd.full(effective(targets[name]).float()))
 
     def gesdd() -> None:
         for W in weights:

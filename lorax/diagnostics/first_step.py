@@ -68,8 +68,9 @@ def tangent(factors: Factors, changes: Changes) -> Tensor:
 def applied(factors: Factors, changes: Changes) -> Tensor:
     """Return the exact change of the weight, (m, n), in the telescoped form, which has no cancellation."""
     M, A = factors.M, factors.A
-    if "M" in changes:
-        M = core.with_values(M, core.values(M) + changes["M"])
+    values = core.values(M)
+    if values is not None and "M" in changes:
+        M = core.with_values(M, values + changes["M"])
     return _change(factors, changes, M, A + changes["A"] if "A" in changes else A)
 
 

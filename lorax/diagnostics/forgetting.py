@@ -19,7 +19,8 @@ from lorax.probing.cache import Cache, key_of
 from lorax.probing.calibration_pass import evaluation_mode
 
 if TYPE_CHECKING:
-    from lorax.adapters.install import Adapters
+    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.handle import Adapters
     from lorax.models.registry import Loaded
 
 VERSION = 1  # of the windows and the mean; part of the cache key
@@ -30,7 +31,7 @@ LOGITS = 2**26  # at most so many logits at once: a quarter of a GB in fp32
 @torch.no_grad()
 def forgetting(
     loaded: Loaded,
-    adapters: Adapters,
+    adapters: Adapters | FullModel,
     text: Text | str | None = None,
     tokens: int = 50_000,
     *,

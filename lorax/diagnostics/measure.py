@@ -140,13 +140,15 @@ def _row(
     cache: Cache | None,
 ) -> Row:
     """Measure one layer."""
-    full = isinstance(adapters, FullModel)
     row: Row = {}
-    if references.gradients and (full or references.factors):
-        row = _first(name, None if full else references.factors[name], settings, references, angles)
+    if isinstance(adapters, FullModel):
+        factors, W0 = None, adapters.frozen_weight(name)
+    else:
+        factors, W0 = references.factors.get(name), adapters.layer(name).start()
+    if references.gradients and (factors is not None or isinstance(adapters, FullModel)):
+        row = _first(name, factors, settings, references, angles)
     delta = adapters.delta([name])[name]
     row |= _final(name, delta, references, angles)
-    W0 = adapters.frozen_weight(name) if full else adapters.layer(name).start()
     base = Probe(name, linear_of(W0.to(delta.device)), cache=cache)  # initialisers may have cached the decomposition
     shape = update_shape(base.weight, delta, base.full_svd(), settings.subspace, settings.top_k, settings.epsilon)
     return row | shape

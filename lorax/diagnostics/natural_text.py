@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +81,14 @@ def _some(parts: Iterable[str], source: str, characters: int | None) -> Text:
 def _table(file: Path, column: str) -> Iterable[str]:
     import pandas as pd
 
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".json": pd.read_json,
+        ".jsonl": lambda path: pd.read_json(path, lines=True),
+    }
     try:
-        frame = readers[file.suffix](file) if file.suffix in readers else pd.read_json(file, lines=True)
+        frame = readers[file.suffix](file)
     except Exception as error:  # each reader raises types of its own
         raise UserError(f"text={file}: cannot be read: {error}") from None
     if column not in frame:
@@ -98,7 +103,7 @@ def _hub(name: str, column: str) -> Iterable[str]:
         raise UserError(f"text={name}: a hub dataset needs `pip install lorax-bench[hub]`") from None
     try:
         rows = load_dataset(name, split="train", streaming=True)
-        first = next(iter(rows), {})
+        first: Mapping[str, object] = next(iter(rows), {})
     except Exception as error:  # network, authorisation, unknown name: of many types
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"text={name}: no such file, and not readable from the hub: {line}") from None

@@ -93,7 +93,8 @@ class SecondMoments:
             counts = counts.flatten().to(x.device, x.dtype)
             tokens, present = float(counts.sum()), counts > 0
             x = x[present] * counts[present, None].sqrt()
-        gram = (x.mT @ x).cpu()
+        with torch.autocast(x.device.type, enabled=False):
+            gram = (x.mT @ x).cpu()
         if name in self._sums:
             self._sums[name] += gram
             self._tokens[name] += tokens

@@ -140,7 +140,7 @@ class Cache:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Return (last use, bytes, path) of every entry, oldest first."""
         entries = []
-        for path in self.dir.glob("??/*"):
+        for path in [] if self.dir is None else self.dir.glob("??/*"):
             with suppress(FileNotFoundError):  # another process may evict at the same time
                 stat = path.stat()
                 entries.append((stat.st_mtime, stat.st_size, path))

@@ -55,17 +55,18 @@ class GradientSums:
         Raises:
             UserError: a weight that is no float.
         """
-        for name, module in targets.items():
-            if not module.weight.is_floating_point():
-                raise UserError(f"layer {name}: its {module.weight.dtype} weight has no gradient")
         self._targets = dict(targets)
+        self._weights = {name: module.get_parameter("weight") for name, module in targets.items()}
+        for name, weight in self._weights.items():
+            if not weight.is_floating_point():
+                raise UserError(f"layer {name}: its {weight.dtype} weight has no gradient")
         self._sums: dict[int, Tensor] = {}
         self._total = 0.0
 
     @contextmanager
     def collecting(self, model: nn.Module) -> Iterator[None]:
         """Make backward passes add to the sums; on leaving, every flag and every `.grad` is as before."""
-        weights = {id(module.weight): module.weight for module in self._targets.values()}
+        weights = {id(weight): weight for weight in self._weights.values()}
         before = [(p, p.requires_grad, p.grad) for p in {*model.parameters(), *weights.values()}]
         with ExitStack() as stack:
             for parameter, required, gradient in before:
@@ -90,12 +91,12 @@ class GradientSums:
         """
         if self._total == 0:
             raise UserError("calibration: no batch with a counted label; a gradient method needs batches=...")
-        lost = [name for name, module in self._targets.items() if id(module.weight) not in self._sums]
+        lost = [name for name, weight in self._weights.items() if id(weight) not in self._sums]
         if lost:
             raise UserError(f"calibration: the loss does not reach {first_few(lost)}; leave them out of targets")
         for gradient in self._sums.values():
             gradient.div_(self._total)
-        return {name: oriented(module, self._sums[id(module.weight)]) for name, module in self._targets.items()}
+        return {name: oriented(self._targets[name], self._sums[id(weight)]) for name, weight in self._weights.items()}
 
     def _collect(self, weight: Tensor) -> None:
         gradient, weight.grad = weight.grad, None

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from lorax.adapters.linear import effective
 from lorax.probing.svd import DENSE
 from lorax.probing.symmetric import one_thread
 from lorax.probing.weight import shape_of
@@ -35,7 +36,7 @@ def side_by_side(targets: Mapping[str, nn.Module], look: Callable[[str], T]) -> 
         look: safe to call from several threads at once, for different layers. The caller's torch modes hold in it:
             gradients, inference, autocast.
     """
-    small = [name for name, module in targets.items() if module.weight.device.type == "cpu" and _small(module)]
+    small = [name for name, module in targets.items() if _small_on_cpu(module)]
     results = {name: look(name) for name in targets if name not in set(small)}
     if small:
         within, threads = _modes(), torch.get_num_threads()
@@ -63,8 +64,9 @@ def all_threads() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
-def _small(module: nn.Module) -> bool:
-    return min(shape_of(module)) <= DENSE and module.weight.numel() <= LARGE
+def _small_on_cpu(module: nn.Module) -> bool:
+    m, n = shape_of(module)
+    return effective(module).device.type == "cpu" and min(m, n) <= DENSE and m * n <= LARGE
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters.linear import effective
 from lorax.errors import UserError
 from lorax.probing import CALIBRATED, svd
 from lorax.probing.cache import Cache, Parts, key_of, remembered
@@ -18,7 +19,7 @@ from lorax.probing.calibration import Calibration, CalibrationData, not_asked_fo
 from lorax.probing.calibration_pass import Loss
 from lorax.probing.parallel import side_by_side
 from lorax.probing.svd import Triplets
-from lorax.probing.weight import factor_dtype, oriented, shape_of
+from lorax.probing.weight import factor_dtype, shape_of
 
 T = TypeVar("T")
 VERSION = 3  # of the decompositions; part of every cache key
@@ -55,7 +56,7 @@ class Probe:
         self.name = name
         self.shape = shape_of(module)
         self.dtype = factor_dtype(module)
-        self.device = module.weight.device
+        self.device = effective(module).device
         self.generator = layer_generator(seed, name)
         self.facts: dict[str, float] = {}
         """Numbers for the record that come with what was asked for: sine_bound, captured."""
@@ -65,8 +66,7 @@ class Probe:
     @cached_property
     def weight(self) -> Tensor:
         """W0, (m, n)."""
-        stored = oriented(self._module, self._module.weight.detach())
-        return svd.finite(stored.to(self.dtype), f"layer {self.name}: its weight")
+        return svd.finite(effective(self._module).to(self.dtype), f"layer {self.name}: its weight")
 
     @property
     def energy(self) -> float:
@@ -167,7 +167,8 @@ class Probe:
 
     @cached_property
     def _digest(self) -> str:
-        return f"{remembered(self._module.weight)} {self.shape}"
+        stored: Any = self._module.weight  # the tensor itself: `remembered` knows it again, and no view of it
+        return f"{remembered(stored)} {self.shape}"
 
     def _identity(self, *key: Hashable) -> Hashable:
         return (self._digest, self.dtype, self.device, *key)

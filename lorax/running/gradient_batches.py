@@ -64,7 +64,7 @@ def token_counts(batch: Mapping[str, Any]) -> list[Tensor]:
     examples are laid out. Where no mask says so, an example ends where its last label is predicted.
 
     Args:
-        batch: the fields of a `Batch`.
+        batch: the fields of a `Batch` whose beginnings are not cached (`prefix` is None).
 
     Returns:
         One tensor; for an encoder-decoder the encoder's and the decoder's.

@@ -164,6 +164,14 @@ def test_one_pass_gives_gradients_and_activations():
         only.gradient("out")
 
 
+def test_sums_are_in_float32_under_autocast():
+    model, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(40, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        S = layer_activations(model, {"0": model[0]}, square, [x])["0"]
+    assert S.dtype == torch.float32
+    torch.testing.assert_close(S, x.mT @ x / 40)
+
+
 def test_what_cannot_be_measured_is_named():
     model, x = Net(), torch.randn(2, 5, 6).double()
     with pytest.raises(UserError, match="no batch"):
