@@ -11,7 +11,7 @@ import torch
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
 from lorax.initializers.base import build, consumed
-from lorax.probing.probe import probe_layers
+from lorax.probing.probe_layers import probe_layers
 from lorax.probing.weight import shape_of
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from lorax.errors import UserError
 from lorax.forward.active import active
 from lorax.forward.encode import limit
 from lorax.forward.readout import Readout, autocast, device_of, token_losses
-from lorax.probing.cache import Cache, key_of
+from lorax.probing.cache import Cache
 from lorax.probing.calibration_pass import evaluation_mode
+from lorax.probing.fingerprint import key_of
 
 if TYPE_CHECKING:
     from lorax.adapters.baselines import FullModel

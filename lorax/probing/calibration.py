@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lorax.errors import UserError
 from lorax.probing.activations import SecondMoments
-from lorax.probing.cache import digest, key_of, remembered
 from lorax.probing.calibration_pass import Loss, one_pass
+from lorax.probing.fingerprint import digest, key_of, remembered
 from lorax.probing.gradient import GradientSums
 from lorax.probing.parallel import all_threads
 from lorax.probing.svd import finite

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from lorax.adapters.linear import effective
 from lorax.errors import UserError
-from lorax.probing import CALIBRATED, svd
-from lorax.probing.cache import Cache, Parts, key_of, remembered
-from lorax.probing.calibration import Calibration, CalibrationData, not_asked_for
-from lorax.probing.calibration_pass import Loss
-from lorax.probing.parallel import side_by_side
+from lorax.probing import svd
+from lorax.probing.cache import Cache, Parts
+from lorax.probing.calibration import CalibrationData, not_asked_for
+from lorax.probing.fingerprint import key_of, remembered
 from lorax.probing.svd import Triplets
 from lorax.probing.weight import factor_dtype, shape_of
 
-T = TypeVar("T")
 VERSION = 3  # of the decompositions; part of every cache key
 BLOCKS = (32, 128, 512)  # how many triplets an entry holds of one end, where it does not hold the whole spectrum
 
@@ -233,41 +231,6 @@ class Probe:
     def _placed(self, parts: Parts) -> Triplets:
         U, S, Vh = (parts[name].to(self.device) for name in ("U", "S", "Vh"))
         return Triplets(U.mT, S, Vh).to(self.dtype)
-
-
-def probe_layers(
-    model: nn.Module,
-    targets: dict[str, nn.Module],
-    look: Callable[[Probe], T],
-    needs: frozenset[str] = frozenset(),
-    *,
-    loss: Loss | None = None,
-    batches: Iterable[Any] | None = None,
-    seed: int = 0,
-    cache: Cache | None = None,
-) -> dict[str, T]:
-    """Return {layer name: look(its probe)}; what a probe computed is released once `look` has returned.
-
-    Args:
-        model: the untouched base.
-        targets: {layer name: module}.
-        look: an initialiser; called for several layers at once on a CPU with several cores.
-        needs: what it will look at; "gradient" and "activations" make the calibration pass available.
-        loss: as `gradient.layer_gradients`.
-        batches: calibration batches.
-        seed: of the layers' generators.
-        cache: where decompositions are kept; None computes them anew, to the same bits.
-    """
-    calibration = Calibration(model, targets, loss, batches, needs) if needs & CALIBRATED else None
-
-    def one(name: str) -> T:
-        try:
-            return look(Probe(name, targets[name], seed=seed, cache=cache, calibration=calibration))
-        finally:
-            if calibration is not None:
-                calibration.release(name)
-
-    return side_by_side(targets, one)
 
 
 def layer_generator(seed: int, name: str) -> torch.Generator:
