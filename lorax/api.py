@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorax.adapters.install import find_targets, install
+from lorax.adapters.kinds import shape_of
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed
-from lorax.probing.probe import probe_layers
-from lorax.probing.weight import shape_of
+from lorax.probing.probe_layers import probe_layers
 from lorax.records import knobs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lorax.adapters.install import Adapters
     from lorax.initializers.base import Initializer
     from lorax.probing.cache import Cache
-    from lorax.probing.gradient import Loss
+    from lorax.probing.calibration_pass import Loss
 
 
 def attach(
@@ -50,8 +50,8 @@ def attach(
             parameters under "all-linear", else the named layers.
         recenter: "carry" leaves W0 untouched, "fold" stores W_fz = W0 - eta B0 M0 A0.
         dropout: probability on the adapters' input, in train mode.
-        loss: loss(model, batch) -> scalar, or (scalar, weight), for gradient methods; None takes
-            `model(**batch).loss`. Other methods ignore it.
+        loss: loss(model, batch) -> scalar, or (scalar, weight), for methods that look at gradients or
+            activations; None takes `model(**batch).loss`. Other methods ignore it.
         batches: calibration batches for those methods.
         seed: of random factors and patterns.
         cache: a `Cache` or a folder that keeps decompositions; None keeps none. Same result.

@@ -42,7 +42,7 @@ class Initializer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the probe must offer beyond the shape: "svd", "gradient", "activations"."""
+        """What the probe must offer beyond the shape: "svd", "gradient", "activations" (those on `batches`)."""
         ...
 
     @property

@@ -12,6 +12,8 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
+    from lorax.adapters.face import Trainable
+
 
 @register("head")
 @dataclass(frozen=True, kw_only=True)
