@@ -11,7 +11,7 @@ import math
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -153,10 +153,31 @@ Schema = _schema()
 
 
 def register_schema() -> None:
-    """Make the schema known to Hydra under the name that config.yaml lists first."""
+    """Make the schema known to Hydra under the name that config.yaml lists first, and the methods without a YAML.
+
+    Another package's initialiser needs no file in conf/init: `init=<its name>` takes its fields' defaults.
+    """
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="run_schema", node=Schema)
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=Schema)
+    for name in methods_without_yaml():
+        store.store(group="init", name=name, node={"name": name, **_own_defaults(name)})
+
+
+def methods_without_yaml() -> list[str]:
+    """Return the registered initialisers that have no file in conf/init, sorted."""
+    from lorax.initializers.registry import names
+
+    return [name for name in names() if not (conf_dir() / "init" / f"{name}.yaml").is_file()]
+
+
+def _own_defaults(method: str) -> dict[str, Any]:
+    """Return what a method's YAML would hold: its fields' defaults, but for those that all methods share."""
+    from lorax.initializers.registry import get
+
+    own = [item for item in fields(get(method)) if item.name not in knobs.METHOD and item.default is not MISSING]
+    return {item.name: item.default for item in own}
 
 
 def resolve(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:

@@ -132,6 +132,8 @@ def _record(
     record = run.record
     record.status, record.error, record.curve = outcome.status, outcome.error, outcome.curve
     record.init_report |= {"step0_error": step0_error, **session.init_report(lane)}
+    if outcome.rule_report:
+        record.init_report["rule"] = outcome.rule_report
     record.costs |= session.costs(lane) | {
         "train_seconds": outcome.seconds,
         "step_ms": outcome.step_ms,

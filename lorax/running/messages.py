@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 
-from lorax.config import Schema, Train, conf_dir
+from lorax.config import Schema, Train, conf_dir, methods_without_yaml
 from lorax.errors import UserError, near
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -35,8 +35,9 @@ def keys() -> list[str]:
 
 
 def options(group: str) -> list[str]:
-    """Return the options of a configuration group, from its folder."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """Return the options of a configuration group: the files of its folder and, of `init`, methods without one."""
+    files = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+    return sorted([*files, *(methods_without_yaml() if group == "init" else [])])
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
