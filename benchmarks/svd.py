@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.harness import Plan, Row, Spread, interleave, say, single
 from benchmarks.subjects import load
 from lorax.adapters.install import find_targets
-from lorax.adapters.linear import effective
+from lorax.adapters.kinds import effective
 from lorax.probing import svd
 from lorax.probing.parallel import side_by_side
 from lorax.probing.probe import BLOCKS

@@ -170,19 +170,22 @@ class AdaptedLinear(AdaptedLayer):
             UserError: the adapter is no change of the weight.
         """
         folded = isinstance(adapter, LowRankAdapter) and not adapter.carries
-        change = adapter.factors().update() if folded else adapter.delta(self.frozen)
+        factors = adapter.factors() if folded else None
+        change = factors.update() if factors is not None else adapter.delta(self.frozen)
         if change is None:
             raise UserError(f"cannot merge {self.name}: its adapter is no change of the weight")
         self._unmerged = self._write(self.frozen().to(change.dtype) + change)
 
     def unmerge(self) -> None:
         """Put back the weight from before `merge`, bit for bit."""
-        self._unmerged = self._put(self._unmerged)
+        self._put(self._unmerged)
+        self._unmerged = None
 
     def restore_weight(self) -> None:
         """Put W0 back, bit for bit."""
         self.unmerge()
-        self._start = self._put(self._start)
+        self._put(self._start)
+        self._start = None
 
     @contextmanager
     def as_before(self) -> Iterator[None]:

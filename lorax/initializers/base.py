@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 from lorax.errors import UserError, near
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from lorax.adapters.face import LayerPlan, Trainable, TrainingRule
@@ -76,6 +77,10 @@ class Initializer(Protocol):
         """Return the number of trained values on an (m, n) weight, in closed form."""
         ...
 
+    def plan(self, name: str, module: nn.Module, generator: torch.Generator) -> LayerPlan:
+        """With adapts="module" only: return what stands at a submodule; random numbers are drawn from `generator`."""
+        ...
+
     def install(
         self,
         model: nn.Module,
@@ -121,6 +126,10 @@ class Method:
     def rule(self) -> TrainingRule | None:
         """Nothing beside the optimiser."""
         return None
+
+    def plan(self, name: str, module: nn.Module, generator: torch.Generator) -> LayerPlan:
+        """Refuse: the method is called with a probe of a layer."""
+        raise UserError(f"init={self.name} adapts linear layers, not {name} ({type(module).__name__})")
 
     def install(
         self,

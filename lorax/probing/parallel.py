@@ -16,8 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from lorax.adapters.kinds import shape_of
-from lorax.adapters.linear import effective
+from lorax.adapters.kinds import effective, shape_of
 from lorax.probing.svd import DENSE
 from lorax.probing.symmetric import one_thread
 

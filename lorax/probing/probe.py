@@ -11,8 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters.kinds import factor_dtype, shape_of
-from lorax.adapters.linear import effective
+from lorax.adapters.kinds import effective, factor_dtype, shape_of
 from lorax.errors import UserError
 from lorax.probing import svd
 from lorax.probing.cache import Cache, Parts

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import lorax
 from lorax.adapters.install import install
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.errors import UserError
@@ -156,3 +157,34 @@ def test_a_block_called_with_more_than_one_tensor_says_so():
     install(model, {"mlp": plan()})
     with pytest.raises(UserError, match="mlp ._MLP. is called with more than one tensor"):
         model.mlp(x_of(), x_of())
+
+
+def test_a_method_may_adapt_modules(monkeypatch):
+    """`adapts="module"`: targets name submodules, `plan` returns what stands there, the seed draws it."""
+    from lorax import registry
+    from lorax.initializers import registry as methods
+    from lorax.initializers.base import Method
+
+    monkeypatch.setattr(methods, "_methods", registry.Registry("init", "lorax.initializers"))
+
+    @lorax.register("bottleneck_for_this_test")
+    @dataclass(frozen=True, kw_only=True)
+    class Bottleneck(Method):
+        adapts = "module"
+        width: int = 2
+
+        def plan(self, name, module, generator):
+            n = module.down.out_features
+            return _Plan(torch.randn(self.width, n, generator=generator), torch.zeros(n, self.width))
+
+    model, x = _Model(), x_of()
+    base = model(x)
+    adapters = lorax.attach(model, Bottleneck(width=3), targets=["mlp"], seed=1)
+    assert adapters.names() == ["mlp"] and adapters.count_trainable() == 36 and torch.equal(model(x), base)
+    first = next(iter(adapters.parameters())).detach().clone()
+    adapters.detach()
+    again = lorax.attach(model, Bottleneck(width=3), targets=["mlp"], seed=1)
+    assert torch.equal(first, next(iter(again.parameters())))
+    again.detach()
+    with pytest.raises(UserError, match="this method adapts whole modules; name them"):
+        lorax.attach(model, Bottleneck())
