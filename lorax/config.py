@@ -69,7 +69,7 @@ class Train:
     eval_batch_size: int = 32
     """Items evaluated at once."""
     calibration_batches: int = 8
-    """Batches behind the gradient of gradient-based initialisation."""
+    """Batches on which a method looks at gradients or activations before it starts."""
 
 
 @dataclass(frozen=True)

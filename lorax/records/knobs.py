@@ -19,8 +19,8 @@ TRAINING = ("lr", "steps", "batch_size", "weight_decay", "seed")
 """Read where something trains."""
 ADAPTERS = ("targets", "recenter", "dropout")
 """Read where factors are installed; full fine-tuning reads `targets` alone."""
-GRADIENT = ("calibration",)
-"""Read by methods that start from a gradient."""
+CALIBRATION = ("calibration",)
+"""Read by methods that look at gradients or activations before they start."""
 DIAGNOSTICS = ("diagnostics", "diagnostics_every", "forgetting_tokens")
 """Read where the trained run is measured."""
 BOOKKEEPING = ("device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save")
@@ -28,5 +28,5 @@ BOOKKEEPING = ("device", "base", "cache", "track", "name", "results_dir", "label
 
 TRAIN_BOOKKEEPING = ("checkpoint_every", "eval_batch_size")
 """Keys of `train` that change no result."""
-TRAIN_GRADIENT = ("calibration_batches",)
-"""Keys of `train` that belong to `GRADIENT`."""
+TRAIN_CALIBRATION = ("calibration_batches",)
+"""Keys of `train` that belong to `CALIBRATION`."""

@@ -57,7 +57,7 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
     kept |= {key: getattr(config, key) for key in knobs.EVERY_RUN}
     if initializer.trains:
         kept |= {key: getattr(config, key) for key in knobs.TRAINING}
-        unread = {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_GRADIENT}
+        unread = {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION}
         kept["train"] = {key: value for key, value in config.train.items() if key not in unread}
     if initializer.has_factors:
         kept |= {key: getattr(config, key) for key in knobs.ADAPTERS}

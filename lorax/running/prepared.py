@@ -44,7 +44,7 @@ class PreparedRun:
     factors: dict[str, Factors] = field(default_factory=dict)
     """{layer: factors at step 0}; empty for methods without factors."""
     items: list[dict[str, Any]] = field(default_factory=list)
-    """What was said to every scored example, with its score."""
+    """The answer to every scored example, with its score."""
 
     @property
     def description(self) -> str:

@@ -7,7 +7,8 @@ from lorax.initializers.registry import get, names
 from lorax.records import knobs
 
 BY_READER = [
-    knobs.METHOD, knobs.EVERY_RUN, knobs.TRAINING, knobs.ADAPTERS, knobs.GRADIENT, knobs.DIAGNOSTICS, knobs.BOOKKEEPING,
+    knobs.METHOD, knobs.EVERY_RUN, knobs.TRAINING, knobs.ADAPTERS, knobs.CALIBRATION, knobs.DIAGNOSTICS,
+    knobs.BOOKKEEPING,
 ]  # fmt: skip
 
 
@@ -15,7 +16,7 @@ def test_every_key_of_a_run_has_one_reader():
     listed = [key for keys in BY_READER for key in keys]
     assert sorted([*listed, "init", "train"]) == sorted(item.name for item in fields(RunConfig))
     train = {item.name for item in fields(Train)}
-    assert {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_GRADIENT} < train
+    assert {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION} < train
 
 
 def test_method_keys_are_the_fields_that_initialisers_share_with_a_run():
