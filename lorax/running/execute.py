@@ -38,7 +38,7 @@ def execute(lanes: list[Ready], provenance: dict[str, Any], show: bool) -> None:
     place = placement(first.dtype, first.device)
     labels = list(task.labels) if task.kind == "classification" else None
     loaded = load(first.model, labels=labels, dtype=place.weights, device=place.device, seed=first.seed)
-    check_kind(first, task, loaded.kind)
+    check_kind(first, task, loaded)
     provenance = provenance | place.facts()
     if first.base and lanes[0].initializer.kind != "none":
         _base(base_of(lanes[0]), loaded, place, provenance, show)

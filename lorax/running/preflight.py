@@ -73,7 +73,7 @@ def layer_shapes(config: RunConfig, task: Any) -> dict[str, tuple[int, int]]:
     from lorax.probing.weight import shape_of
 
     loaded = skeleton(config.model, labels=task.labels if task.kind == "classification" else None)
-    check_kind(config, task, loaded.kind)
+    check_kind(config, task, loaded)
     found = find_targets(loaded.model, config.targets, head=loaded.head)
     return {name: shape_of(module) for name, module in found.items()}
 
@@ -83,15 +83,16 @@ def check_head(config: RunConfig, task: Any) -> None:
     from lorax.models.registry import skeleton
 
     loaded = skeleton(config.model, labels=task.labels if task.kind == "classification" else None)
-    check_kind(config, task, loaded.kind)
+    check_kind(config, task, loaded)
     if not loaded.head:
         name = config.model["name"]
         raise UserError(f"init=head: model={name} has no fresh head on task={config.task['name']}; nothing would train")
 
 
-def check_kind(config: RunConfig, task: Any, kind: str) -> None:
+def check_kind(config: RunConfig, task: Any, loaded: Any) -> None:
     """Refuse a task that the model cannot do."""
-    if (task.kind == "classification") != (kind == "classification"):
-        raise UserError(
-            f"task={config.task['name']}: a {task.kind} task, but model={config.model['name']} is a {kind} model"
-        )
+    from lorax.forward.modality import modality_of
+
+    if task.kind not in modality_of(loaded).task_kinds:
+        name = config.model["name"]
+        raise UserError(f"task={config.task['name']}: a {task.kind} task, but model={name} is a {loaded.kind} model")
