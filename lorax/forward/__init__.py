@@ -1,1 +1,1 @@
-"""From examples to losses and logits: tokens, batches, shared beginnings, the output head."""
+"""From examples to outputs and losses: encoding, batches, decoding, and which adapters a batch goes through."""

@@ -37,7 +37,7 @@ def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> 
     placement = resolve_placement(first.dtype, first.device)
     labels = class_names(task)
     loaded = load(first.model, labels=labels, dtype=placement.weights, device=placement.device, seed=first.seed)
-    check_task_fits(first, task, loaded.kind)
+    check_task_fits(first, task, loaded)
     provenance = provenance | placement.facts()
     if first.base and runs[0].initializer.trains:
         base = runs[0].frozen_base()

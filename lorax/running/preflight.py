@@ -76,7 +76,7 @@ def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:
     from lorax.models.registry import skeleton
 
     loaded = skeleton(config.model, labels=class_names(task))
-    check_task_fits(config, task, loaded.kind)
+    check_task_fits(config, task, loaded)
     targets = find_targets(loaded.model, config.targets, head=loaded.head)
     return {name: shape_of(module) for name, module in targets.items()}
 
@@ -86,15 +86,16 @@ def check_head(config: RunConfig, task: Task) -> None:
     from lorax.models.registry import skeleton
 
     loaded = skeleton(config.model, labels=class_names(task))
-    check_task_fits(config, task, loaded.kind)
+    check_task_fits(config, task, loaded)
     if not loaded.head:
         name = config.model["name"]
         raise UserError(f"init=head: model={name} has no fresh head on task={config.task['name']}; nothing would train")
 
 
-def check_task_fits(config: RunConfig, task: Task, kind: str) -> None:
-    """Refuse a task of another kind than the model's."""
-    if (task.kind == "classification") != (kind == "classification"):
-        raise UserError(
-            f"task={config.task['name']}: a {task.kind} task, but model={config.model['name']} is a {kind} model"
-        )
+def check_task_fits(config: RunConfig, task: Task, loaded: Loaded) -> None:
+    """Refuse a task of a kind that the model cannot do."""
+    from lorax.forward.modality import modality_of
+
+    if task.kind not in modality_of(loaded).task_kinds:
+        name = config.model["name"]
+        raise UserError(f"task={config.task['name']}: a {task.kind} task, but model={name} is a {loaded.kind} model")
