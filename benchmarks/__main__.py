@@ -16,7 +16,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", help=f"{', '.join(NAMES)}, or `index` to rewrite the table of goals")
-    parser.add_argument("--quick", action="store_true", help="the toy model and few rounds: tests the benchmark")
+    parser.add_argument("--quick", action="store_true", help="the toy model and few rounds: a test of the benchmark")
     parser.add_argument("--json", type=Path, help="where to write; default results/benchmarks/<name>.json")
     parser.add_argument("--only", default="", help="regular expression: only cases that match")
     parser.add_argument("--rounds", type=int, help="interleaved rounds; default: the benchmark's own")

@@ -18,9 +18,10 @@ from benchmarks.subjects import load, twin
 from lorax import tasks
 from lorax.adapters.install import install
 from lorax.api import attach
-from lorax.evaluation.decode import end_tokens
 from lorax.evaluation.evaluate import evaluate
-from lorax.forward.encode import Encoded, encode
+from lorax.forward.batch import Encoded
+from lorax.forward.generation import CausalText, end_tokens
+from lorax.forward.modality import modality_of
 from lorax.models.registry import Loaded
 from lorax.training.loop import Run, TrainPlan, train
 
@@ -43,50 +44,50 @@ def run(plan: Plan) -> list[Row]:
     return rows
 
 
-def _model(name: str, lanes: int, plan: Plan) -> list[Row]:
+def _model(name: str, count: int, plan: Plan) -> list[Row]:
     from peft import PeftModel
 
     loaded = load(name)
     task = tasks.load(TASKS[name], 0)
     one = _trained(twin(loaded), task, steps=2 if plan.quick else 30)
     many = twin(loaded)
-    adapters = install(many.model, [one.factors()] * lanes)
+    adapters = install(many.model, [one.factors()] * count)
     with tempfile.TemporaryDirectory() as folder:
         one.export_peft(folder)
         theirs = twin(loaded, "sdpa")
         theirs.model = PeftModel.from_pretrained(theirs.model, folder).eval()
-    rows = encode(task, loaded, "test")
-    said: dict[str, list[int]] = {}
+    rows = modality_of(loaded).encode(task, "test")
+    scores: dict[str, list[int]] = {}
 
     def ours(verify: bool = True) -> int:
-        found = evaluate(many, task, "test", adapters, batch_size=BATCH, verify=verify)
-        said["ours"] = [item["score"] for item in found[0]]
-        return lanes
+        evaluated = evaluate(many, task, "test", adapters, batch_size=BATCH, modality=CausalText(many, verify=verify))
+        scores["ours"] = [item["score"] for item in evaluated[0]]
+        return count
 
     def peft() -> int:
-        said["PEFT"] = peft_scores(theirs, task, rows)
+        scores["PEFT"] = peft_scores(theirs, task, rows)
         return 1
 
-    say(f"{name}, {len(rows)} items, {lanes} lanes ", end="")
+    say(f"{name}, {len(rows)} items, {count} adapters ", end="")
     arms: dict[str, Any] = {"ours": ours, "ours, every token decoded": lambda: ours(verify=False), "PEFT": peft}
-    found = interleave(arms, plan.times(3), warmup=0 if name == "smollm2" else 1)
-    case = f"{name} {task.name}, {len(rows)} items, K={lanes}"
-    alike = [a == b for a, b in zip(said["ours"], said["PEFT"], strict=True)]
+    timings = interleave(arms, plan.times(3), warmup=0 if name == "smollm2" else 1)
+    case = f"{name} {task.name}, {len(rows)} items, K={count}"
+    alike = [a == b for a, b in zip(scores["ours"], scores["PEFT"], strict=True)]
     return [
-        found.row(case, "PEFT one by one / ours together", "PEFT", "ours"),
-        found.row(case, "PEFT one by one / ours, every token decoded", "PEFT", "ours, every token decoded"),
+        timings.row(case, "PEFT one by one / ours together", "PEFT", "ours"),
+        timings.row(case, "PEFT one by one / ours, every token decoded", "PEFT", "ours, every token decoded"),
         single(case, "share of items scored alike", "", sum(alike) / len(alike)),
-        single(case, "score", "", sum(said["ours"]) / len(alike)),
-        *found.times(case),
+        single(case, "score", "", sum(scores["ours"]) / len(alike)),
+        *timings.times(case),
     ]
 
 
 def _trained(loaded: Loaded, task: Any, steps: int) -> Any:
-    """Return adapters after a few steps on the task: answers are then like those that studies evaluate."""
+    """Return adapters after a few steps on the task, so that answers resemble those that studies evaluate."""
     adapters = attach(loaded.model, "lora", rank=8)
     plan = TrainPlan(steps=steps, batch_size=8, progress=False)
-    say(f"{loaded.name}: training a lane for {steps} steps")
-    train(loaded, [Run(adapters=adapters, data=encode(task, loaded, "train"), lr=1e-3)], plan)
+    say(f"{loaded.name}: training an adapter for {steps} steps")
+    train(loaded, [Run(adapters=adapters, data=modality_of(loaded).encode(task, "train"), lr=1e-3)], plan)
     return adapters
 
 

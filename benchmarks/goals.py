@@ -1,4 +1,4 @@
-"""The goals that `results/benchmarks/index.md` sets the measured figures against, and why one is missed."""
+"""The goals with which `results/benchmarks/index.md` compares the measured figures, and why some are missed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Goal:
     bound: str
     """`>= 1.5` or `<= 0.3`."""
     why: str = ""
-    """Shown where the goal is not reached or not measured."""
+    """The reason shown where the goal is not reached or not measured."""
 
     def reached(self, value: float) -> str:
         """Return yes, tie (within 5 %) or no.

@@ -46,7 +46,7 @@ def _seconds(shape: Shape, plan: Plan) -> list[Row]:
 
 
 def _memory(shape: Shape) -> list[Row]:
-    """Peak and rest of one pass in a fresh process; on a GPU lorax's sums are in main memory, not on the device."""
+    """Peak memory of one pass in a fresh process, and what is held after it; lorax holds its sums in main memory."""
     rows = []
     for name in ("without gradients", "ours", "PEFT"):
         worker = Worker("benchmarks.gradient_pass:fresh", 1, name=name, shape=shape)
@@ -77,7 +77,7 @@ def peft(loaded: Loaded, shape: Shape, keep: bool = False) -> Any:
     Args:
         loaded: a model of its own.
         shape: of the batches.
-        keep: return the bytes held instead of the number of batches, and leave them.
+        keep: leave the gradients, and return their bytes instead of the number of batches.
     """
     from peft import LoraConfig
     from peft.tuners.lora import LoraGAConfig, preprocess_loraga
@@ -103,7 +103,7 @@ def peft(loaded: Loaded, shape: Shape, keep: bool = False) -> Any:
 
 
 def fresh(name: str, shape: Shape) -> Any:
-    """Load and build one arm that returns the bytes of the gradients it held at the end."""
+    """Load a model and build one arm; the arm returns the bytes of the gradients that it holds at its end."""
     loaded = load(shape.model)
     if name == "PEFT":
         return peft(loaded, shape, keep=True)
@@ -112,7 +112,7 @@ def fresh(name: str, shape: Shape) -> Any:
     batches, targets = batches_of(loaded, shape, BATCHES), find_targets(loaded.model, head=loaded.head)
 
     def call() -> int:
-        found = layer_gradients(loaded.model, targets, None, batches)
-        return sum(gradient.numel() * gradient.element_size() for gradient in found.values())
+        gradients = layer_gradients(loaded.model, targets, None, batches)
+        return sum(gradient.numel() * gradient.element_size() for gradient in gradients.values())
 
     return call

@@ -1,8 +1,8 @@
 """Interleaved measurement: arms in turn, order alternated, medians of paired ratios with quartiles.
 
-Two runs minutes apart on a shared machine differ by more than most optimisations gain, while two calls in
-one round meet the same neighbours. So every comparison runs its arms in turn, reverses the order in every
-other round, and forms ratios within rounds. Nothing here asserts a time.
+On a shared machine, two measurements minutes apart differ by more than most optimisations gain, while two calls in
+one round share the machine with the same processes. So every comparison calls its arms in turn, reverses the order in
+every other round, and forms ratios within rounds. Nothing here asserts a time.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ class Row:
     case: str
     """What was run: model, batch shape, dtype, method."""
     measure: str
-    """What the figure is, in words that hold its direction: `PEFT tuned / ours`."""
+    """What the figure is, and over what if it is a ratio: `PEFT tuned / ours`."""
     unit: str
     """x (a ratio), s, ms, MB, or empty."""
     value: Spread
     machine: dict[str, Any] = field(default_factory=dict)
-    """Load, steal and others' share while it was measured."""
+    """Load average, steal, and other processes' share of the cores while it was measured."""
     note: str = ""
     cpu: float | None = None
-    """The same ratio in CPU seconds of this process: with one thread it does not feel the neighbours."""
+    """The same ratio in CPU seconds of this process: with one thread, other processes hardly change it."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Trial:
 
 
 class Stopwatch:
-    """Times the units of work between marks, for arms whose first unit is not like the others (a fresh optimiser)."""
+    """Times the units of work between marks, for arms whose first unit is not typical (a fresh optimiser)."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
@@ -101,9 +101,9 @@ class Stopwatch:
         """Note the time after a unit of work."""
         self.marks.append((time.perf_counter(), time.process_time()))
 
-    def trial(self, lanes: int = 1) -> Trial:
-        """Return the mean of all units but the first, for one of `lanes` runs side by side."""
-        (start, cpu), (end, cpu_end), units = self.marks[0], self.marks[-1], (len(self.marks) - 1) * lanes
+    def trial(self, runs: int = 1) -> Trial:
+        """Return the mean of all units but the first, for one of `runs` runs that train side by side."""
+        (start, cpu), (end, cpu_end), units = self.marks[0], self.marks[-1], (len(self.marks) - 1) * runs
         return Trial((end - start) / units, (cpu_end - cpu) / units)
 
 
@@ -140,7 +140,7 @@ class Timings:
 
 @dataclass
 class Prepared:
-    """An arm whose untimed preparation (a fresh copy of a model) comes before every call."""
+    """An arm with an untimed preparation before every call, such as a fresh copy of a model."""
 
     prepare: Callable[[], Any]
     call: Callable[[Any], Any]
@@ -150,10 +150,10 @@ def interleave(arms: dict[str, Callable[[], Any] | Prepared], rounds: int, warmu
     """Call every arm once a round, in alternating order.
 
     Args:
-        arms: {name: call}; a call may return how many units of work it did (steps), or the `Trial` it timed
-            itself, else it did one unit.
+        arms: {name: call}; a call may return how many units of work it did (steps), or the `Trial` that it
+            timed itself; otherwise it counts as one unit.
         rounds: timed rounds.
-        warmup: rounds before that are not timed.
+        warmup: rounds before them, not timed.
     """
     names = list(arms)
     for _ in range(warmup):
@@ -161,7 +161,7 @@ def interleave(arms: dict[str, Callable[[], Any] | Prepared], rounds: int, warmu
             _timed(arms[name])
     trials: dict[str, list[Trial]] = {name: [] for name in names}
     watch = Watch()
-    gc.freeze()  # libraries stay out of the collections before each trial
+    gc.freeze()  # objects of the libraries are left out of the collection before each trial
     with watch:
         for number in range(rounds):
             for name in names if number % 2 == 0 else reversed(names):
@@ -186,18 +186,18 @@ def _timed(arm: Callable[[], Any] | Prepared) -> Trial:
 
 
 class Watch:
-    """What else the machine did inside `with`: load average, steal, other processes' share of the cores."""
+    """What else the machine did during `with`: load average, steal, other processes' share of the cores."""
 
     def __enter__(self) -> Watch:
         self._start = time.perf_counter()
-        self._all, self._own = psutil.cpu_times(), _own_seconds()
+        self._all, self._ours = psutil.cpu_times(), _our_seconds()
         return self
 
     def __exit__(self, *_: object) -> None:
         now, cores = psutil.cpu_times(), os.cpu_count() or 1
         room = max(1e-9, (time.perf_counter() - self._start) * cores)
         busy = _busy(now) - _busy(self._all)
-        others = max(0.0, busy - (_own_seconds() - self._own)) / room
+        others = max(0.0, busy - (_our_seconds() - self._ours)) / room
         steal = (getattr(now, "steal", 0.0) - getattr(self._all, "steal", 0.0)) / room
         import torch
 
@@ -213,13 +213,13 @@ class Watch:
 def single(
     case: str, measure: str, unit: str, values: float | Sequence[float], note: str = "", watch: Any = None
 ) -> Row:
-    """Return a row of figures that are no interleaved times."""
+    """Return a row of figures that are not interleaved times."""
     values = [values] if isinstance(values, int | float) else list(values)
     return Row(case, measure, unit, Spread.of(values), {} if watch is None else watch.facts, note)
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Tell the user how far it is, on standard error."""
+    """Show progress on standard error."""
     print(text, end=end, file=sys.stderr, flush=True)
 
 
@@ -232,13 +232,13 @@ def _busy(times: Any) -> float:
 
 
 def _cpu_seconds() -> float:
-    """CPU seconds of this process and of the commands that it has run to their end."""
+    """Return the CPU seconds of this process and of its children that have ended."""
     children = os.times()
     return time.process_time() + children.children_user + children.children_system
 
 
-def _own_seconds() -> float:
-    """CPU seconds of this process and its children, those that are alive too."""
+def _our_seconds() -> float:
+    """Return the CPU seconds of this process and of all its children, running ones too."""
     total = _cpu_seconds() - time.process_time()
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:

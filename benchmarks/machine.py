@@ -1,4 +1,4 @@
-"""Where a figure comes from: processor, versions, commit."""
+"""Where a figure was measured: processor, versions, commit."""
 
 from __future__ import annotations
 

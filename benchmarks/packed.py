@@ -33,7 +33,7 @@ MIXED = (
     {"name": "lora_xs"}, {"name": "svft"}, {"name": "lora_ga"}, {"name": "pissa", "rank": 16},
 )  # fmt: skip
 STEPS = {"tiny": 1, "toy": 8, "minilm": 3, "smollm2": 2}
-"""Timed steps of one call, of one lane; a pack of many takes fewer, so that calls last alike."""
+"""Timed steps of one call with one run. Packs take fewer, so that all calls last about equally long."""
 
 
 def run(plan: Plan) -> list[Row]:
@@ -41,7 +41,7 @@ def run(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for shape, counts in ((Shape("tiny", 4, 8), (1, 2)),) if plan.quick else CASES:
         if plan.wants(str(shape)):
-            rows += _lanes(shape, counts, plan)
+            rows += _packs(shape, counts, plan)
         if plan.wants(f"{shape} processes") and not plan.quick:
             rows += _processes(shape, max(k for k in counts if k <= 8), plan)
         if plan.wants(f"{shape} memory") and not plan.quick:
@@ -50,7 +50,7 @@ def run(plan: Plan) -> list[Row]:
     return rows + (_mixed(shape, plan) if plan.wants(f"{shape} mixed") else [])
 
 
-def _lanes(shape: Shape, counts: Sequence[int], plan: Plan) -> list[Row]:
+def _packs(shape: Shape, counts: Sequence[int], plan: Plan) -> list[Row]:
     loaded, steps = load(shape.model), STEPS[shape.model]
     tuned = tuned_attention(loaded, shape, plan.quick)
     arms = {"PEFT": peft_arm(twin(loaded, "sdpa"), shape, steps)}
@@ -73,7 +73,7 @@ def _lanes(shape: Shape, counts: Sequence[int], plan: Plan) -> list[Row]:
 
 
 def _processes(shape: Shape, count: int, plan: Plan) -> list[Row]:
-    """Packed lanes with all threads against two processes of one thread, of PEFT and of half packs."""
+    """One pack with all threads against two processes of one thread each: of PEFT, and of half the pack."""
     loaded, steps = load(shape.model), STEPS[shape.model]
     tuned = tuned_attention(loaded, shape)
     lora = [{"name": "lora"}]
@@ -101,18 +101,18 @@ def _processes(shape: Shape, count: int, plan: Plan) -> list[Row]:
 
 
 def _best(one: Row, other: Row, note: str) -> Row:
-    """The better of one pack and two packs in processes, as the launcher's `processes` offers them."""
+    """Return the better of one pack and two packs in two processes, which the launcher's `processes` offers."""
     row = max(one, other, key=lambda row: row.value.median)
     row.measure, row.note = "two PEFT processes / best of ours", note
     return row
 
 
 def _memory(shape: Shape, count: int) -> list[Row]:
-    """What one more lane takes: peak of K lanes less peak of one, in fresh processes; and a PEFT process."""
+    """Memory of one more run in a pack: peak of K runs less that of one, in fresh processes; and of a PEFT process."""
     peaks = {}
-    for lanes in (1, count):
-        worker = Worker("benchmarks.subjects:fresh_lorax", 1, shape=shape, inits=[{"name": "lora"}] * lanes)
-        peaks[lanes] = _peak(worker)
+    for runs in (1, count):
+        worker = Worker("benchmarks.subjects:fresh_lorax", 1, shape=shape, inits=[{"name": "lora"}] * runs)
+        peaks[runs] = _peak(worker)
     process = _peak(Worker("benchmarks.subjects:fresh_peft", 1, shape=shape))
     return [
         single(str(shape), "memory of one more lane", "MB", (peaks[count] - peaks[1]) / (count - 1)),
@@ -129,7 +129,7 @@ def _peak(worker: Worker) -> float:
 
 
 def _mixed(shape: Shape, plan: Plan) -> list[Row]:
-    """Lanes of eight methods and ranks against eight of LoRA."""
+    """A pack of eight methods and ranks against one of eight LoRA runs."""
     loaded, steps = load(shape.model), STEPS[shape.model]
     inits = MIXED[:3] if plan.quick else MIXED
     arms = {

@@ -1,10 +1,10 @@
-"""A study scripted on PEFT and transformers: what `time_to_table` sets lorax against. No part of lorax trains here.
+"""A study scripted on PEFT and transformers, with which `time_to_table` compares lorax. Lorax trains nothing here.
 
     python -m benchmarks.peft_study STUDY.json
 
-The script a careful user would write: the model loaded once and copied for every run, batches padded to their
-longest row, AdamW with clipping and a cosine, greedy evaluation sorted by length, a table at the end. Loading the
-model and the task, and scoring an answer, are lorax's functions, so that both sides see the same data.
+It is the script that a careful user would write: the model is loaded once and copied for every run, batches are
+padded to their longest row, AdamW has clipping and a cosine schedule, greedy evaluation is sorted by length, and at the
+end a table is printed. Lorax's functions load the model and the task and score answers: both sides see the same data.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def adapted(model: nn.Module, loaded: Any, run: dict[str, Any], batches: list[li
 
 
 def train(model: nn.Module, loaded: Any, batches: list[list[Any]], lr: float, head_lr: float | None) -> None:
-    """AdamW, clipping at 1, a tenth of the steps warm-up, then a cosine; the base without dropout, as in lorax."""
+    """Train by AdamW: clipping at 1, warm-up over a tenth of the steps, then a cosine; no dropout in the base."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     trained, head = list(named.values()), [named[name] for name in named if "modules_to_save" in name]
     adapters = [named[name] for name in named if "modules_to_save" not in name]
@@ -139,10 +139,10 @@ def score(model: nn.Module, loaded: Any, task: Any, rows: list[Any], size: int =
         part = rows[start : start + size]
         if loaded.kind == "classification":
             batch = collate(part, loaded)
-            said = [task.labels[k] for k in model(**batch).logits.argmax(-1).tolist()]
+            answers = [task.labels[k] for k in model(**batch).logits.argmax(-1).tolist()]
         else:
-            said = generated(model, tokenizer, task, [ids for ids, _, _ in part])
-        total += sum(task.score(example, text)["score"] for (_, _, example), text in zip(part, said, strict=True))
+            answers = generated(model, tokenizer, task, [ids for ids, _, _ in part])
+        total += sum(task.score(example, text)["score"] for (_, _, example), text in zip(part, answers, strict=True))
     return total / len(rows)
 
 

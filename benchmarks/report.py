@@ -1,4 +1,4 @@
-"""Rows to JSON and Markdown, and the table that sets them against the goals."""
+"""Rows as JSON and Markdown, and the table that compares them with the goals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.harness import Plan, Row, Spread
 
 
 def publish(name: str, question: str | None, rows: list[Row], path: Path | None, plan: Plan) -> str:
-    """Write a benchmark's rows beside the ones it has not measured again; return its Markdown.
+    """Write a benchmark's new rows, keep the old ones that were not measured again, and return its Markdown.
 
     Args:
         name: the benchmark.
@@ -40,17 +40,17 @@ def publish(name: str, question: str | None, rows: list[Row], path: Path | None,
     return text
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(benchmark: dict[str, Any]) -> str:
     """Return a benchmark's rows as Markdown."""
     lines = [
-        f"# {found['name']}",
+        f"# {benchmark['name']}",
         "",
-        found["question"],
+        benchmark["question"],
         "",
         "| case | figure | median | quartiles | by CPU time | rounds | run |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
-    for row in sorted(found["rows"], key=lambda row: row["case"]):
+    for row in sorted(benchmark["rows"], key=lambda row: row["case"]):
         value, unit = Spread(**row["value"]), row["unit"]
         spread = "" if value.n == 1 else f"{number(value.low)} - {number(value.high)}"
         mark = " *" if row["machine"].get("contended") else ""
@@ -61,12 +61,12 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {cpu} | {value.n} | {row['run'] + 1} |"
         )
     lines += ["", "`*` others used more than 10 % of the cores meanwhile (or the hypervisor 2 %). Runs:", ""]
-    lines += [f"{index + 1}. {_run(run)}" for index, run in enumerate(found["runs"])]
+    lines += [f"{index + 1}. {_run(run)}" for index, run in enumerate(benchmark["runs"])]
     return "\n".join(lines) + "\n"
 
 
 def write_index(folder: Path) -> str:
-    """Write `index.md`: every goal, what was measured for it, and why it was missed where it was."""
+    """Write `index.md`: every goal, what was measured for it, and, where it was missed, why."""
     lines = [
         "# Benchmarks against their goals",
         "",
@@ -123,10 +123,10 @@ def _find(folder: Path, goal: Goal) -> dict[str, Any] | None:
     return next((row for row in rows if (row["case"], row["measure"]) == (goal.case, goal.measure)), None)
 
 
-def _drop_unused_runs(found: dict[str, Any]) -> None:
-    used = sorted({row["run"] for row in found["rows"]})
-    found["runs"] = [found["runs"][index] for index in used]
-    for row in found["rows"]:
+def _drop_unused_runs(benchmark: dict[str, Any]) -> None:
+    used = sorted({row["run"] for row in benchmark["rows"]})
+    benchmark["runs"] = [benchmark["runs"][index] for index in used]
+    for row in benchmark["rows"]:
         row["run"] = used.index(row["run"])
 
 

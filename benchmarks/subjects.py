@@ -1,4 +1,4 @@
-"""What is measured: models, batches, and the arms lorax, PEFT and the lower bound, on the same weights."""
+"""What is measured: models, batches, and the arms on the same weights: lorax, PEFT and the lower bound."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import nn
 from benchmarks.harness import Stopwatch, Trial, interleave, say
 from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
-from lorax.forward.encode import Encoded, collate
+from lorax.forward.batch import Encoded
 from lorax.forward.heads import install_heads
+from lorax.forward.modality import modality_of
 from lorax.forward.readout import autocast
 from lorax.initializers.registry import build
 from lorax.models import registry
@@ -45,7 +46,7 @@ class Shape:
     dtype: str = "fp32"
     """fp32, or bf16 for autocast."""
     labelled: float = 1.0
-    """Share of the tokens that are answer (generation)."""
+    """Share of the tokens that belong to the answer (generation)."""
 
     def __str__(self) -> str:
         part = "" if self.labelled == 1 else f", {self.labelled:.0%} labelled"
@@ -64,7 +65,7 @@ def load(name: str, attention: str | None = None) -> Loaded:
 
 
 def twin(loaded: Loaded, attention: str | None = None) -> Loaded:
-    """Return a copy of a model that shares its weights, so that arms differ in nothing else.
+    """Return a copy of a model that shares its weights, so that all arms compute with the same ones.
 
     Args:
         loaded: a model that nothing is attached to.
@@ -90,18 +91,18 @@ def rows_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[Enc
         if loaded.kind == "classification":
             rows.append(Encoded(tokens[:-1], [draw.randrange(CLASSES)], example))
         else:
-            said = max(1, round(shape.labelled * shape.tokens))
-            rows.append(Encoded(tokens[: shape.tokens + 1 - said], tokens[shape.tokens + 1 - said :], example))
+            prompt = shape.tokens + 1 - max(1, round(shape.labelled * shape.tokens))
+            rows.append(Encoded(tokens[:prompt], tokens[prompt:], example))
     return rows
 
 
 def batches_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
-    """Return the same kind of examples as keywords of the model's own forward, labels included."""
+    """Return such examples as keywords of the model's own forward, with labels."""
     rows = rows_of(loaded, shape, count * shape.rows, seed)
     batches = []
     for start in range(0, len(rows), shape.rows):
         part = rows[start : start + shape.rows]
-        batch = dict(collate(part, loaded).inputs)
+        batch = dict(modality_of(loaded).collate(part, share=False).inputs)
         if loaded.kind == "classification":
             batch["labels"] = torch.tensor([row.labels[0] for row in part])
         else:
@@ -118,14 +119,14 @@ def lorax_arm(
     steps: int = 4,
     dropout: float = 0.0,
 ) -> Arm:
-    """Return a call that trains K lanes by lorax's own loop, and times a lane's step; the first does not count.
+    """Return a call that trains K runs in one pack by lorax's loop, and times a step of one; the first does not count.
 
     Args:
-        loaded: a model of its own (`twin`).
-        shape: batch of one lane.
-        inits: name and fields of each lane's initialiser.
+        loaded: a model that no other arm uses (`twin`).
+        shape: batch of one run.
+        inits: name and fields of each run's initialiser.
         steps: timed steps of one call.
-        dropout: of every lane.
+        dropout: of every run.
     """
     targets = find_targets(loaded.model, head=loaded.head)
     batches = batches_of(loaded, shape, 1)
@@ -163,7 +164,7 @@ def initializer(init: dict[str, Any]) -> Any:
 
 
 def peft_model(loaded: Loaded, **config: Any) -> nn.Module:
-    """Put PEFT's LoRA on the layers that lorax adapts, with the head trained as well."""
+    """Put PEFT's LoRA on the layers that lorax adapts; a head is trained too."""
     import peft
 
     settings = {"r": 8, "lora_alpha": 16} | config
@@ -204,7 +205,7 @@ def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4, embedded: bool = T
     """Return forward and backward to the inputs with everything frozen: no adapter, no optimiser.
 
     Args:
-        loaded: a model of its own.
+        loaded: a model that no other arm uses.
         shape: the batch.
         steps: passes of one call.
         embedded: take the gradient to the input embeddings; False: the forward pass only.
@@ -214,7 +215,7 @@ def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4, embedded: bool = T
     batches = batches_of(loaded, shape, 4)
 
     def call() -> Trial:
-        loaded.model.requires_grad_(False)  # here, since twins share weights and another arm may have thawed them
+        loaded.model.requires_grad_(False)  # twins share weights, and another arm may have set the flag
         watch = Stopwatch()
         for step in range(steps + 1):
             with autocast(torch.device("cpu"), shape.autocast), torch.set_grad_enabled(embedded):
@@ -228,7 +229,7 @@ def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4, embedded: bool = T
 
 
 def tuned_attention(loaded: Loaded, shape: Shape, quick: bool = False) -> str:
-    """Return PEFT's fastest attention kernel here; below 5 % the default, sdpa, stays.
+    """Return PEFT's fastest attention kernel on this machine; the default, sdpa, unless another gains over 5 %.
 
     Args:
         loaded: a model that nothing is attached to.
@@ -245,10 +246,10 @@ def tuned_attention(loaded: Loaded, shape: Shape, quick: bool = False) -> str:
 
 
 def fresh_lorax(shape: Shape, inits: Sequence[dict[str, Any]], steps: int = 2) -> Arm:
-    """Load and build `lorax_arm`: for a process of its own."""
+    """Load a model and build `lorax_arm`, in a separate process."""
     return lorax_arm(load(shape.model), shape, inits, steps)
 
 
 def fresh_peft(shape: Shape, attention: str = "sdpa", steps: int = 2) -> Arm:
-    """Load and build `peft_arm`: for a process of its own."""
+    """Load a model and build `peft_arm`, in a separate process."""
     return peft_arm(load(shape.model, attention), shape, steps)

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.harness import Plan, Row, Spread, interleave, say, single
 from benchmarks.subjects import load
 from lorax.adapters.install import find_targets
+from lorax.adapters.kinds import effective
 from lorax.probing import svd
 from lorax.probing.parallel import side_by_side
 from lorax.probing.probe import BLOCKS
@@ -36,18 +37,18 @@ def run(plan: Plan) -> list[Row]:
 def _model(name: str, plan: Plan) -> list[Row]:
     loaded = load(name)
     targets = find_targets(loaded.model, head=loaded.head)
-    weights = [module.weight.detach().float() for module in targets.values()]
+    weights = [effective(module).float() for module in targets.values()]
     case = f"{name}, {len(weights)} linears"
 
     def both(name: str) -> None:
-        W = targets[name].weight.detach().float()
+        W = effective(targets[name]).float()
         svd.ends(W, BLOCKS[0]) if BLOCKS[0] <= svd.few(min(W.shape)) else svd.full(W)
 
     def ours() -> None:
         side_by_side(targets, both)
 
     def whole() -> None:
-        side_by_side(targets, lambda name: svd.full(targets[name].weight.detach().float()))
+        side_by_side(targets, lambda name: svd.full(effective(targets[name]).float()))
 
     def gesdd() -> None:
         for W in weights:
@@ -66,29 +67,29 @@ def _model(name: str, plan: Plan) -> list[Row]:
 
 
 def _angles(case: str, weights: list[Tensor]) -> list[Row]:
-    """Angles on a sample of the layers, against gesdd in fp64."""
-    found: dict[str, list[float]] = {}
+    """Sines of principal angles to gesdd's subspaces in fp64, on a sample of the layers."""
+    sines: dict[str, list[float]] = {}
     for W in weights:
         exact = svd.Triplets(*torch.linalg.svd(W.double(), full_matrices=False))
         k = len(exact.S)
         plain = svd.Triplets(*torch.linalg.svd(W, full_matrices=False))
-        found_ends = svd.ends(W, R)
-        mine = {"top 8": found_ends.rows(slice(0, R)), "bottom 8": found_ends.rows(slice(R, 2 * R))}
+        both = svd.ends(W, R)
+        ours = {"top 8": both.rows(slice(0, R)), "bottom 8": both.rows(slice(R, 2 * R))}
         randomised, bound = svd.randomised(W, R, torch.Generator().manual_seed(0))
         U, S, V = torch.svd_lowrank(W, q=R, niter=16)
         ends = {"top 8": slice(0, R), "bottom 8": slice(k - R, k)}
         for end, part in ends.items():
-            found.setdefault(f"sine, {end}: ours", []).append(sine(mine[end], exact.rows(part)))
-            found.setdefault(f"sine, {end}: gesdd fp32", []).append(sine(plain.rows(part), exact.rows(part)))
+            sines.setdefault(f"sine, {end}: ours", []).append(sine(ours[end], exact.rows(part)))
+            sines.setdefault(f"sine, {end}: gesdd fp32", []).append(sine(plain.rows(part), exact.rows(part)))
         top = exact.rows(ends["top 8"])
-        found.setdefault("sine, randomised top 8: ours", []).append(sine(randomised, top))
-        found.setdefault("bound on that sine, as printed", []).append(bound)
-        found.setdefault("sine, randomised top 8: pissa_niter_16", []).append(sine(svd.Triplets(U, S, V.mT), top))
+        sines.setdefault("sine, randomised top 8: ours", []).append(sine(randomised, top))
+        sines.setdefault("bound on that sine, as printed", []).append(bound)
+        sines.setdefault("sine, randomised top 8: pissa_niter_16", []).append(sine(svd.Triplets(U, S, V.mT), top))
     rows = []
-    for measure, values in found.items():
+    for measure, values in sines.items():
         rows.append(single(case, measure, "", values, note=f"worst {max(values):.1e}"))
-    worst = max(max(found["sine, top 8: ours"]), max(found["sine, bottom 8: ours"]))
-    worst_randomised = max(found["sine, randomised top 8: ours"])
+    worst = max(max(sines["sine, top 8: ours"]), max(sines["sine, bottom 8: ours"]))
+    worst_randomised = max(sines["sine, randomised top 8: ours"])
     return [
         *rows,
         single(case, "sine, both ends, worst layer: ours", "", worst),
@@ -97,7 +98,7 @@ def _angles(case: str, weights: list[Tensor]) -> list[Row]:
 
 
 def _large(m: int, n: int, plan: Plan) -> list[Row]:
-    """A matrix with random singular vectors and a flat spectrum, as weights have; the construction is exact."""
+    """The top 8 of a matrix made from known random singular vectors and a flat spectrum, such as weights have."""
     draw = torch.Generator().manual_seed(0)
     k = min(m, n)
     U = torch.linalg.qr(torch.randn(m, k, generator=draw)).Q
@@ -108,7 +109,7 @@ def _large(m: int, n: int, plan: Plan) -> list[Row]:
     case, top = f"{m}x{n}, top {R}", {}
 
     def ours() -> None:
-        top["found"] = svd.top(W, R)
+        top["triplets"] = svd.top(W, R)
 
     say(f"{case} ", end="")
     arms = {"gesdd": lambda: torch.linalg.svd(W, full_matrices=False), "ours": ours}
@@ -116,7 +117,7 @@ def _large(m: int, n: int, plan: Plan) -> list[Row]:
     return [
         Row(case, "gesdd / ours", "x", found.ratio("gesdd", "ours"), found.machine),
         Row(case, "ours", "s", found.seconds("ours"), found.machine),
-        Row(case, "sine: ours", "", Spread.of([sine(top["found"], exact)]), found.machine),
+        Row(case, "sine: ours", "", Spread.of([sine(top["triplets"], exact)]), found.machine),
     ]
 
 
@@ -126,10 +127,10 @@ def _spectrum(k: int) -> Tensor:
     return 4 * (1 - place) ** 1.2 + 12 / (1 + torch.arange(k) / 4) + 1e-3
 
 
-def sine(found: svd.Triplets, exact: svd.Triplets) -> float:
-    """Return the sine of the largest principal angle between subspaces, of U or V, the worse."""
+def sine(computed: svd.Triplets, exact: svd.Triplets) -> float:
+    """Return the sine of the largest principal angle between the subspaces of U or of V, whichever is worse."""
     worst = 0.0
-    for mine, true in ((found.U, exact.U), (found.Vh.mT, exact.Vh.mT)):
-        mine, true = mine.double(), true.double()
-        worst = max(worst, float(torch.linalg.matrix_norm(mine - true @ (true.mT @ mine), ord=2)))
+    for ours, true in ((computed.U, exact.U), (computed.Vh.mT, exact.Vh.mT)):
+        ours, true = ours.double(), true.double()
+        worst = max(worst, float(torch.linalg.matrix_norm(ours - true @ (true.mT @ ours), ord=2)))
     return worst

@@ -133,7 +133,7 @@ def _measured(name: str, study: Study, folder: Path, plan: Plan) -> list[Row]:
 
 
 def _prepare_model(study: Study, folder: Path, plan: Plan) -> None:
-    """Convert the model once, as any earlier run did; the cache of decompositions stays empty."""
+    """Convert the model once, as an earlier run would have; the cache of decompositions stays empty."""
     (folder / "models").mkdir()
     if not plan.quick:
         loading = f"from lorax.models import registry; registry.load({study.spec()['model']!r}, labels=['a', 'b'])"
@@ -141,7 +141,7 @@ def _prepare_model(study: Study, folder: Path, plan: Plan) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Share the files of one cache folder with another."""
+    """Link the files of one cache folder into another."""
     for path in source.rglob("*"):
         place = target / path.relative_to(source)
         if path.is_dir():
@@ -158,19 +158,19 @@ def _call(module: str, arguments: list[str], cache: Path, folder: Path, inside: 
         return _python(["-m", module, *arguments], cache, folder)
     import importlib
 
-    said, before = io.StringIO(), Path.cwd()
+    output, before = io.StringIO(), Path.cwd()
     os.chdir(folder)
     try:
         with (
             mock.patch.dict(os.environ, {"LORAX_CACHE": str(cache)}),
             mock.patch.object(sys, "argv", [module, *arguments]),
-            contextlib.redirect_stdout(said),
+            contextlib.redirect_stdout(output),
         ):
             entry = importlib.import_module(module).main
             entry(arguments[0]) if module.endswith("peft_study") else entry()
     finally:
         os.chdir(before)
-    return said.getvalue()
+    return output.getvalue()
 
 
 def _python(arguments: list[str], cache: Path, folder: Path) -> str:
@@ -182,7 +182,7 @@ def _python(arguments: list[str], cache: Path, folder: Path) -> str:
 
 
 def _composed(group: str, name: str) -> dict[str, Any]:
-    """Return what conf/<group>/<name>.yaml comes to with its defaults."""
+    """Return conf/<group>/<name>.yaml with its defaults filled in."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 

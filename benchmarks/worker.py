@@ -1,4 +1,4 @@
-"""A second process that runs an arm: for one-thread rivals and for the memory of a fresh process."""
+"""A second process that runs an arm: for processes of one thread, and for the memory of a fresh process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Worker:
-    """A process that holds one arm and runs it when told.
+    """A process that holds one arm and runs it on demand.
 
     Args:
         factory: "module:function"; called in the process with `arguments`, returns the arm.
@@ -35,7 +35,7 @@ class Worker:
         self._pipe.send("run")
 
     def wait(self) -> Any:
-        """Return what the call under way returned."""
+        """Wait for the present call and return what it returned."""
         try:
             done, value = self._pipe.recv()
         except EOFError:
@@ -58,15 +58,15 @@ class Worker:
 
 
 def together(workers: list[Worker]) -> Trial:
-    """Run all workers' arms side by side; return the time of a step of one lane, all processes counted.
+    """Run all workers' arms side by side; return the time per step, the runs of all processes counted.
 
     Args:
-        workers: their arms return the `Trial` of one lane's step.
+        workers: their arms return the `Trial` of a step of one run.
     """
     for worker in workers:
         worker.start()
     trials = [worker.wait() for worker in workers]
-    rates = [1 / trial.seconds for trial in trials]  # steps a second, of all its lanes
+    rates = [1 / trial.seconds for trial in trials]  # steps a second, of all the process's runs
     return Trial(1 / sum(rates), sum(trial.cpu for trial in trials) / len(trials))
 
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from lorax.adapters.install import find_targets, install
+from lorax.adapters.kinds import shape_of
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed
-from lorax.probing.probe import probe_layers
-from lorax.probing.weight import shape_of
+from lorax.probing.probe import layer_generator
+from lorax.probing.probe_layers import probe_layers
 from lorax.records import knobs
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.factors import Factors
+    from lorax.adapters.face import LayerPlan
     from lorax.adapters.install import Adapters
     from lorax.initializers.base import Initializer
     from lorax.probing.cache import Cache
-    from lorax.probing.gradient import Loss
+    from lorax.probing.calibration_pass import Loss
 
 
 def attach(
@@ -50,8 +52,8 @@ def attach(
             parameters under "all-linear", else the named layers.
         recenter: "carry" leaves W0 untouched, "fold" stores W_fz = W0 - eta B0 M0 A0.
         dropout: probability on the adapters' input, in train mode.
-        loss: loss(model, batch) -> scalar, or (scalar, weight), for gradient methods; None takes
-            `model(**batch).loss`. Other methods ignore it.
+        loss: loss(model, batch) -> scalar, or (scalar, weight), for methods that look at gradients or
+            activations; None takes `model(**batch).loss`. Other methods ignore it.
         batches: calibration batches for those methods.
         seed: of random factors and patterns.
         cache: a `Cache` or a folder that keeps decompositions; None keeps none. Same result.
@@ -71,17 +73,19 @@ def attach(
     """
     if not 0 <= dropout < 1:
         raise UserError(f"dropout={dropout}: a number from 0 up to, not including, 1 is needed")
-    if isinstance(init, str):
+    if not isinstance(init, str):
+        if fields:
+            raise UserError(f"init is an instance with its own fields; {', '.join(fields)} cannot be given beside it")
+        method = init
+    else:
         shared = {"rank": rank, "alpha": alpha} | {key: fields.pop(key) for key in knobs.METHOD if key in fields}
-        init = build(init, shared=shared, own=fields)
-    elif fields:
-        raise UserError(f"init is an instance with its own fields; {', '.join(fields)} cannot be given beside it")
+        method = build(init, shared=shared, own=fields)
     named = targets if isinstance(targets, str) else list(targets)
-    info = {"init": consumed(init), "targets": named, "seed": seed}
-    if not init.has_factors:
-        return init.install(model, targets, info=info)
-    factors = make_factors(model, init, targets, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
-    return install(model, factors, recenter=recenter, dropout=dropout, info=info)
+    info = {"init": consumed(method), "targets": named, "seed": seed}
+    if not method.has_factors:
+        return cast("Adapters", method.install(model, targets, info=info))  # it answers to the same methods
+    plans = make_factors(model, method, targets, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
+    return install(model, plans, recenter=recenter, dropout=dropout, info=info)
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -> Adapters:
@@ -98,7 +102,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -
     """
     from lorax.adapters.load import load as read
 
-    return read(model, path, check=check)
+    return cast("Adapters", read(model, Path(path), check=check))
 
 
 @torch.no_grad()
@@ -111,7 +115,7 @@ def make_factors(
     batches: Iterable[Any] | None = None,
     seed: int = 0,
     cache: Cache | None = None,
-) -> dict[str, Factors]:
+) -> dict[str, LayerPlan]:
     """Let an initialiser look at every target layer; the model is as before afterwards.
 
     Args:
@@ -124,16 +128,21 @@ def make_factors(
         cache: as `attach`.
 
     Returns:
-        {layer name: factors}; shapes are checked for all layers before any is decomposed.
+        {layer name: factors}, or another `LayerPlan`; shapes are checked for all layers before any is decomposed.
 
     Raises:
         UserError: a layer that the method cannot serve; names layer, value and bound.
     """
-    layers = dict(targets) if isinstance(targets, Mapping) else find_targets(model, targets)
+    at_modules = initializer.adapts == "module"
+    named = targets if isinstance(targets, Mapping) else find_targets(model, targets, modules=at_modules)
+    layers = dict(named)
+    if at_modules:
+        return {name: initializer.plan(name, layer, layer_generator(seed, name)) for name, layer in layers.items()}
     for name, module in layers.items():
         initializer.check(name, *shape_of(module))
-    inputs = {"loss": loss, "batches": batches, "seed": seed, "cache": cache}
-    return probe_layers(model, layers, initializer, initializer.needs, **inputs)
+    return probe_layers(
+        model, layers, initializer, initializer.needs, loss=loss, batches=batches, seed=seed, cache=cache
+    )
 
 
 def _opened(cache: Cache | str | os.PathLike[str] | None) -> Cache | None:

@@ -8,7 +8,9 @@ anything is loaded.
 from __future__ import annotations
 
 import math
+import operator
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -17,17 +19,24 @@ from lorax.errors import UserError, near
 from lorax.records import knobs
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from lorax.initializers.base import Initializer
 
-DTYPES = ("auto", "float32", "bf16-autocast", "bfloat16", "float16", "float64")
-DEVICES = ("auto", "cpu", "cuda", "mps")
-TRACKS = ("offline", "online", "none")
+# Bounds of values, by key; those of a method's own fields are in its dataclass.
+AT_LEAST = {
+    "rank": 1, "steps": 1, "batch_size": 1, "seed": 0, "data_seed": 0, "weight_decay": 0, "dropout": 0,
+    "diagnostics_every": 1, "forgetting_tokens": 1, "train.accumulation": 1, "train.warmup": 0,
+    "train.checkpoint_every": 0, "train.eval_batch_size": 1, "train.calibration_batches": 1,
+}  # fmt: skip
+ABOVE = {"alpha": 0, "zeta": 0, "gamma": 0, "lr": 0, "train.clip": 0, "train.head_lr": 0}
+BELOW = {"dropout": 1, "train.warmup": 1, "seed": 2**63, "data_seed": 2**63}
 CHOICES = {
     "scaling": ("standard", "rslora"),
     "zeta_rule": ("forward", "backward", "absolute", "weight_svd"),
     "recenter": ("carry", "fold"),
-    "dtype": DTYPES,
-    "track": TRACKS,
+    "dtype": ("auto", "float32", "bf16-autocast", "bfloat16", "float16", "float64"),
+    "track": ("offline", "online", "none"),
     "evaluate": ("test", "validation", "both"),
     "calibration": ("train", "heldout"),
     "cache": ("on", "off"),
@@ -150,7 +159,7 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="run_schema", node=Schema)
 
 
-def resolve(cfg: Any) -> RunConfig:
+def resolve(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
     """Turn a composed configuration into a checked `RunConfig`.
 
     Args:
@@ -161,7 +170,7 @@ def resolve(cfg: Any) -> RunConfig:
     """
     from omegaconf import DictConfig, OmegaConf
 
-    data = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
+    data: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     known = {item.name for item in fields(RunConfig)}
     try:
         config = RunConfig(**{key: data[key] for key in known})
@@ -173,30 +182,14 @@ def resolve(cfg: Any) -> RunConfig:
 
 def check(config: RunConfig) -> None:
     """Refuse what no run can use; names, types and ranges only, no file is read."""
-    for key, low, strict in (
-        ("rank", 1, False), ("steps", 1, False), ("batch_size", 1, False), ("seed", 0, False),
-        ("data_seed", 0, False), ("alpha", 0, True), ("zeta", 0, True), ("gamma", 0, True),
-        ("lr", 0, True), ("weight_decay", 0, False), ("train.accumulation", 1, False),
-        ("train.clip", 0, True), ("train.head_lr", 0, True), ("train.warmup", 0, False),
-        ("train.checkpoint_every", 0, False), ("train.eval_batch_size", 1, False),
-        ("train.calibration_batches", 1, False), ("dropout", 0, False), ("diagnostics_every", 1, False),
-        ("forgetting_tokens", 1, False),
-    ):  # fmt: skip
-        _at_least(key, _value(config, key), low, strict)
-    for key, high in (("dropout", 1), ("train.warmup", 1), ("seed", 2**63), ("data_seed", 2**63)):
-        if _value(config, key) >= high:
-            raise UserError(f"{key}={_value(config, key)}: must be below {high}")
-    for key, options in CHOICES.items():
-        value = _value(config, key)
-        if value is not None and value not in options:
-            raise UserError(f"{key}={value}: {near(value, options)}")
+    _check_values(config)
+    _check_targets(config.targets)
     if not re.fullmatch(r"(auto|cpu|mps|cuda(:\d+)?)", config.device):
-        raise UserError(f"device={config.device}: choose from {', '.join(DEVICES)} (cuda:1 for the second GPU)")
+        raise UserError(f"device={config.device}: choose from auto, cpu, cuda, mps (cuda:1 for the second GPU)")
     if config.zeta is not None and config.gamma is not None:
         raise UserError(f"zeta={config.zeta:g} and gamma={config.gamma:g}: give one, not both (zeta = eta^2 r / gamma)")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", config.name) or ".." in config.name:
         raise UserError(f"name={config.name!r}: letters, digits, '.', '_', '-' and '/' only")
-    _check_targets(config.targets)
     accumulation, batch = config.train["accumulation"], config.batch_size
     if batch is not None and batch % accumulation:
         raise UserError(f"batch_size={batch}: not a multiple of train.accumulation={accumulation}")
@@ -216,18 +209,23 @@ def _check_sources(config: RunConfig) -> None:
     tasks.build(config.task)
 
 
-def _value(config: RunConfig, key: str) -> Any:
-    group, _, name = key.rpartition(".")
-    return config.train[name] if group == "train" else getattr(config, name)
-
-
-def _at_least(key: str, value: Any, low: float, strict: bool) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{key}={value}: must be a finite number")
-    if value < low or (strict and value == low):
-        raise UserError(f"{key}={value}: must be {'above' if strict else 'at least'} {low}")
+def _check_values(config: RunConfig) -> None:
+    """Refuse a value outside `AT_LEAST`, `ABOVE`, `BELOW` or `CHOICES`; null has no value to check."""
+    values = asdict(config) | {f"train.{key}": value for key, value in config.train.items()}
+    values = {key: value for key, value in values.items() if value is not None}
+    for key in (*AT_LEAST, *ABOVE):
+        value = values.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{key}={value}: must be a finite number")
+    for word, bounds, within in (
+        ("at least", AT_LEAST, operator.ge), ("above", ABOVE, operator.gt), ("below", BELOW, operator.lt),
+    ):  # fmt: skip
+        for key, bound in bounds.items():
+            if key in values and not within(values[key], bound):
+                raise UserError(f"{key}={values[key]}: must be {word} {bound}")
+    for key, options in CHOICES.items():
+        if key in values and values[key] not in options:
+            raise UserError(f"{key}={values[key]}: {near(values[key], options)}")
 
 
 def _check_targets(targets: Any) -> None:

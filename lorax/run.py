@@ -103,7 +103,7 @@ def _outcome() -> tuple[int, str]:
 
     try:
         result = _hydra_main()
-        return _CODES.get(result.get("status"), 0), str(result.get("message"))
+        return _CODES.get(str(result.get("status")), 0), str(result.get("message"))
     except JobsFailed as error:
         return 1, str(error)
     except UserError as error:
@@ -137,7 +137,8 @@ def _hydra_main() -> dict[str, Any]:
 
 def _hydra_words(words: list[str]) -> list[str]:
     """Return the command line as Hydra's parser takes it: options first, `+study=`, and -m for a study."""
-    options, overrides = [], []
+    options: list[str] = []
+    overrides: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         value = before in _TAKE_A_VALUE and "=" not in word
         (options if word.startswith("-") or value else overrides).append(word)
@@ -156,11 +157,13 @@ _TAKE_A_VALUE = (
 )  # fmt: skip
 
 
-def _format_warning(message: Any, category: type[Warning], filename: str, number: int, line: str | None = None) -> str:
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """Return a warning of this package as one line; others keep Python's format."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         return f"lorax: {message}\n"
-    return _python_format(message, category, filename, number, line)
+    return _python_format(message, category, filename, lineno, line)
 
 
 _python_format = warnings.formatwarning

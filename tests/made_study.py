@@ -11,10 +11,10 @@ import pytest
 
 from lorax.records import RunRecord, Store, run_id
 from lorax.reports.study import write_study
+from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind
 from lorax.studies.registration import freeze, frozen
 from lorax.studies.rounds import next_round
-from lorax.studies.spec import from_mapping
 
 # arm -> (best rate, score there, width of the response in decades, trained parameters)
 TRUTH = {

@@ -7,7 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lorax.forward.modality import modality_of
 from lorax.models.registry import load
+
+
+def encode(task, loaded, split, shots=False):
+    """The rows of one split of a task."""
+    return modality_of(loaded).encode(task, split, shots)
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,6 @@ def test_unknown_names_are_one_line(capsys):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_script_s_side_of_a_study_is_a_task_that_exists(name):
+def test_the_task_of_a_study_exists_for_the_script(name):
     spec = STUDIES[name].spec()
     assert build({**spec["task"], **STUDIES[name].fields}) and spec["model"]["name"] == STUDIES[name].model

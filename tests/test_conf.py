@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
-from lorax.config import conf_dir, register_schema, resolve
+from lorax.config import RunConfig, conf_dir, register_schema, resolve
 from lorax.errors import UserError
 
 CONF = conf_dir()
@@ -24,8 +26,17 @@ def composed(*overrides):
 @pytest.mark.parametrize("group, option", OPTIONS, ids=lambda value: value)
 def test_every_yaml_composes_and_resolves(group, option):
     words = [f"+{group}={option}" if group == "study" else f"{group}={option}"]
-    words += [f"{group}.path=somewhere"] if option in ("hf", "jsonl", "text_classification") else []
+    given = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    words += [f"{group}.path=somewhere"] if "path" in given and given["path"] is None else []
     resolve(composed(*words))
+
+
+def test_the_yaml_of_all_keys_says_the_defaults_of_a_run():
+    """config.yaml is what a user reads, `RunConfig` what a caller gets: they may not differ."""
+    listed = yaml.safe_load((CONF / "config.yaml").read_text())
+    defaults = {item.name: item.default for item in fields(RunConfig)}
+    for key in listed.keys() - {"defaults", "hydra"}:
+        assert listed[key] == defaults[key], key
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_method():

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-    errors records stats tasks studies reports calibration tables
+    errors registry records stats tasks studies reports calibration tables
     adapters probing initializers api models forward training evaluation diagnostics config running run
 """.split()
 """A room may import those before it; up to `tables` nothing loads torch."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lorax import load
+from lorax.initializers.registry import get, names
 from lorax.records import Store
 
 SMALL = ["model=toy", "task=toy", "steps=4", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
@@ -109,8 +110,6 @@ def test_twins_run_once_and_zeta_does_not_split_lora(lorax):
 
 
 def test_a_failing_job_is_recorded_and_the_others_finish(lorax, monkeypatch, capsys):
-    from lorax.initializers.registry import get
-
     def broken(self, probe):
         raise RuntimeError("the disk ate it")
 
@@ -124,11 +123,12 @@ def test_a_failing_job_is_recorded_and_the_others_finish(lorax, monkeypatch, cap
 
 
 def test_a_packed_grid_writes_the_records_of_single_runs(lorax):
-    grid = ["-m", "init=lora,lora_ga,pissa,milora,lora_xs,svft", "rank=2", "seed=0,1", "base=false"]
+    methods = [name for name in names() if get(name).has_factors]
+    grid = ["-m", f"init={','.join(methods)}", "rank=2", "seed=0,1", "base=false"]
     assert lorax(*grid, results="single") == 0
     assert lorax(*grid, "hydra/launcher=packed", results="packed") == 0
     single, packed = records("single"), records("packed")
-    assert single.keys() == packed.keys() and len(single) == 12
+    assert single.keys() == packed.keys() and len(single) == 2 * len(methods)
     for key, record in single.items():
         other = packed[key]
         assert len(other.provenance["pack"]["lanes"]) > 1 and other.costs["step_ms"] is None

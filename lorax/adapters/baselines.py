@@ -29,7 +29,8 @@ class FullModel:
     kind = "full"
     dropout = 0.0
     number = 0
-    pack = None
+    pack: None = None
+    """It shares its base with no others."""
 
     def __init__(
         self,

@@ -60,9 +60,11 @@ def values(core: Core) -> Tensor | None:
 
 def with_values(core: Core, new: Tensor | None) -> Core:
     """Return the same kind of core, with the same pattern, holding other numbers."""
+    if isinstance(core, Identity):
+        return core
+    if new is None:
+        raise TypeError(f"a {type(core).__name__} core needs numbers")
     match core:
-        case Identity():
-            return core
         case Diagonal():
             return Diagonal(new)
         case Dense():
@@ -80,9 +82,9 @@ def shape(core: Core) -> tuple[int, int] | None:
         case Diagonal():
             return (core.values.shape[0], core.values.shape[0])
         case Dense():
-            return tuple(core.values.shape)
+            return (core.values.shape[0], core.values.shape[1])
         case Sparse():
-            return tuple(core.shape)
+            return core.shape
     raise TypeError(f"unknown core {type(core).__name__}")
 
 

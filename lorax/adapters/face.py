@@ -212,6 +212,10 @@ class LayerKind(Protocol):
         """Return the weight as (m, n), dequantised if need be; a view where possible, never kept."""
         ...
 
+    def matrix(self, stored: Tensor) -> Tensor:
+        """Return a tensor that lies as the stored weight does (a gradient, a copy) as (m, n)."""
+        ...
+
     def store(self, matrix: Tensor) -> Tensor:
         """Return an (m, n) matrix the way the module stores its weight."""
         ...

@@ -191,12 +191,12 @@ class Adapters:
         if self._merged:
             return self
         self._refuse_company("merge")
-        self.installation.refuse_tied(self._layers, "merge")
+        layers = {name: self.linear(name) for name in self._layers}
+        self.installation.refuse_tied(layers, "merge")
         merged: list[AdaptedLinear] = []
         try:
-            for name, adapter in self.layer_adapters().items():
-                layer = self.linear(name)
-                layer.merge(adapter)
+            for layer in layers.values():
+                layer.merge(layer.all_adapters()[self.number])
                 merged.append(layer)
         except UserError:
             for layer in merged:

@@ -103,8 +103,10 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 def _swap(model: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
     """Put the second of every pair wherever the first stands."""
+    pairs = list(pairs)
     new = {id(old): to for old, to in pairs}
-    for parent in list(model.modules()):
+    # A replaced block is no part of the model for a while, and its children change with its replacement's.
+    for parent in [*model.modules(), *(module for pair in pairs for module in pair)]:
         for key, child in parent._modules.items():
             if id(child) in new:
                 parent._modules[key] = new[id(child)]

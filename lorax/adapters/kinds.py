@@ -23,12 +23,16 @@ class LinearKind:
 
     def shape(self, module: nn.Module) -> tuple[int, int]:
         """Return (m, n)."""
-        m, n = self.store(weight_of(module)).shape
+        m, n = self.matrix(weight_of(module)).shape
         return m, n
 
     def weight(self, module: nn.Module) -> Tensor:
         """Return W, (m, n), as a view of what is stored."""
-        return self.store(weight_of(module).detach())
+        return self.matrix(weight_of(module).detach())
+
+    def matrix(self, stored: Tensor) -> Tensor:
+        """Return what is stored: it is (m, n)."""
+        return stored
 
     def store(self, matrix: Tensor) -> Tensor:
         """Return the matrix as it is."""
@@ -56,8 +60,12 @@ class Conv1DKind(LinearKind):
 
     transposed = True
 
+    def matrix(self, stored: Tensor) -> Tensor:
+        """Return the transposed of what is stored, as a view."""
+        return stored.mT
+
     def store(self, matrix: Tensor) -> Tensor:
-        """Return the transposed matrix; the same call turns what is stored into (m, n)."""
+        """Return the transposed matrix, as a view."""
         return matrix.mT
 
     def forward(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -128,7 +136,7 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
 
 def oriented(module: nn.Module, stored: Tensor) -> Tensor:
     """Return a tensor that lies as the module's weight does (a gradient) as (m, n)."""
-    return kind_of(module).store(stored)
+    return kind_of(module).matrix(stored)
 
 
 def factor_dtype(module: nn.Module) -> torch.dtype:

@@ -84,7 +84,7 @@ class AdaptedLinear(AdaptedLayer):
         sigma = None if seeds else self._singular_values(grouping, x, weight)
         only, frozen = grouping.only_group, self.pack.frozen_key
         if grouping.count == 1 and only is not None and not seeds:
-            y = only.whole(x, self.kind.store(weight), bias, frozen, sigma is not None)
+            y = only.whole(x, self.kind.matrix(weight), bias, frozen, sigma is not None)
             if y is not None:
                 return y
         call = Call(grouping, self.kind.transposed, seeds, frozen, self.pack.unpadded_tokens(x), sigma)
@@ -104,7 +104,7 @@ class AdaptedLinear(AdaptedLayer):
             return None
         name = f"singular values {id(only.basis('B'))} {id(only.basis('A'))}"
         with torch.no_grad():
-            return self.remember(name, weight, lambda stored: only.singular_values(self.kind.store(stored)))
+            return self.remember(name, weight, lambda stored: only.singular_values(self.kind.matrix(stored)))
 
     def grouping(self) -> Grouping:
         """Return how the active lanes are computed together; kept until they change."""
@@ -151,11 +151,11 @@ class AdaptedLinear(AdaptedLayer):
     def start(self) -> Tensor:
         """Return W0, (m, n), as a view of what is stored."""
         kept = self._start if self._start is not None else self._unmerged
-        return self.kind.weight(self) if kept is None else self.kind.store(kept)
+        return self.kind.weight(self) if kept is None else self.kind.matrix(kept)
 
     def frozen(self) -> Tensor:
         """Return the weight that the adapters add to, (m, n): W0, or W_fz as rounded when folded."""
-        return self.kind.weight(self) if self._unmerged is None else self.kind.store(self._unmerged)
+        return self.kind.weight(self) if self._unmerged is None else self.kind.matrix(self._unmerged)
 
     def fold(self, adapter: LayerAdapter) -> None:
         """Write W_fz = W0 - eta B0 M0 A0 into the weight."""
@@ -170,19 +170,22 @@ class AdaptedLinear(AdaptedLayer):
             UserError: the adapter is no change of the weight.
         """
         folded = isinstance(adapter, LowRankAdapter) and not adapter.carries
-        change = adapter.factors().update() if folded else adapter.delta(self.frozen)
+        factors = adapter.factors() if folded else None
+        change = factors.update() if factors is not None else adapter.delta(self.frozen)
         if change is None:
             raise UserError(f"cannot merge {self.name}: its adapter is no change of the weight")
         self._unmerged = self._write(self.frozen().to(change.dtype) + change)
 
     def unmerge(self) -> None:
         """Put back the weight from before `merge`, bit for bit."""
-        self._unmerged = self._put(self._unmerged)
+        self._put(self._unmerged)
+        self._unmerged = None
 
     def restore_weight(self) -> None:
         """Put W0 back, bit for bit."""
         self.unmerge()
-        self._start = self._put(self._start)
+        self._put(self._start)
+        self._start = None
 
     @contextmanager
     def as_before(self) -> Iterator[None]:

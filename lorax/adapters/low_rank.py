@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters import core
+from lorax.adapters.core import Core
 from lorax.adapters.layer_adapter import LayerAdapter
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class LowRankAdapter(LayerAdapter):
         start, change = self.start(name), self.change(name)
         return start if change is None else start + change
 
-    def core(self, numbers: Tensor | None) -> core.Core:
+    def core(self, numbers: Tensor | None) -> Core:
         """Return the core that holds these numbers."""
         tensors = {"M": numbers, "rows": getattr(self, "rows", None), "cols": getattr(self, "cols", None)}
         return core.restore(self.header, tensors)
@@ -114,7 +115,7 @@ class LowRankAdapter(LayerAdapter):
         prefix = "d" if self.shifts_base else ""
         return {prefix + x: getattr(self, prefix + x) for x in _NAMES if x in self.trainable}
 
-    def terms(self, carried: bool | None = None) -> list[tuple[Tensor, core.Core, Tensor]]:
+    def terms(self, carried: bool | None = None) -> list[tuple[Tensor, Core, Tensor]]:
         """Return the products (B, M, A) whose sum, times eta, is added to the base.
 
         Args:

@@ -46,8 +46,6 @@ class AdaptedModule(AdaptedLayer):
 
     def base(self, x: Tensor) -> Tensor:
         """Return the replaced module's own output."""
-        children = {key: child for key, child in self._modules.items() if key != "lanes"}
-        self._replaced._modules.update(children)  # one of them may have been adapted in the meantime
         y = self._replaced.forward(x)
         if not isinstance(y, Tensor):
             kind, out = type(self._replaced).__name__, type(y).__name__

@@ -121,8 +121,9 @@ class PackState:
 
     def unpadded_tokens(self, x: Tensor) -> Tensor | None:
         """Return the flat indices of the tokens of x, (rows, tokens, n), that are no padding, if they are known."""
-        fits = self.unpadded is not None and x.ndim == 3 and x.shape[:2] == self.unpadded[0]
-        return self.unpadded[1] if fits else None
+        if self.unpadded is None or x.ndim != 3 or x.shape[:2] != self.unpadded[0]:
+            return None
+        return self.unpadded[1]
 
     def remove(self, lane: int) -> None:
         """Take a lane out for good; the batch has one block of rows fewer from now on."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cache
+from typing import Any, cast
 
 from torch import nn
 
@@ -20,7 +21,10 @@ _META = "dtype|device|shape|ndim|size|dim|numel|requires_grad|is_meta|element_si
 
 
 def find_targets(
-    model: nn.Module, targets: str | Sequence[str] = "all-linear", head: Iterable[str] | None = None
+    model: nn.Module,
+    targets: str | Sequence[str] = "all-linear",
+    head: Iterable[str] | None = None,
+    modules: bool = False,
 ) -> dict[str, nn.Module]:
     """Return the linear layers to adapt, ordered by name.
 
@@ -30,6 +34,7 @@ def find_targets(
             suffixes ("q_proj", "self_attn.q_proj"); or a regular expression that must match the
             name, or its tail from a dot on.
         head: names of modules trained whole, left out with all inside them however targets are named.
+        modules: take any submodule that `targets` name, not linear layers alone.
 
     Returns:
         {name: module}. Layers whose weight is read by their parent without calling the layer
@@ -39,18 +44,20 @@ def find_targets(
     Raises:
         UserError: nothing matches, a suffix matches no linear layer, or the expression is invalid.
     """
-    modules = dict(model.named_modules())
-    if any(isinstance(module, AdaptedLayer) for module in modules.values()):
+    named = dict(model.named_modules())
+    if any(isinstance(module, AdaptedLayer) for module in named.values()):
         raise UserError("this model has adapters already; detach() them first")
-    linear = {name: module for name, module in modules.items() if is_linear(module) and name}
+    if modules and targets == "all-linear":
+        raise UserError("targets='all-linear': this method adapts whole modules; name them, such as targets=[mlp]")
+    linear = {name: module for name, module in named.items() if name and (modules or is_linear(module))}
     if targets == "all-linear":
-        chosen = _without(set(linear), _heads(model, modules))
+        chosen = _without(set(linear), _heads(model, named))
     elif isinstance(targets, str):
         chosen = _by_expression(targets, linear)
     else:
-        chosen = _by_suffix([str(target) for target in targets], linear, modules)
+        chosen = _by_suffix([str(target) for target in targets], linear, named)
     chosen = _without(chosen, set(head or ()))
-    unread = {name for name in chosen if _read_uncalled(name, modules)}
+    unread = {name for name in chosen if not modules and _read_uncalled(name, named)}
     if unread:
         warnings.warn(
             f"left out {', '.join(sorted(unread))}: the parent reads the weight without calling the layer",
@@ -68,7 +75,8 @@ def _without(names: set[str], aside: set[str]) -> set[str]:
 
 def _heads(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
     names = {name for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)}
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get_output: Any = getattr(model, "get_output_embeddings", None)  # transformers' models have it
+    output = get_output() if get_output is not None else None
     return names | {name for name, module in modules.items() if module is output}
 
 
@@ -114,13 +122,13 @@ def _read_uncalled(name: str, modules: dict[str, nn.Module]) -> bool:
     parts = name.split(".")
     for depth in range(len(parts)):
         parent = modules.get(".".join(parts[:depth]))
-        if parent is not None and _reads(type(parent), ".".join(parts[depth:])):
+        if parent is not None and _reads(cast(Hashable, type(parent)), ".".join(parts[depth:])):
             return True
     return False
 
 
 @cache
-def _reads(kind: type, child: str) -> bool:
+def _reads(kind: Any, child: str) -> bool:
     """Whether a method that runs in a forward pass takes `self.<child>.weight` as a number, not its dtype."""
     needed = {*child.split("."), "weight"}
     for base in kind.__mro__:

@@ -1,10 +1,10 @@
-"""Show that the verdicts keep their word: `python -m lorax.calibration [--quick]`.
+"""Measure how often verdicts are wrong: `python -m lorax.calibration [--quick | --swaps | --redraw]`.
 
-Simulated studies with a known truth go through selection and through the functions that the tables
-call (`protocol_tune.pick`, `stats.paired_t`, `verdicts_rule.decide`, `power.detectable`). Reported:
-tables with any false verdict (at most 5 %), coverage (93 to 97 %), power at the printed minimum
-detectable effect (80 %), the same for the candidates that were not chosen, and label swaps of real
-records. Exit status 1 if the chosen procedure fails anywhere.
+Simulated studies with known true differences go through the functions that the tables call
+(`selection.pick`, `effects.paired_t`, `rule.decide`, `power.detectable`). Reported: tables with any false
+verdict (at most 5 %), coverage (93 to 97 %), power at the printed minimum detectable effect (80 %), the
+same for the candidates that were not chosen, and label swaps in real records. The exit status is 1 if a
+bound of the chosen procedure is broken.
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from lorax.calibration import scenarios
-from lorax.calibration.measure import (
-    ALPHA,
-    CANDIDATES,
-    Measured,
-    bootstrap_coverage,
-    measure,
-    promise,
-    rules,
-)
+from lorax.calibration.measure import ALPHA, CANDIDATES, Measured, bootstrap_coverage, measure, promise, rules
 from lorax.calibration.report import render
 from lorax.calibration.simulate import Scenario
 from lorax.calibration.swaps import swap
 from lorax.errors import UserError
 from lorax.records import Store, write_atomic
+from lorax.studies.registration import frozen
+from lorax.studies.study import final_of, read_study
 
 COVERAGE = (0.93, 0.97)
 POWER = (0.74, 0.86)
@@ -41,32 +35,24 @@ def calibrate(quick: bool = False, results_dir: str | Path = "results", seed: in
     """Run the calibration and return its figures as plain data.
 
     Args:
-        quick: a handful of scenarios with a few hundred tables.
-        results_dir: where studies with real records are looked for, for label swaps.
+        quick: a few scenarios with a few hundred tables.
+        results_dir: where studies with real records are, for label swaps.
         seed: of the simulation.
     """
     tables, fewer = (300, 200) if quick else (4000, 1000)
-    chosen = [_judged(measure(one, tables, seed)[0]) for one in (scenarios.quick if quick else scenarios.full)()]
-    compared = [
-        _plain(found)
-        for one in (_compared()[:1] if quick else _compared())
-        for found in measure(one, fewer, seed + 1, tuple(CANDIDATES))
-    ]
-    boots = (
-        []
-        if quick
-        else [{"scenario": one.name, **bootstrap_coverage(one, 300, seed)} for one in scenarios.bootstrapped()]
-    )
+    chosen = scenarios.quick() if quick else scenarios.full()
+    compared = scenarios.compared()[:1] if quick else scenarios.compared()
+    bootstrapped = [] if quick else scenarios.bootstrapped()
     return {
         "quick": quick,
         "tables": tables,
         "alpha": ALPHA,
-        "chosen": chosen,
-        "compared": compared,
-        "bootstraps": boots,
+        "chosen": [_checked(measure(one, tables, seed)[0]) for one in chosen],
+        "compared": [_plain(row) for one in compared for row in measure(one, fewer, seed + 1, tuple(CANDIDATES))],
+        "bootstraps": [{"scenario": one.name, **bootstrap_coverage(one, 300, seed)} for one in bootstrapped],
         "rules": rules(40 * fewer, seed),
         "power": POWER,
-        "promises": _promises(quick, tables if quick else tables // 2, seed),
+        "promises": _promises(chosen, tables if quick else tables // 2, seed),
         "stress": [_plain(measure(one, 2 * fewer, seed)[0]) for one in scenarios.stressed()],
         "swaps": _swaps(Path(results_dir)),
     }
@@ -74,28 +60,31 @@ def calibrate(quick: bool = False, results_dir: str | Path = "results", seed: in
 
 def passed(figures: dict[str, Any]) -> bool:
     """Whether the chosen procedure kept every bound."""
-    fine = all(entry["pass"] for entry in figures["chosen"] + figures["promises"])
-    fine &= figures["rules"]["stepped"] <= ALPHA + 0.005
-    return fine and all(entry["false_tables"] <= max(entry["usual"], ALPHA) for entry in figures["swaps"])
+    kept = all(entry["pass"] for entry in figures["chosen"] + figures["promises"])
+    kept &= figures["rules"]["stepped"] <= ALPHA + 0.005
+    return kept and all(entry["false_tables"] <= max(entry["usual"], ALPHA) for entry in figures["swaps"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lorax.calibration", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="within a minute on one core")
-    parser.add_argument("--swaps", action="store_true", help="label swaps alone, into the last full calibration")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="a few scenarios, within a minute on one core")
+    mode.add_argument("--swaps", action="store_true", help="label swaps only, into the last full calibration")
+    mode.add_argument("--redraw", action="store_true", help="only write the page of the last full calibration again")
     parser.add_argument("--results", default="results", help="results folder (default: results)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     start = time.perf_counter()
+    folder = Path(options.results) / "calibration"
+    stem, page = ("quick", "quick.md") if options.quick else ("full", "README.md")
     try:
-        folder = Path(options.results) / "calibration"
-        figures = (
-            _swapped(folder, options.results)
-            if options.swaps
-            else calibrate(options.quick, options.results, options.seed)
-        )
-        stem, page = ("quick", "quick.md") if options.quick else ("full", "README.md")
+        if options.swaps:
+            figures = _last(folder) | {"swaps": _swaps(Path(options.results)), "power": POWER}
+        elif options.redraw:
+            figures = _last(folder)
+        else:
+            figures = calibrate(options.quick, options.results, options.seed)
         text = render(figures, passed(figures))
         write_atomic(folder / f"{stem}.json", json.dumps(figures, indent=1) + "\n")
         write_atomic(folder / page, text)
@@ -106,41 +95,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if passed(figures) else 1
 
 
-def _swapped(folder: Path, results_dir: str) -> dict[str, Any]:
-    """Return the last full calibration with the label swaps of the records that are there now."""
+def _last(folder: Path) -> dict[str, Any]:
+    """Return the figures of the last full calibration."""
     path = folder / "full.json"
     if not path.is_file():
-        raise UserError(f"{path}: no full calibration to add label swaps to; run without --swaps first")
-    return json.loads(path.read_text()) | {"swaps": _swaps(Path(results_dir)), "power": POWER}
+        raise UserError(f"{path}: no full calibration yet; run without --swaps and --redraw first")
+    return json.loads(path.read_text())
 
 
-def _compared() -> list[Scenario]:
-    return [
-        Scenario("seed sd 2.5 pp, 3 seeds", seed_sd=0.025, seeds=3),
-        Scenario("seed sd 0.5 pp, 5 seeds", seed_sd=0.005, seeds=5),
-        Scenario("seed sd 2.5 pp, 6 seeds", seed_sd=0.025, seeds=6),
-        Scenario("seed sd 5 pp, 10 seeds", seed_sd=0.05, seeds=10),
-        Scenario("seed sd 2.5 pp, 6 seeds, effects of 8 pp", seed_sd=0.025, effects=(0.08, -0.08) * 4),
-    ]
-
-
-def _promises(quick: bool, tables: int, seed: int) -> list[dict[str, Any]]:
+def _promises(chosen: Sequence[Scenario], tables: int, seed: int) -> list[dict[str, Any]]:
     out = []
-    for one in (scenarios.quick if quick else scenarios.full)():
-        if not one.name.startswith("promise"):
-            continue
-        found = promise(one, tables, seed)
-        if found is not None:
-            fine = POWER[0] <= found.found <= POWER[1]
-            out.append({"scenario": one.name, "mde": found.mde, "power": found.found, "pass": fine})
+    for one in filter(scenarios.is_promise, chosen):
+        measured = promise(one, tables, seed)
+        if measured is not None:
+            kept = POWER[0] <= measured.power <= POWER[1]
+            out.append({"scenario": one.name, "mde": measured.mde, "power": measured.power, "pass": kept})
     return out
 
 
 def _swaps(results_dir: Path) -> list[dict[str, Any]]:
-    """Label swaps of every study that has been run."""
-    from lorax.studies.registration import frozen
-    from lorax.studies.study import final_of, read_study
-
+    """Return the label swaps of every complete study with records."""
     out = []
     store = Store(results_dir)
     for path in sorted((results_dir / "studies").glob("*.json")):
@@ -159,23 +133,24 @@ def _swaps(results_dir: Path) -> list[dict[str, Any]]:
     return out
 
 
-def _plain(found: Measured) -> dict[str, Any]:
-    plain = asdict(found)
-    return plain | {"scenario": found.scenario.name, "settings": plain["scenario"]}
+def _plain(measured: Measured) -> dict[str, Any]:
+    plain = asdict(measured)
+    return plain | {"scenario": measured.scenario.name, "settings": plain["scenario"]}
 
 
-def _judged(found: Measured) -> dict[str, Any]:
-    """A scenario passes with at most 5 % false tables (three Monte Carlo errors allowed) and its coverage.
+def _checked(measured: Measured) -> dict[str, Any]:
+    """Return the figures of a scenario and whether it keeps its bounds.
 
-    Coverage above the band is let pass where scores stand at floor or ceiling: one item is then the
-    least spread assumed, and the interval is wider than it need be, never narrower.
+    False tables: at most 5 %, plus three Monte Carlo errors. Coverage: within its bounds, plus three errors;
+    above them is accepted where scores are at floor or ceiling, because the smallest spread assumed is one
+    item and the interval is then wider than needed, never narrower.
     """
-    at_wall = not 0.05 < found.scenario.rate < 0.95
-    slack = 3 * (0.05 * 0.95 / (found.tables * len(found.scenario.effects))) ** 0.5
-    fine = found.false_tables <= ALPHA + 3 * found.error
-    fine &= found.coverage >= COVERAGE[0] - slack
-    fine &= found.coverage <= COVERAGE[1] + slack or at_wall
-    return _plain(found) | {"error": found.error, "pass": bool(fine)}
+    at_bound = not 0.05 < measured.scenario.rate < 0.95
+    slack = 3 * (0.05 * 0.95 / (measured.tables * len(measured.scenario.effects))) ** 0.5
+    kept = measured.false_tables <= ALPHA + 3 * measured.error
+    kept &= measured.coverage >= COVERAGE[0] - slack
+    kept &= measured.coverage <= COVERAGE[1] + slack or at_bound
+    return _plain(measured) | {"error": measured.error, "pass": bool(kept)}
 
 
 if __name__ == "__main__":

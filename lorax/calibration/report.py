@@ -1,4 +1,4 @@
-"""The calibration in words and tables."""
+"""The page of the calibration: tables, and what they mean."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def render(figures: dict[str, Any], fine: bool) -> str:
-    """Return the calibration as Markdown."""
+def render(figures: dict[str, Any], kept: bool) -> str:
+    """Return the calibration as Markdown.
+
+    Args:
+        figures: from `calibrate`.
+        kept: whether every bound is kept.
+    """
     swaps, (low, high) = figures["swaps"], figures["power"]
     parts = [
         "# Calibration of the verdicts",
         f"Written by `python -m lorax.calibration{' --quick' if figures['quick'] else ''}`; not edited by hand. "
         f"{figures['tables']} simulated studies a scenario, each with a reference and several arms, learning rates "
         "selected on simulated validation runs, final seeds on a test set whose true differences are known.",
-        f"**{'Every bound is kept.' if fine else 'A bound is broken: see the rows marked NO.'}**",
+        f"**{'Every bound is kept.' if kept else 'A bound is broken: see the rows marked NO.'}**",
         "## The chosen procedure: paired t over seeds, stepped down",
         "False tables: share of studies with any false verdict (a difference that is none or has the other sign, an "
         "equivalence outside the margin); at most 5 %. Coverage: single 95 % intervals; 93 to 97 % (above only at "
@@ -38,11 +43,11 @@ def render(figures: dict[str, Any], fine: bool) -> str:
     if figures["bootstraps"]:
         parts += [
             "Coverage of 95 % percentile bootstraps, which the tables show as descriptions only:",
-            _boots(figures),
+            _bootstraps(figures),
         ]
     rules = figures["rules"]
     parts += [
-        "Why the levels of `verdicts_rule` and not Holm's own: with seven quiet arms exactly at the margin and one "
+        "Why the levels of `lorax.stats.rule` and not Holm's own: with seven quiet arms exactly at the margin and one "
         "noisy arm alike, plain Holm over the smaller of the two p-values (difference, equivalence) gives "
         f"{_pct(rules['plain'])} false tables, the stepped levels {_pct(rules['stepped'])}.",
         "## Labels swapped in real records",
@@ -105,7 +110,7 @@ def _compared(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _boots(figures: dict[str, Any]) -> str:
+def _bootstraps(figures: dict[str, Any]) -> str:
     names = [key for key in figures["bootstraps"][0] if key != "scenario"]
     return _table(
         ["scenario", *names], [[row["scenario"], *(_pct(row[name]) for name in names)] for row in figures["bootstraps"]]
@@ -131,5 +136,5 @@ def _pct(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _yes(fine: bool) -> str:
-    return "yes" if fine else "NO"
+def _yes(kept: bool) -> str:
+    return "yes" if kept else "NO"

@@ -1,14 +1,17 @@
-"""What calibration simulates: seed sd 0.5 to 5 points, 3 to 10 seeds, rates from floor to ceiling."""
+"""What the calibration simulates: seed sd 0.5 to 5 points, 3 to 10 seeds, scores from floor to ceiling.
+
+The name of a scenario seeds its random numbers: another name gives other figures.
+"""
 
 from __future__ import annotations
 
-from lorax.calibration.simulate import Scenario
+from dataclasses import replace
 
-_NULL = (0.0,) * 8
+from lorax.calibration.simulate import Scenario
 
 
 def full() -> list[Scenario]:
-    """Scenarios of the whole calibration."""
+    """Scenarios of the full calibration."""
     out = [
         Scenario(f"no difference, seed sd {100 * sd:g} pp, {seeds} seeds", seed_sd=sd, seeds=seeds)
         for sd in (0.005, 0.01, 0.025, 0.05)
@@ -24,7 +27,7 @@ def full() -> list[Scenario]:
 
 
 def quick() -> list[Scenario]:
-    """A handful that covers every kind, within a minute on one core."""
+    """A few scenarios that cover every kind, within a minute on one core."""
     return [
         Scenario("no difference, seed sd 2.5 pp, 3 seeds", seed_sd=0.025, seeds=3, items=500),
         Scenario("rate 98 %, 6 seeds", rate=0.98, seed_sd=0.008, items=500),
@@ -36,7 +39,7 @@ def quick() -> list[Scenario]:
 
 
 def bootstrapped() -> list[Scenario]:
-    """Where bootstraps are held against the truth."""
+    """Scenarios in which the coverage of bootstraps is measured."""
     return [
         Scenario(f"seed sd {100 * sd:g} pp, {seeds} seeds", seed_sd=sd, seeds=seeds, effects=(0.0,), items=500)
         for sd in (0.005, 0.025)
@@ -45,37 +48,55 @@ def bootstrapped() -> list[Scenario]:
 
 
 def stressed() -> list[Scenario]:
-    """Seeds far from normal: two humps in every arm, rare collapses in all but the reference."""
-    humps = {"seed_sd": 0.01, "interaction": 0.0, "humps": 1.5}
+    """Seeds far from normal: two peaks in every arm, or rare collapses in all but the reference."""
+    two_peaks = Scenario("every second run learns less", seed_sd=0.01, interaction=0.0, humps=1.5)
     return [
-        Scenario("every second run learns less", **humps),
-        Scenario("every second run learns less, 3 seeds", seeds=3, **humps),
+        two_peaks,
+        replace(two_peaks, name="every second run learns less, 3 seeds", seeds=3),
         Scenario("one run in twenty collapses", seed_sd=0.01, collapse=0.05),
     ]
 
 
 def _decided() -> list[Scenario]:
-    """Quiet data in which verdicts fall: equivalence and differences in one family."""
-    quiet = {"seed_sd": 0.005, "spread": 4.0, "interaction": 0.3, "items": 1000, "seeds": 6}
+    """Data with little noise, in which all four verdicts occur: equivalence and differences in one family."""
     at = 0.06
+    quiet = Scenario("", seed_sd=0.005, spread=4.0, interaction=0.3, items=1000, seeds=6, margin=at)
+
+    def scenario(name: str, effects: tuple[float, ...], margin: float = at) -> Scenario:
+        return replace(quiet, name=name, effects=effects, margin=margin)
+
     return [
-        Scenario(
-            "three at the margin, three alike, two apart", effects=(at, -at, at, 0, 0, 0, 0.1, -0.1), margin=at, **quiet
-        ),
-        Scenario("seven at the margin, one alike", effects=(at,) * 7 + (0.0,), margin=at, **quiet),
-        Scenario("all at the margin", effects=(at, -at) * 4, margin=at, **quiet),
-        Scenario("all half the margin apart", effects=(at / 2, -at / 2) * 4, margin=at, **quiet),
-        Scenario("seven far apart, one alike", effects=(0.12, -0.12) * 3 + (0.15, 0.0), margin=0.01, **quiet),
-        Scenario("alike, wide margin", effects=_NULL, margin=at, **quiet),
+        scenario("three at the margin, three alike, two apart", (at, -at, at, 0, 0, 0, 0.1, -0.1)),
+        scenario("seven at the margin, one alike", (at,) * 7 + (0.0,)),
+        scenario("all at the margin", (at, -at) * 4),
+        scenario("all half the margin apart", (at / 2, -at / 2) * 4),
+        scenario("seven far apart, one alike", (0.12, -0.12) * 3 + (0.15, 0.0), margin=0.01),
+        scenario("alike, wide margin", (0.0,) * 8),
     ]
 
 
 def _selected() -> list[Scenario]:
-    """Learning rates that matter, so that noisy selection moves what is compared."""
+    """Learning rates that matter, so that noisy selection changes the true differences."""
     return [
         Scenario("selection among unequal rates, alike at best", curve=0.02, seed_sd=0.01, items=500),
         Scenario("selection, effects of 5 pp", curve=0.05, effects=(0.05, -0.05) * 4, seed_sd=0.01),
     ]
+
+
+def compared() -> list[Scenario]:
+    """Scenarios in which the other candidates are judged too."""
+    return [
+        Scenario("seed sd 2.5 pp, 3 seeds", seed_sd=0.025, seeds=3),
+        Scenario("seed sd 0.5 pp, 5 seeds", seed_sd=0.005, seeds=5),
+        Scenario("seed sd 2.5 pp, 6 seeds", seed_sd=0.025, seeds=6),
+        Scenario("seed sd 5 pp, 10 seeds", seed_sd=0.05, seeds=10),
+        Scenario("seed sd 2.5 pp, 6 seeds, effects of 8 pp", seed_sd=0.025, effects=(0.08, -0.08) * 4),
+    ]
+
+
+def is_promise(scenario: Scenario) -> bool:
+    """Whether power at the printed minimum detectable effect is measured in a scenario."""
+    return scenario.name.startswith("promise")
 
 
 def _promised(sd: float, seeds: int) -> Scenario:

@@ -1,9 +1,9 @@
-"""Item-response data with a known truth: arms x seeds x items, through selection, onto a test set.
+"""Simulated studies with known true differences: arms x seeds x items, after selection of learning rates.
 
-    P(arm a, seed s solves item i) = logistic(ability_a(lr) + u_as - b_i - w_ai),   u_as = shared_s + own_as
+    P(arm a, seed s solves item i) = logistic(ability_a(lr) + u_as - b_i - w_ai),   u_as = common_s + apart_as
 
-The item set stands for the test set of a study: it is drawn once a scenario, and abilities are solved
-so that expected scores over seeds on that very set differ by exactly the wanted effects.
+The item set is the test set of a study: it is drawn once a scenario, and abilities are solved so that the
+expected scores over seeds on this set differ by exactly the effects of the scenario.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from lorax.studies.tuning import pick
+from lorax.stats.selection import pick
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -30,23 +30,24 @@ class Scenario:
     rate: float = 0.6
     """Expected score of the reference."""
     seed_sd: float = 0.01
-    """Sd of an arm's score over seeds that training makes (items' own noise comes on top)."""
+    """Sd of an arm's expected score over seeds; the noise of items is added to it."""
     seeds: int = 6
     items: int = 1000
     effects: tuple[float, ...] = (0.0,) * 8
-    """True differences to the reference."""
+    """True differences from the reference, one an arm."""
     margin: float = 0.01
     spread: float = 1.5
     """Sd of item difficulties (logits)."""
     interaction: float = 0.5
-    """Sd of what makes an item hard for one arm only (logits)."""
+    """Sd of the difficulty that an item has for one arm only (logits)."""
     shared: float = 0.3
-    """Share of the seed variance that all arms have in common (data order)."""
+    """Share of the seed variance that is common to all arms (data order)."""
     curve: float = 0.0
-    """Ability lost per squared grid step away from the best learning rate; 0: all rates alike."""
+    """Ability lost per squared grid step from the best learning rate (logits); 0: all rates are equal."""
     validation: int = 300
+    """Items on which learning rates are selected."""
     humps: float = 0.0
-    """Ability (logits) that every second run of every arm lacks: runs that catch on and runs that do not."""
+    """Ability (logits) that each run of every arm lacks with probability one half: two groups of runs."""
     collapse: float = 0.0
     """Chance that a run of any arm but the reference collapses to a score near 0."""
 
@@ -58,11 +59,11 @@ class Draw:
     solved: np.ndarray
     """(tables, arms, seeds, items) bool; arm 0 is the reference."""
     truth: np.ndarray
-    """(tables, comparisons) true difference at the learning rates that selection chose."""
+    """(tables, comparisons) true difference at the selected learning rates."""
 
 
 class Simulator:
-    """Draws tables of one scenario."""
+    """Draws tables of one scenario; the same scenario and seed give the same tables."""
 
     def __init__(self, scenario: Scenario, seed: int = 0):
         self.scenario = scenario
@@ -89,7 +90,7 @@ class Simulator:
         arms = len(self.ability)
         chosen = self._select(tables)
         row = np.arange(arms)
-        level = self.level[row, chosen] + 0.0
+        level = self.level[row, chosen]
         u = self._seed_effects((tables, arms, s.seeds))
         if s.humps:
             u = u - s.humps * (g.random(u.shape) < 0.5)
@@ -100,15 +101,14 @@ class Simulator:
         logits = (level[..., None] + u)[..., None].astype(np.float32) - self.items[:, None, :].astype(np.float32)
         solved = g.random(logits.shape, dtype=np.float32) < expit(logits)
         expected = self.truth[row, chosen]
-        expected[:, 1:] *= 1 - s.collapse
+        expected[:, 1:] *= 1 - s.collapse  # a collapsed run scores 0
         return Draw(solved, expected[:, 1:] - expected[:, :1])
 
     def _select(self, tables: int) -> np.ndarray:
-        """Choose each arm's learning rate by the protocol's own rule on simulated validation runs."""
+        """Select each arm's learning rate as a study does, on simulated validation runs."""
         shape = (tables, len(self.ability), RATES, TUNING_SEEDS)
         logits = self.level[:, :, None] + self._seed_effects(shape)
-        mean = np.empty(shape)
-        # Score of a run: binomial around its expectation on the validation items (their mean response).
+        # Score of a run: binomial around its expected score on the validation items.
         grid = np.linspace(logits.min(), logits.max(), 400)
         response = expit(grid[:, None] - self.validation).mean(axis=1)
         mean = np.interp(logits, grid, response)
@@ -121,16 +121,17 @@ class Simulator:
         return self.sd * (np.sqrt(s.shared) * common + np.sqrt(1 - s.shared) * g.standard_normal(shape))
 
     def _expected(self, arm: int, ability: float, sd: float | None = None) -> float:
-        """Expected score over seeds on the test set."""
+        """Return the expected score over seeds on the test set."""
         sd = self.sd if sd is None else sd
         p = expit(ability + sd * _NODES[:, None] - self.items[arm])
         return float(_WEIGHTS @ p.mean(axis=1))
 
     def _solve(self, arm: int, target: float, sd: float | None = None) -> float:
+        """Return the ability at which the expected score is `target`."""
         return float(brentq(lambda ability: self._expected(arm, ability, sd) - target, -30, 30, xtol=1e-10))
 
     def _logit_sd(self) -> float:
-        """The logit sd that makes scores vary by `seed_sd` between seeds."""
+        """Return the sd in logits at which scores vary by `seed_sd` between seeds."""
 
         def lack(sd: float) -> float:
             ability = self._solve(0, self.scenario.rate, sd)

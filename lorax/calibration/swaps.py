@@ -1,4 +1,4 @@
-"""Calibration on real records: labels swapped within seeds, and arms against themselves."""
+"""Calibration on real records: arm labels swapped within seeds, and arms compared with themselves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from itertools import combinations
 import numpy as np
 
 from lorax.stats import effects
-from lorax.stats.judge import Final
+from lorax.stats.result import Final
 from lorax.stats.rule import VERDICTS, decide
 
 _NORMAL = 50
+"""Data sets with normal seeds behind `Swapped.usual`."""
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """What the verdicts say where labels mean nothing."""
+    """How often verdicts find a difference where there is none."""
 
     study: str
     arms: int
@@ -26,11 +27,11 @@ class Swapped:
     false_tables: float
     """Share of label-swapped tables with any better or worse."""
     usual: float
-    """The largest such share among data sets of this shape and spread with normal seeds: one small data
-    set has few distinct swaps, so that its share scatters around the 5 % that hold on average."""
+    """The largest such share among data sets of this shape and spread with normal seeds. One small data set
+    has few distinct swaps, so its share varies around the 5 % that hold on average."""
     splits: int
     false_splits: float
-    """Share of arms, halved by seeds, that differ from themselves at 5 %, uncorrected."""
+    """Share of splits of an arm's seeds into halves that differ at 5 %, uncorrected."""
 
 
 def matrix(finals: Sequence[Final]) -> tuple[np.ndarray, int]:
@@ -53,8 +54,8 @@ def matrix(finals: Sequence[Final]) -> tuple[np.ndarray, int]:
 def swap(study: str, finals: Sequence[Final], margin: float, tables: int = 4000, seed: int = 0) -> Swapped:
     """Permute the arms' labels within every seed, so that no arm differs from another.
 
-    Each arm's mean is taken out first: what is left is the noise that seeds really make. (With the
-    means left in, arms that do differ give data of several humps, which no arm's seeds are.)
+    Each arm's mean is subtracted first; the noise between seeds is left. (With the means, arms that
+    differ would give data with several peaks, which the seeds of one arm do not have.)
 
     Args:
         study: name, for the report.
@@ -67,8 +68,8 @@ def swap(study: str, finals: Sequence[Final], margin: float, tables: int = 4000,
     generator = np.random.default_rng(seed)
     halves = _halves(scores, 1 / n_items)
     sd = float(np.sqrt(scores.var(axis=-1, ddof=1).mean()))
-    alike = [generator.normal(0, max(sd, 1 / n_items), scores.shape) for _ in range(_NORMAL)]
-    normal = [_differ(data, 1 / n_items, margin, 400, generator) for data in alike]
+    normal_scores = [generator.normal(0, max(sd, 1 / n_items), scores.shape) for _ in range(_NORMAL)]
+    normal = [_differ(data, 1 / n_items, margin, 400, generator) for data in normal_scores]
     return Swapped(
         study=study,
         arms=scores.shape[1],
@@ -94,12 +95,12 @@ def _differ(scores: np.ndarray, resolution: float, margin: float, tables: int, g
 
 
 def _halves(scores: np.ndarray, resolution: float) -> np.ndarray:
-    """p-values of each arm's first-half seeds against its other half, over all ways to halve."""
+    """Return the p-values of each arm's seeds split into two halves, over all splits."""
     seeds = scores.shape[-1]
     half = seeds // 2
-    found = []
+    p_values = []
     for first in combinations(range(seeds), half):
         second = [at for at in range(seeds) if at not in first][:half]
         d = scores[..., list(first)] - scores[..., second]
-        found.append(effects.p_zero(effects.paired_t(d, resolution)).ravel())
-    return np.concatenate(found) if found and half > 1 else np.ones(1)
+        p_values.append(effects.p_zero(effects.paired_t(d, resolution)).ravel())
+    return np.concatenate(p_values) if p_values and half > 1 else np.ones(1)

@@ -1,4 +1,4 @@
-"""Cosines and shares, with sums in float64, and where they are not defined."""
+"""Inner products, energies, cosines and shares, summed in float64; None where a ratio is not defined."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from torch import Tensor
 
 @dataclass
 class Angle:
-    """The angle between two vectors that arrive in pieces (the layers of a model)."""
+    """The angle between two vectors x and y that are given in pieces (the layers of a model)."""
 
     inner: float = 0.0
+    """<x, y>."""
     left: float = 0.0
+    """||x||^2."""
     right: float = 0.0
+    """||y||^2."""
 
     def add(self, X: Tensor, Y: Tensor) -> float | None:
-        """Take in one piece; return that piece's own cosine."""
-        here = Angle(inner(X, Y), inner(X, X), inner(Y, Y))
-        self.inner, self.left, self.right = self.inner + here.inner, self.left + here.left, self.right + here.right
-        return here.cosine
+        """Add one piece of each vector; return the cosine of these pieces alone."""
+        piece = Angle(inner(X, Y), inner(X, X), inner(Y, Y))
+        self.inner, self.left, self.right = self.inner + piece.inner, self.left + piece.left, self.right + piece.right
+        return piece.cosine
 
     @property
     def cosine(self) -> float | None:
@@ -51,5 +54,5 @@ def cosine(X: Tensor, Y: Tensor) -> float | None:
 
 
 def share(part: float, whole: float) -> float | None:
-    """Return part / whole, or None where that says nothing (zero, infinity, NaN)."""
+    """Return part / whole, or None where the whole is zero, infinite or NaN."""
     return part / whole if 0 < whole < float("inf") else None

@@ -1,37 +1,40 @@
-"""Forgetting: how much worse an adapted language model predicts text that has nothing to do with the task."""
+"""Forgetting: how much worse an adapted language model predicts text that is not of the task."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorax.diagnostics.layers import short
-from lorax.diagnostics.text import Text, load_text
+from lorax.diagnostics.layer_summary import short
+from lorax.diagnostics.natural_text import Text, load_text
 from lorax.errors import UserError
 from lorax.forward.active import active
-from lorax.forward.encode import limit
-from lorax.forward.readout import Readout, autocast, device_of, token_losses
-from lorax.probing.cache import Cache, key_of
+from lorax.forward.generation import CausalText
+from lorax.forward.modality import modality_of
+from lorax.forward.readout import Readout, autocast, device_of
+from lorax.forward.text import limit, token_losses
+from lorax.probing.cache import Cache
+from lorax.probing.calibration_pass import evaluation_mode
+from lorax.probing.fingerprint import key_of
 
 if TYPE_CHECKING:
-    from lorax.adapters.install import Adapters
+    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.handle import Adapters
     from lorax.models.registry import Loaded
 
 VERSION = 1  # of the windows and the mean; part of the cache key
 WINDOW = 512
-LOGITS = 2**26  # numbers held at once: a quarter of a GB in fp32
+LOGITS = 2**26  # at most so many logits at once: a quarter of a GB in fp32
 
 
 @torch.no_grad()
 def forgetting(
     loaded: Loaded,
-    adapters: Adapters,
+    adapters: Adapters | FullModel,
     text: Text | str | None = None,
     tokens: int = 50_000,
     *,
@@ -41,35 +44,35 @@ def forgetting(
 ) -> dict[str, Any] | None:
     """Return the change of token cross-entropy on natural text, adapted minus `adapters.disabled()`.
 
-    The text is cut into windows of fixed length, each predicted on its own (after the tokenizer's
-    begin token, if it writes one); the mean is over all predicted tokens, exactly.
+    The text is cut into windows of fixed length. Each is predicted on its own, after the tokenizer's begin token if
+    it writes one. The mean is over all predicted tokens, exactly.
 
     Args:
         loaded: a model with adapters on it, in any mode; it is in evaluation mode meanwhile.
-        adapters: one lane.
+        adapters: those that are measured; in a pack, one run's.
         text: a `Text`, or what `load_text` takes; None is CPython's language reference.
         tokens: at least so many are predicted.
-        window: tokens a window, cut to the model's context.
+        window: tokens a window, at most the model's context.
         autocast_dtype: dtype of the forward pass by autocast, or None.
-        cache: keeps the base model's losses, which all arms on this model share.
+        cache: keeps the base model's losses, which are the same for all arms on this model.
 
     Returns:
         change (nats a token; positive is forgetting), se (its standard error over windows), base,
-        adapted, tokens, windows, window, source, digest (of the text). None for models that are no
-        causal language models.
+        adapted, tokens, windows, window, source, digest (of the text). None unless the model is a causal
+        language model.
 
     Raises:
         UserError: the text has fewer tokens than asked for.
     """
-    if loaded.kind != "causal":
+    if not isinstance(modality_of(loaded), CausalText):
         return None
     source = text if isinstance(text, Text) else load_text(text, characters=32 * tokens)
     rows, start = windows(loaded, source, tokens, window)
     losses = _Losses(loaded, rows, start, autocast_dtype)
-    with _evaluating(loaded.model), active([adapters]):
+    with evaluation_mode(loaded.model), active([adapters]):
         with adapters.disabled():
-            base = losses.base(cache)
-        new = losses.now() if adapters.count_trainable() else base
+            base = losses.of_base(cache)
+        new = losses.compute() if adapters.count_trainable() else base
     per_window = rows.shape[1] - start
     change = (new - base) / per_window
     return {
@@ -88,8 +91,8 @@ def forgetting(
 def windows(loaded: Loaded, text: Text, tokens: int, window: int = WINDOW) -> tuple[Tensor, int]:
     """Return the text as (count, L) token ids, and how many leading ids of each row are not predicted.
 
-    Each row predicts itself from its own start on: its first token is context only, be it the
-    tokenizer's begin token or, without one, the first of the text.
+    Every row is predicted without the rows before it. So its first token is context only: the tokenizer's begin
+    token or, if it writes none, a token of the text.
 
     Raises:
         UserError: `tokens` or `window` too small, or the text too short.
@@ -102,7 +105,7 @@ def windows(loaded: Loaded, text: Text, tokens: int, window: int = WINDOW) -> tu
     predicted = body if begin else body - 1
     needed = -(-tokens // predicted)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # longer than the model's context: that is why it is cut
+        warnings.simplefilter("ignore")  # about a text longer than the model's context: it is cut below
         ids = loaded.tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < needed * body:
         raise UserError(f"forgetting on {text.source}: {len(ids)} tokens, {needed * body} are needed for {tokens}")
@@ -111,48 +114,37 @@ def windows(loaded: Loaded, text: Text, tokens: int, window: int = WINDOW) -> tu
 
 
 class _Losses:
-    """Summed cross-entropy of each window, under whatever the model is at the moment."""
+    """The summed cross-entropy of each window, (count,) float64, under the model in its present state."""
 
-    def __init__(self, loaded: Loaded, rows: Tensor, start: int, autocast_dtype: str | None):
+    def __init__(self, loaded: Loaded, rows: Tensor, start: int, autocast_dtype: str | None) -> None:
         self.loaded, self.rows, self.start, self.autocast = loaded, rows, start, autocast_dtype
 
-    def base(self, cache: Cache | None) -> Tensor:
-        """(count,) float64, from the cache if the same model met the same windows before."""
+    def of_base(self, cache: Cache | None) -> Tensor:
+        """Return the losses of the base model, from the cache if they were computed for these windows before."""
         weight = next(self.loaded.model.parameters())
         ids = hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()
         facts = [self.loaded.digest, self.loaded.attention, str(weight.dtype), weight.device.type, self.autocast]
         if cache is None:
-            return self.now()
-        return cache.get(key_of("text loss", VERSION, ids, *facts), lambda: {"sums": self.now()})["sums"]
+            return self.compute()
+        return cache.get(key_of("text loss", VERSION, ids, *facts), lambda: {"sums": self.compute()})["sums"]
 
-    def now(self) -> Tensor:
-        """(count,) float64."""
+    def compute(self) -> Tensor:
+        """Return the losses."""
         device, width = device_of(self.loaded.model), self.rows.shape[1] - 1
         size = max(1, LOGITS // (width * self.loaded.model.config.get_text_config().vocab_size))
         sums = []
-        with Readout(self.loaded) as readout, autocast(device, self.autocast) if self.autocast else nullcontext():
+        with Readout(self.loaded.model) as readout, autocast(device, self.autocast):
             for part in self.rows.split(size):
                 part = part.to(device)
                 positions = torch.arange(len(part) * width, device=device)
-                logits, _ = readout({"input_ids": part[:, :-1]}, positions)
+                logits = readout({"input_ids": part[:, :-1]}, positions)
                 losses = token_losses(logits, part[:, 1:].flatten()).view(len(part), width)
                 sums.append(losses[:, self.start - 1 :].double().sum(dim=1).cpu())
         return torch.cat(sums)
 
 
 def _begin(tokenizer: Any) -> list[int]:
-    """The begin token, where the tokenizer writes one by itself."""
+    """Return the begin token, if the tokenizer writes one by itself, else nothing."""
     begin = tokenizer.bos_token_id
-    written = tokenizer("a")["input_ids"]
-    return [begin] if begin is not None and written[:1] == [begin] else []
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    ids = tokenizer("a")["input_ids"]
+    return [begin] if begin is not None and ids[:1] == [begin] else []

@@ -1,13 +1,12 @@
 """Scale stability: does the size of an adapter's output and input gradient depend on r, m and n?
 
-LoRA-GA (arXiv:2407.05000, definition and theorem on scale stability) asks that, for inputs and output
-gradients with entries of order one, the adapter's output eta B A x (forward) and the gradient that it
-sends to its input, eta A^T B^T v (backward), have entries whose second moments do not depend on rank
-and width. rsLoRA (arXiv:2312.03732) asks the same in the rank of what training makes of B = 0. It is
-measured here for any method, at the start and for the change by the first SGD step.
+LoRA-GA (arXiv:2407.05000, definition and theorem on scale stability) asks for this: if inputs and output
+gradients have entries of order one, then the entries of the adapter's output eta B A x (forward) and of the
+gradient at its input, eta A^T B^T v (backward), have second moments that do not depend on rank and width.
+rsLoRA (arXiv:2312.03732) asks the same, in the rank, of B after a step from B = 0. Here both are measured for any
+method, at the start and for the change by the first SGD step.
 
-`python -m lorax.diagnostics.scale [--quick]` does so for the methods of `SETTINGS` and writes
-`results/scale`.
+`python -m lorax.diagnostics.scale [--quick]` measures the methods of `SETTINGS` and writes `results/scale`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora_xs": ("lora_xs", {}),
     "svft": ("svft", {}),
 }
-"""What the command measures: label -> initialiser and its fields; all others at the method's defaults."""
+"""What the command measures: {label: (initialiser, its fields)}; fields not named have the method's defaults."""
 RANKS, WIDTHS, CENTRE = (4, 8, 16, 32, 64), (128, 256, 512, 1024), 256
 QUICK_RANKS, QUICK_WIDTHS = (4, 16), (64, 256)
 TOKENS = (1, 256)
@@ -69,15 +68,15 @@ def scale_grid(
     Args:
         make: rank -> initialiser, such as `lambda r: build("lora_ga", shared={"rank": r})`.
         ranks: r.
-        shapes: (m, n). Vary m and n apart from each other, else their exponents cannot be told apart.
+        shapes: (m, n). Vary m and n independently, else their exponents cannot be separated.
         seed: of everything drawn.
         tokens: T. One token is the case of rsLoRA's theorem (arXiv:2312.03732: the step's size goes like
             eta^2 r); with T far above r the cross terms between tokens dominate, and go like eta^2 sqrt(r).
         draws: independent draws of weight, data and random factors, whose second moments are averaged.
-        cache: keeps decompositions between methods, which all meet the same weights and gradients.
+        cache: keeps decompositions, since all methods get the same weights and gradients.
 
     Returns:
-        rows: a {r, m, n, and the four moments} each; exponents: {moment: {"r", "m", "n"}} of the
+        rows: {r, m, n, and the four moments} of each cell; exponents: {moment: {"r", "m", "n"}} of the
         least-squares fit log moment = const + a log r + b log m + c log n (stable: all near 0; null for
         what does not vary, or where the moment is 0); misfit: {moment: the largest factor between a
         measured moment and that power law}; tokens; draws; seed.
@@ -90,8 +89,8 @@ def scale_grid(
         raise UserError(f"scale_grid: ranks={list(ranks)}, tokens={tokens}, draws={draws}: nothing to measure")
     rows = []
     for r, m, n in cells:
-        found = [moments(make(r), m, n, seed, tokens, draw, cache) for draw in range(draws)]
-        means = {key: math.sqrt(sum(one[key] for one in found) / draws) for key in MOMENTS}
+        drawn = [moments(make(r), m, n, seed, tokens, draw, cache) for draw in range(draws)]
+        means = {key: math.sqrt(sum(one[key] for one in drawn) / draws) for key in MOMENTS}
         rows.append({"r": r, "m": m, "n": n, **means})
     fits = {moment: power_law(rows, moment) for moment in MOMENTS}
     return {
@@ -113,7 +112,8 @@ def moments(
     import torch
 
     from lorax.diagnostics.angles import energy
-    from lorax.diagnostics.step import sgd
+    from lorax.diagnostics.first_step import sgd
+    from lorax.probing.calibration import Given
     from lorax.probing.probe import Probe, layer_generator
 
     name = f"scale {m}x{n} {draw}"
@@ -121,13 +121,13 @@ def moments(
     generator = layer_generator(seed, name)
     W0 = torch.randn(m, n, generator=generator) / math.sqrt(n)
     X, V = torch.randn(tokens, n, generator=generator), torch.randn(tokens, m, generator=generator)
-    given = _Gradients({name: V.mT @ X / tokens})
-    given.digest = f"scale seed {seed}, {tokens} tokens"
-    # another seed than the data's: a method's own draws must not repeat them
-    probe = Probe(name, linear_with(W0), seed=seed + 1, gradients=given, cache=cache)
+    G = V.mT @ X / tokens
+    given = Given({name: G}, gradient_digest=f"scale seed {seed}, {tokens} tokens")
+    # not the seed of the data: a method's random factors must not repeat the data
+    probe = Probe(name, linear_with(W0), seed=seed + 1, calibration=given, cache=cache)
     with torch.no_grad():
         factors = initializer(probe)
-        start, step = energy(factors.update()), sgd(factors, given[name])
+        start, step = energy(factors.update()), sgd(factors, G)
         return {
             "forward_init": start / m,
             "backward_init": start / n,
@@ -136,14 +136,8 @@ def moments(
         }
 
 
-class _Gradients(dict):
-    """{layer: G}, with the digest by which a cache knows them."""
-
-    digest: str
-
-
 def power_law(rows: Sequence[dict[str, Any]], moment: str) -> tuple[dict[str, float | None], float] | None:
-    """Return the exponents of r, m, n in a moment, and the largest factor by which a cell departs from them.
+    """Return the exponents of r, m, n in a moment, and the largest factor between a cell and the power law.
 
     None where the moment is not positive everywhere.
     """
@@ -154,18 +148,19 @@ def power_law(rows: Sequence[dict[str, Any]], moment: str) -> tuple[dict[str, fl
     design = np.column_stack([np.ones(len(rows)), *(sizes[key] for key in varied)])
     logs = np.log([row[moment] for row in rows])
     fit, *_ = np.linalg.lstsq(design, logs, rcond=None)
-    found = dict(zip(varied, fit[1:], strict=True))
+    exponents = dict(zip(varied, fit[1:], strict=True))
     worst = float(np.exp(np.abs(logs - design @ fit).max()))
-    return {key: round(float(found[key]), 4) if key in found else None for key in ("r", "m", "n")}, round(worst, 4)
+    rounded = {key: round(float(exponents[key]), 4) if key in exponents else None for key in ("r", "m", "n")}
+    return rounded, round(worst, 4)
 
 
 def measure_all(quick: bool = False, seed: int = 0) -> dict[str, Any]:
     """Return the grids of all `SETTINGS`, as `results/scale/grid.json` holds them.
 
-    Shapes form a cross: m and n are varied apart, the other one at its centre.
+    Shapes form a cross: m varies while n is at the centre, and n while m is.
 
     Args:
-        quick: few ranks, widths and draws; seconds instead of a minute or two.
+        quick: few ranks, widths and draws: seconds instead of a minute or two.
         seed: of everything drawn.
 
     Returns:
@@ -177,18 +172,22 @@ def measure_all(quick: bool = False, seed: int = 0) -> dict[str, Any]:
     centre, draws = (64, 2) if quick else (CENTRE, 8)
     shapes = sorted({(m, centre) for m in widths} | {(centre, n) for n in widths})
     about: dict[str, Any] = {"quick": quick, "ranks": list(ranks), "widths": list(widths), "centre": centre}
-    about |= {"draws": draws, "seed": seed, "settings": {label: [name, own] for label, (name, own) in SETTINGS.items()}}
+    about |= {
+        "draws": draws,
+        "seed": seed,
+        "settings": {label: [name, fields] for label, (name, fields) in SETTINGS.items()},
+    }
     cache, start, grids = Cache(None), time.process_time(), {}
     for tokens in TOKENS:
         grids[str(tokens)] = {
-            label: scale_grid(_maker(name, own), ranks, shapes, seed, tokens, draws, cache)
-            for label, (name, own) in SETTINGS.items()
+            label: scale_grid(_maker(name, fields), ranks, shapes, seed, tokens, draws, cache)
+            for label, (name, fields) in SETTINGS.items()
         }
     return {"about": about | {"cpu_seconds": round(time.process_time() - start, 1)}, "grids": grids}
 
 
-def _maker(name: str, own: dict[str, Any]) -> Callable[[int], Initializer]:
-    return lambda r: build(name, shared={"rank": r}, own=own)
+def _maker(name: str, fields: dict[str, Any]) -> Callable[[int], Initializer]:
+    return lambda r: build(name, shared={"rank": r}, own=fields)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -201,10 +200,10 @@ def main(arguments: list[str] | None = None) -> int:
     from lorax.reports.scale import readme, write_scale
 
     try:
-        found = measure_all(options.quick, options.seed)
-        print(readme(found))
+        grids = measure_all(options.quick, options.seed)
+        print(readme(grids))
         if not options.quick:
-            print("".join(f"wrote {path}\n" for path in write_scale(found, options.results_dir / "scale")), end="")
+            print("".join(f"wrote {path}\n" for path in write_scale(grids, options.results_dir / "scale")), end="")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

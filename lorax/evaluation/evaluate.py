@@ -1,4 +1,4 @@
-"""Per-item scores: every lane answers every item of a split, all lanes in one batch."""
+"""Scores by item: every lane answers every item of a split, all lanes in one batch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorax.evaluation.decode import Decoded, decode, row_means
-from lorax.forward.active import active, one_base, steady
-from lorax.forward.batch import Encoded, collate
-from lorax.forward.encode import encode
-from lorax.forward.readout import Readout, autocast, device_of, run_batch
+from lorax.forward.active import active, frozen_factors, pack_of
+from lorax.forward.modality import modality_of
+from lorax.forward.readout import autocast, device_of
 
 if TYPE_CHECKING:
     from lorax.adapters.install import Adapters
     from lorax.forward.heads import Head
+    from lorax.models.modality import Modality
     from lorax.models.registry import Loaded
     from lorax.tasks.base import Task
 
@@ -27,87 +26,76 @@ def evaluate(
     loaded: Loaded,
     task: Task,
     split: str = "test",
-    lanes: Sequence[Adapters] | None = None,
+    adapters: Sequence[Adapters] | None = None,
     heads: Sequence[Head] = (),
     *,
     batch_size: int | None = None,
     autocast_dtype: str | None = None,
     shots: bool = False,
-    verify: bool = True,
-    share: bool = True,
+    modality: Modality[Any] | None = None,
 ) -> list[list[Item]]:
     """Score every item of a split, for each lane.
 
-    Generation: greedy completions, scored by the task, and the mean loss of the reference answer.
-    Classification: the most likely class, and its cross-entropy. Items are batched by length; a
-    batch of b items has K b rows.
+    What an answer is, its loss and its score are the modality's: greedy completions and the mean loss of
+    the reference answer, the most likely class and its cross-entropy, a number and its squared error.
+    Items of similar size are put together; a batch of b items has K b rows.
 
     Args:
-        loaded: the model, with the lanes installed if there are any.
-        task: gives the examples and scores them.
+        loaded: the model, with the adapters installed if there are any.
+        task: gives the examples and scores the answers.
         split: train | validation | test | heldout.
-        lanes: adapters installed together; None: the model as it is, one lane.
-        heads: the lanes' classification heads, in the same order.
-        batch_size: items at once; None: as many as fit a budget of tokens for the device.
+        adapters: installed together, one for each lane; None: the model as it is, one lane.
+        heads: their heads, in the same order.
+        batch_size: at most this many items at once; None: as many as fit into memory (`Modality.fits`).
         autocast_dtype: dtype of the forward pass by autocast, or None.
         shots: put the task's few-shot examples before each prompt.
-        verify: see `decode`; False decodes every token.
-        share: see `decode`; False computes every row from its first token.
+        modality: None: that of the model; `CausalText(loaded, verify=False)` is a slow twin.
 
     Returns:
         For each lane, rows {split, id, score, tolerant, loss, completion, answer} in the order of
         the split.
+
+    Raises:
+        UserError: adapters that were not installed together; an example that the model cannot take.
     """
-    rows = encode(task, loaded, split, shots)
-    adapters = list(lanes or [])
-    one_base(adapters)
-    count = max(len(adapters), len(heads), 1)
-    results: list[list[Item]] = [[{}] * len(rows) for _ in range(count)]
+    modality = modality or modality_of(loaded)
+    rows = modality.encode(task, split, shots)
+    handles = list(adapters or [])
+    pack_of(handles)
+    lanes = max(len(handles), len(heads), 1)
+    items: list[list[Item]] = [[{}] * len(rows) for _ in range(lanes)]
     device = device_of(loaded.model)
 
     def only(chosen: Sequence[int]) -> AbstractContextManager[None]:
-        return active([adapters[k] for k in chosen] if adapters else [], [heads[k] for k in chosen] if heads else [])
+        return active([handles[k] for k in chosen] if handles else [], [heads[k] for k in chosen] if heads else [])
 
-    with _frozen(loaded, adapters), torch.inference_mode(), steady(adapters), Readout(loaded) as readout:
-        vocabulary = getattr(loaded.model.config, "vocab_size", 1) if loaded.kind != "classification" else 1
-        for indices in batches(rows, count, task.max_new_tokens or 0, batch_size, device, vocabulary):
-            items = [rows[index] for index in indices]
+    with _evaluating(loaded, handles), torch.inference_mode(), frozen_factors(handles), modality.open():
+        for indices in batches(modality, task, rows, lanes, batch_size):
+            chosen = [rows[index] for index in indices]
             with autocast(device, autocast_dtype):
-                if loaded.kind == "classification":
-                    said = _classified(loaded, task, readout, items, count, only)
-                else:
-                    done = decode(loaded, readout, items, count, only, task.max_new_tokens, verify, share)
-                    said = [[(_text(loaded, row), row.loss) for row in lane] for lane in done]
-            for lane, answers in zip(results, said, strict=True):
-                for index, item, (completion, loss) in zip(indices, items, answers, strict=True):
-                    lane[index] = _item(task, split, item, completion, loss)
-    return results
+                predictions = modality.predict(task, chosen, lanes, only)
+            for lane_items, lane_predictions in zip(items, predictions, strict=True):
+                for index, row, prediction in zip(indices, chosen, lane_predictions, strict=True):
+                    scored = modality.score(task, row, prediction)
+                    lane_items[index] = {"split": split, "id": row.example.id, **scored}
+    return items
 
 
 def batches(
-    rows: Sequence[Encoded],
-    lanes: int,
-    new: int,
-    batch_size: int | None,
-    device: torch.device,
-    vocabulary: int = 1,
+    modality: Modality[Any], task: Task, rows: Sequence[Any], lanes: int, batch_size: int | None
 ) -> Iterator[list[int]]:
-    """Yield indices of items of like length, the longest first, within a budget of memory.
+    """Yield indices of rows of similar size, the largest first, as many as fit into memory.
 
     Args:
-        rows: the items.
-        lanes: K; each item takes K rows.
-        new: tokens that may be said beyond the prompt.
-        batch_size: at most this many items; None: the budget alone decides.
-        device: a GPU has room for 2^17 tokens and 2^31 logits at once, a CPU for 2^13 and 2^27.
-        vocabulary: logits of each label.
+        modality: says how many fit.
+        task: the task.
+        rows: the rows.
+        lanes: K; each item takes K rows of a batch.
+        batch_size: at most this many items; None: memory alone decides.
     """
-    tokens, logits = (2**17, 2**31) if device.type == "cuda" else (2**13, 2**27)
     left = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     while left:
-        width = max(len(rows[left[0]]), len(rows[left[0]].ids) + new)
-        labels = max(len(rows[index].labels) for index in left)
-        size = max(1, min(tokens // (width * lanes), logits // (labels * lanes * vocabulary)))
+        size = modality.fits(task, [rows[index] for index in left], lanes)
         size = size if batch_size is None else min(size, batch_size)
         yield left[:size]
         left = left[size:]
@@ -120,48 +108,20 @@ def summarise(items: Sequence[Item]) -> dict[str, float | int | None]:
         >>> summarise([{"score": 1, "loss": 0.5}, {"score": 0, "loss": 1.5}])
         {'score': 0.5, 'tolerant': None, 'loss': 1.0, 'n': 2}
     """
-    means = {}
+    means: dict[str, float | int | None] = {}
     for key in ("score", "tolerant", "loss"):
         values = [item[key] for item in items if item.get(key) is not None]
         means[key] = sum(values) / len(values) if values else None
     return {**means, "n": len(items)}
 
 
-def _classified(
-    loaded: Loaded, task: Task, readout: Readout, items: list[Encoded], count: int, only: Any
-) -> list[list[tuple[str, float]]]:
-    batch = collate(items * count, loaded).to(device_of(loaded.model))
-    with only(range(count)):
-        logits, losses = run_batch(readout, batch)
-    names = [task.labels[label] for label in logits.argmax(-1).tolist()]
-    pairs = list(zip(names, row_means(losses, batch.counts), strict=True))
-    return [pairs[lane * len(items) : (lane + 1) * len(items)] for lane in range(count)]
-
-
-def _text(loaded: Loaded, row: Decoded) -> str:
-    return loaded.tokenizer.decode(row.tokens, skip_special_tokens=True).strip()
-
-
-def _item(task: Task, split: str, item: Encoded, completion: str, loss: float) -> Item:
-    example = item.example
-    scored = task.score(example, completion)
-    return {
-        "split": split,
-        "id": example.id,
-        **scored,
-        "loss": loss,
-        "completion": completion,
-        "answer": example.answer,
-    }
-
-
 @contextmanager
-def _frozen(loaded: Loaded, adapters: Sequence[Adapters]) -> Iterator[None]:
-    """Evaluation mode for the base and the lanes; what was in training mode is again afterwards."""
+def _evaluating(loaded: Loaded, adapters: Sequence[Adapters]) -> Iterator[None]:
+    """Have the model and the adapters in evaluation mode; the modes of all modules come back afterwards."""
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
-    for lane in adapters:
-        lane.train(False)
+    for each in adapters:
+        each.train(False)
     try:
         yield
     finally:

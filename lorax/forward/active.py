@@ -1,72 +1,78 @@
-"""Which lanes the next forward passes are for: their adapters and heads, in one block of rows each."""
+"""Which adapters and heads the next forward passes are for, and what their layers are told of the batch.
+
+Adapters installed together share a pack. The batch is one equal block of rows for each active lane of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
 from lorax.forward.heads import heads_active
 
 if TYPE_CHECKING:
-    from lorax.adapters.install import Adapters
-    from lorax.forward.batch import Batch
+    from lorax.adapters.face import Trainable
+    from lorax.adapters.pack_state import PackState
     from lorax.forward.heads import Head
+    from lorax.models.modality import Batch
 
 
 @contextmanager
-def active(adapters: Sequence[Adapters], heads: Sequence[Head | None] = ()) -> Iterator[None]:
-    """Restrict the forward to these lanes: row block k of a batch is the k-th lane's.
+def active(adapters: Sequence[Trainable], heads: Sequence[Head | None] = ()) -> Iterator[None]:
+    """Restrict the model to these adapters: block k of the rows of a batch goes through the k-th of them.
 
     Args:
-        adapters: lanes installed together, or a single one.
-        heads: their classification heads, in the same order; None where the model has none.
+        adapters: of one pack, or a single one; none for the model as it is.
+        heads: their heads, in the same order; None where the model has no fresh head.
     """
+    pack = pack_of(adapters)
     with ExitStack() as stack:
-        pack = getattr(adapters[0], "pack", None) if adapters else None
         if pack is not None:
-            stack.enter_context(pack.active([lane.number for lane in adapters]))
+            stack.enter_context(pack.active([each.number for each in adapters]))
         stack.enter_context(heads_active([head for head in heads if head is not None]))
         yield
 
 
-def set_widths(adapters: Sequence[Adapters], widths: Sequence[dict[int, int]]) -> None:
-    """Tell each lane how wide its rows of the next batch are when it is alone.
+def set_widths(adapters: Sequence[Trainable], widths: Sequence[Mapping[int, int]]) -> None:
+    """Say how wide the rows of each lane would be if it were alone.
 
-    Padding changes no result, but the shape that a dropout mask is drawn in.
+    Padding changes no result, but the shape in which a dropout mask is drawn.
 
     Args:
-        adapters: the active lanes.
-        widths: for each, {padded tokens: its own tokens}.
+        adapters: the active ones.
+        widths: `Batch.widths`, a mapping for each; empty where the width makes no difference.
     """
-    pack = getattr(adapters[0], "pack", None) if adapters else None
+    pack = pack_of(adapters)
     if pack is not None:
-        pack.widths = {lane.number: width for lane, width in zip(adapters, widths, strict=True)}
+        pack.widths = {each.number: dict(width) for each, width in zip(adapters, widths, strict=False)}
 
 
-def set_live(adapters: Sequence[Adapters], batch: Batch | None) -> None:
-    """Tell the layers which tokens of the next batch are no padding; None: all count."""
-    pack = getattr(adapters[0], "pack", None) if adapters else None
+def set_unpadded(adapters: Sequence[Trainable], batch: Batch | None) -> None:
+    """Say which tokens of the next batch are no padding, so that the others may be left out; None: all count."""
+    pack = pack_of(adapters)
     if pack is not None:
-        known = batch is not None and batch.live is not None
-        pack.unpadded = (tuple(batch.inputs["input_ids"].shape), batch.live) if known else None
+        pack.unpadded = None
+        if batch is not None and batch.unpadded is not None:
+            rows, tokens = batch.inputs["input_ids"].shape
+            pack.unpadded = ((rows, tokens), batch.unpadded)
 
 
-@contextmanager
-def steady(adapters: Sequence[Adapters]) -> Iterator[None]:
-    """Promise that nothing trains inside, so that what layers derive from their tensors may be kept."""
-    pack = getattr(adapters[0], "pack", None) if adapters else None
-    with nullcontext() if pack is None else pack.frozen_factors():
-        yield
+def frozen_factors(adapters: Sequence[Trainable]) -> AbstractContextManager[None]:
+    """Promise that nothing trains inside, so that layers may keep what they derive from their tensors."""
+    pack = pack_of(adapters)
+    return nullcontext() if pack is None else pack.frozen_factors()
 
 
-def one_base(adapters: Sequence[Adapters]) -> None:
-    """Refuse lanes that were not installed together.
+def pack_of(adapters: Sequence[Trainable]) -> PackState | None:
+    """Return the pack that adapters share; None where there are none, or where the whole model trains.
 
     Raises:
-        UserError: several lanes without a common pack.
+        UserError: several that were not installed together.
     """
-    packs = {id(getattr(lane, "pack", None)) for lane in adapters}
-    if len(adapters) > 1 and (len(packs) > 1 or getattr(adapters[0], "pack", None) is None):
+    packs = {id(each.pack): each.pack for each in adapters}
+    pack = next(iter(packs.values()), None)
+    if len(adapters) > 1 and (len(packs) > 1 or pack is None):
         raise UserError(f"{len(adapters)} lanes that were not installed together cannot be trained at once")
+    return pack

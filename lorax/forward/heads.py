@@ -1,4 +1,4 @@
-"""Fresh classification heads: trained whole beside the adapters, one replica for each lane."""
+"""Fresh heads (of classes): trained whole beside the adapters, a replica for each lane of a pack."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lorax.models.fresh_head import init_head
+
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded
 
 
-class LaneHead(nn.Module):
-    """K replicas of one head; row block k of the batch goes through the k-th active replica.
+class PackedHead(nn.Module):
+    """K replicas of one head; block k of the rows of a batch goes through the k-th active replica.
 
     Replicas are fp32 (fp64 on an fp64 base) whatever the base is in: their optimiser steps would
     vanish in bf16.
@@ -29,27 +31,28 @@ class LaneHead(nn.Module):
         self.replicas.requires_grad_(True)
         self.original = (original,)  # in a tuple: kept, but no submodule
         self.active: Sequence[int] = range(len(replicas))
+        """The active lanes, in the order of their blocks of rows."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map hidden states, (rows, ...), to logits, each block of rows by its lane's replica."""
+        """Map hidden states (rows, ..., n) to logits (rows, ..., classes), each block of rows by its lane's replica."""
         wide = hidden if torch.is_autocast_enabled(hidden.device.type) else hidden.to(self.dtype)
         blocks = wide.chunk(len(self.active))
         return torch.cat([self.replicas[lane](block) for lane, block in zip(self.active, blocks, strict=True)])
 
 
 class Head:
-    """One lane's fresh head: what its optimiser trains and its checkpoint holds.
+    """The fresh head of one run: what its optimiser trains and its checkpoint holds.
 
     Args:
-        wrappers: the installed `LaneHead` of every head module, by the module's name.
-        lane: which replica.
+        packed: the installed `PackedHead` of every head module, by the module's name.
+        lane: which replica is the run's.
     """
 
-    def __init__(self, wrappers: dict[str, LaneHead], lane: int):
-        self.wrappers, self.lane = wrappers, lane
+    def __init__(self, packed: dict[str, PackedHead], lane: int):
+        self.packed, self.lane = packed, lane
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the lane's parameters, in order of name."""
+        """Return the trained parameters, in order of name."""
         return [value for _, value in self._named()]
 
     def count_trainable(self) -> int:
@@ -57,7 +60,7 @@ class Head:
         return sum(value.numel() for value in self.parameters())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the lane's tensors under the names they have in the model."""
+        """Return the tensors under the names that they have in the model."""
         return {name: value.detach().clone() for name, value in self._named()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -69,70 +72,69 @@ class Head:
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [
             (f"{name}.{key}", value)
-            for name, wrapper in self.wrappers.items()
-            for key, value in wrapper.replicas[self.lane].named_parameters()
+            for name, packed in self.packed.items()
+            for key, value in packed.replicas[self.lane].named_parameters()
         ]
 
 
 def install_heads(loaded: Loaded, seeds: Sequence[int]) -> list[Head]:
-    """Replace each fresh head of the model by replicas, lane k's drawn from `seeds[k]` alone.
+    """Replace each fresh head of the model by K replicas; that of lane k is drawn from `seeds[k]` alone.
 
-    A lane's head is the same whether it is alone or one of K, and whichever method it sits beside.
+    A run's head is the same whether it is alone or one of K, and whichever method it sits beside.
 
     Args:
         loaded: `loaded.head` names the modules; none for generation.
         seeds: one for each lane.
 
     Returns:
-        One `Head` a lane; [] if the model has no fresh head.
+        One `Head` for each lane; [] if the model has no fresh head.
     """
-    from lorax.models.hf import init_head
-
     modules = {name: loaded.model.get_submodule(name) for name in loaded.head}
     drawn: dict[str, list[nn.Module]] = {name: [] for name in modules}
     for seed in seeds:
         init_head(loaded.model, loaded.head, seed)
         for name, module in modules.items():
             drawn[name].append(copy.deepcopy(module))
-    wrappers = {name: LaneHead(module, drawn[name]) for name, module in modules.items()}
-    for name, wrapper in wrappers.items():
-        _put(loaded.model, name, wrapper)
-    return [Head(wrappers, lane) for lane in range(len(seeds))] if wrappers else []
+    packed = {name: PackedHead(module, drawn[name]) for name, module in modules.items()}
+    for name, module in packed.items():
+        _put(loaded.model, name, module)
+    return [Head(packed, lane) for lane in range(len(seeds))] if packed else []
 
 
-def remove_heads(loaded: Loaded, head: Head | None = None) -> None:
-    """Put plain modules back: the original ones, or those of `head`."""
+def remove_heads(loaded: Loaded) -> None:
+    """Put the original heads back as plain modules."""
     for name in loaded.head:
-        wrapper = loaded.model.get_submodule(name)
-        if isinstance(wrapper, LaneHead):
-            _put(loaded.model, name, wrapper.original[0] if head is None else wrapper.replicas[head.lane])
+        module = loaded.model.get_submodule(name)
+        if isinstance(module, PackedHead):
+            _put(loaded.model, name, module.original[0])
 
 
 @contextmanager
 def plain_head(head: Head | None, loaded: Loaded) -> Iterator[None]:
-    """Have one lane's head in the model as a plain module for a while, under its own name: for saving."""
-    wrappers = {} if head is None else head.wrappers
-    for name, wrapper in wrappers.items():
-        _put(loaded.model, name, wrapper.replicas[head.lane])
+    """Have one run's head in the model as a plain module for a while, under its usual name: for saving."""
+    replicas = {} if head is None else {name: packed.replicas[head.lane] for name, packed in head.packed.items()}
+    packed = {name: loaded.model.get_submodule(name) for name in replicas}
+    for name, module in replicas.items():
+        _put(loaded.model, name, module)
     try:
         yield
     finally:
-        for name, wrapper in wrappers.items():
-            _put(loaded.model, name, wrapper)
+        for name, module in packed.items():
+            _put(loaded.model, name, module)
 
 
 @contextmanager
 def heads_active(heads: Sequence[Head]) -> Iterator[None]:
     """Let the next forward passes have one block of rows for each of these heads, in this order."""
-    wrappers = list(heads[0].wrappers.values()) if heads else []
-    before = [wrapper.active for wrapper in wrappers]
-    for wrapper in wrappers:
-        wrapper.active = [head.lane for head in heads]
+    packed = list(heads[0].packed.values()) if heads else []
+    before = [module.active for module in packed]
+    for module in packed:
+        module.active = [head.lane for head in heads]
     try:
         yield
     finally:
-        for wrapper, lanes in zip(wrappers, before, strict=True):
-            wrapper.active = lanes
+        for module, lanes in zip(packed, before, strict=True):
+            module.active = lanes
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,118 +1,131 @@
-"""Rows that begin alike, as one sequence: the beginning once, then the rest of each row, blind to the other rows.
+"""Prefix trees: rows that begin alike, computed as one sequence that holds their beginning once.
 
-    beginning | rest of row 1 | rest of row 2 | ...      positions count on from the beginning in every rest
+A tree is the common beginning of some rows followed by what is left of each. A token attends to the
+beginning and to its own row, never to another row:
 
-A token attends to the beginning and to its own row up to itself, so every row gets the outputs, and every weight
-the gradient, that whole rows give (up to rounding). Against running the beginning first and the rests on its keys
-and values it saves a pass over all weights for a few tokens, and there is no padding within a lane.
+    tokens      beginning . . . . | rest of row 1 | rest of row 2 . . | rest of row 3
+    positions   0 1 2 3 4         | 5 6 7         | 5 6 7 8           | 5 6
+    sees                            beginning, 1    beginning, 2        beginning, 3
+
+So every row gets the outputs, and every weight the gradient, that whole rows give (up to rounding). Compared
+with running the beginning first and the rests on its keys and values, it saves a second pass through all
+weights, and there is no padding within a lane.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lorax.forward.batch import Batch, Encoded, collate, live_tokens, pad_id, shared_prefix
-from lorax.forward.readout import caches_plainly
+from lorax.forward.batch import Encoded, flat_labels, pad_causal, pad_id, shared_prefix, unpadded_tokens
+from lorax.forward.readout import caches_by_position, device_of
+from lorax.models.modality import Batch, by_lane
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from lorax.models.registry import Loaded
 
 LONGEST = 512
-"""Tokens of a sequence: the scores that the mask throws away grow with their square."""
+"""Tokens of a tree at most: the attention scores that its mask throws away grow with their square."""
 
 
-def lay_out(rows: Sequence[Encoded], loaded: Loaded, lanes: int = 1, share: bool = True, cached: bool = True) -> Batch:
-    """Return the batch of some rows, what they begin with computed once a lane where that is exact and pays.
+def lay_out(
+    rows: Sequence[Encoded], loaded: Loaded, lanes: int = 1, share: bool = True, single_pass: bool = False
+) -> Batch:
+    """Return the batch of some rows, with their common beginning once a lane where that is exact and pays.
+
+    That is a tree where the model takes one and it is short enough, else `Batch.prefix`, else plain rows.
 
     Args:
-        rows: the examples; those of a lane next to each other, equally many each.
-        loaded: kind of model, tokenizer, device.
+        rows: examples of a causal model; those of a lane next to each other, equally many each.
+        loaded: model and tokenizer.
         lanes: K.
         share: False computes every row whole (the slow twin).
-        cached: whether the beginning may also be run first and the rests on its keys and values, where one
-            sequence will not do. All rests are differentiated before it then, so all weights' gradients meet.
+        single_pass: no `Batch.prefix`. With one, all rests are differentiated before the beginning, so the
+            gradients of all weights are held at once.
     """
-    device = next(loaded.model.parameters()).device
-    prefix = shared_prefix(rows, lanes, device) if share and caches_plainly(loaded) else 0
-    if prefix and takes_masks(loaded) and max(map(sum, _lengths(rows, prefix, lanes))) + prefix <= LONGEST:
-        return tree(rows, loaded, prefix, lanes).to(device)
-    return collate(rows, loaded, prefix if cached else 0, lanes).to(device)
+    device = device_of(loaded.model)
+    prefix = shared_prefix(rows, lanes, device) if share and caches_by_position(loaded.model) else 0
+    if prefix and takes_masks(loaded.model) and max(map(sum, _rests(rows, prefix, lanes))) + prefix <= LONGEST:
+        return tree(rows, loaded.tokenizer, prefix, lanes).to(device)
+    return pad_causal(rows, pad_id(loaded.tokenizer), 0 if single_pass else prefix, lanes).to(device)
 
 
-def size(rows: Sequence[Encoded], loaded: Loaded) -> int:
-    """Return how many tokens, padding included, `lay_out` runs for the rows of one lane without cached beginnings."""
-    device = next(loaded.model.parameters()).device
-    prefix = shared_prefix(rows, 1, device) if caches_plainly(loaded) else 0
-    together = prefix + sum(_lengths(rows, prefix, 1)[0])
-    return together if prefix and takes_masks(loaded) and together <= LONGEST else len(rows) * max(map(len, rows))
+def size(rows: Sequence[Encoded], model: PreTrainedModel) -> int:
+    """Return how many tokens, padding included, `lay_out` runs for the rows of one lane in a single pass."""
+    prefix = shared_prefix(rows, 1, device_of(model)) if caches_by_position(model) else 0
+    together = prefix + sum(_rests(rows, prefix, 1)[0])
+    return together if prefix and takes_masks(model) and together <= LONGEST else len(rows) * max(map(len, rows))
 
 
-def takes_masks(loaded: Loaded) -> bool:
-    """Say whether the model hands a mask of (rows, 1, T, T) on to its attention and nothing else, and counts from 0.
+def takes_masks(model: PreTrainedModel) -> bool:
+    """Return whether the model only hands a mask (rows, 1, T, T) on to its attention, and counts positions from 0.
 
-    Not so where attention is biased by a count of the mask (ALiBi), the mask also weighs a router's loss, or
-    positions begin after a padding index (RoBERTa and its kin).
+    Not so where attention is biased by a count of the mask (ALiBi), where the mask also weighs a router's
+    loss, or where positions begin after a padding index (RoBERTa and its kin).
     """
-    config, module = loaded.model.config, sys.modules[type(loaded.model.base_model).__module__]
+    config, module = model.config, sys.modules[type(model.base_model).__module__]
     kernel = getattr(config, "_attn_implementation", None)
     if not hasattr(module, "create_causal_mask") or kernel not in ("sdpa", "sdpa_fp32"):
         return False
     if getattr(config, "alibi", False) or getattr(config, "output_router_logits", False):
         return False
-    tables = {name: part for name, part in loaded.model.named_modules() if isinstance(part, nn.Embedding)}
-    return not any("position" in name and part.padding_idx is not None for name, part in tables.items())
+    embeddings = {name: part for name, part in model.named_modules() if isinstance(part, nn.Embedding)}
+    return not any("position" in name and part.padding_idx is not None for name, part in embeddings.items())
 
 
-def tree(rows: Sequence[Encoded], loaded: Loaded, prefix: int, lanes: int = 1) -> Batch:
-    """Return one sequence a lane, padded on the right to the longest.
+def tree(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, prefix: int, lanes: int = 1) -> Batch:
+    """Return one tree a lane, padded on the right to the longest.
 
     Args:
-        rows: examples of a causal model; those of a lane next to each other.
-        loaded: the tokenizer.
-        prefix: how many tokens all of them begin with.
+        rows: examples of a causal model; those of a lane next to each other, equally many each.
+        tokenizer: names the token to pad with.
+        prefix: tokens that all of them begin with.
         lanes: K.
 
     Returns:
         Inputs with `input_ids` (K, T), `position_ids` (K, T) and a boolean `attention_mask` (K, 1, T, T).
     """
-    lengths = _lengths(rows, prefix, lanes)
-    widest = max(prefix + sum(own) for own in lengths)
-    ids = torch.full((lanes, widest), pad_id(loaded.tokenizer))
-    places = torch.zeros(lanes, widest, dtype=torch.long)
-    owner = torch.full((lanes, widest), -1)  # 0: the beginning; 1, 2, ...: a row; -1: padding
+    rests = _rests(rows, prefix, lanes)
+    lengths = [prefix + sum(lengths) for lengths in rests]
+    width = max(lengths)
+    ids = torch.full((lanes, width), pad_id(tokenizer))
+    places = torch.zeros(lanes, width, dtype=torch.long)
+    owners = torch.full((lanes, width), -1)  # whose a token is; 0: the beginning's; 1, 2, ...: a row's; -1: padding
+    ids[:, :prefix] = torch.tensor(rows[0].ids[:prefix])
+    places[:, :prefix] = torch.arange(prefix)
+    owners[:, :prefix] = 0
     positions: list[int] = []
-    for lane, own in enumerate(lengths):
-        ids[lane, :prefix] = torch.tensor(rows[0].ids[:prefix])
-        places[lane, :prefix] = torch.arange(prefix)
-        owner[lane, :prefix] = 0
-        start = prefix
-        for number, length in enumerate(own):
-            row, part = rows[lane * len(own) + number], slice(start, start + length)
+    for lane, block in enumerate(by_lane(rows, lanes)):
+        starts = accumulate(rests[lane][:-1], initial=prefix)
+        for number, (row, start, length) in enumerate(zip(block, starts, rests[lane], strict=True), 1):
+            part = slice(start, start + length)
             ids[lane, part] = torch.tensor(row.ids[prefix:] + row.labels[:-1])
             places[lane, part] = torch.arange(prefix, prefix + length)
-            owner[lane, part] = number + 1
-            first = lane * widest + start + len(row.ids) - prefix - 1
+            owners[lane, part] = number
+            first = lane * width + start + len(row.ids) - prefix - 1
             positions += range(first, first + len(row.labels))
-            start += length
-    inputs = {"input_ids": ids, "position_ids": places, "attention_mask": _mask(owner)}
-    targets = torch.tensor([label for row in rows for label in row.labels])
-    live = live_tokens(torch.tensor([prefix + sum(own) for own in lengths]), widest)
-    return Batch(inputs, torch.tensor(positions), targets, [len(row.labels) for row in rows], live=live)
+    return Batch(
+        inputs={"input_ids": ids, "position_ids": places, "attention_mask": _mask(owners)},
+        positions=torch.tensor(positions),
+        targets=flat_labels(rows),
+        counts=[len(row.labels) for row in rows],
+        unpadded=unpadded_tokens(torch.tensor(lengths), width),
+    )
 
 
-def _mask(owner: Tensor) -> Tensor:
-    """Return which key (last axis) each query may see: earlier or itself, and of the beginning or of its own row."""
-    query, key = owner[:, None, :, None], owner[:, None, None, :]
+def _mask(owners: Tensor) -> Tensor:
+    """Return which key (last axis) each query may see: itself and earlier ones, of the beginning or of its own row."""
+    query, key = owners[:, None, :, None], owners[:, None, None, :]
     return ((key == query) | (key == 0)).tril()
 
 
-def _lengths(rows: Sequence[Encoded], prefix: int, lanes: int) -> list[list[int]]:
+def _rests(rows: Sequence[Encoded], prefix: int, lanes: int) -> list[list[int]]:
     """Return, for each lane, how many tokens of each of its rows follow the beginning."""
-    own = [len(row.ids) - prefix + max(0, len(row.labels) - 1) for row in rows]
-    block = len(rows) // lanes
-    return [own[start : start + block] for start in range(0, len(own), block)]
+    return by_lane([len(row.ids) - prefix + max(0, len(row.labels) - 1) for row in rows], lanes)

@@ -1,4 +1,4 @@
-"""Tokenised splits on disk, addressed by their content: tokenizer, template and texts."""
+"""Encoded splits kept on disk, under a digest of all that decides the tokens: tokenizer, template and texts."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError
 from lorax.records.store import write_atomic
 
-Pairs = list[tuple[list[int], list[int]]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lorax.forward.prompts import Pair
+
 VERSION = 1
 """Raised when the same content means other tokens (a change in how prompts are built)."""
 SMALLEST = 256
-"""Splits with fewer texts are tokenised again: that is faster than hashing the tokenizer."""
+"""Splits with fewer texts are tokenised anew: that is faster than a digest of the tokenizer."""
 
 
 def folder() -> Path:
-    """Return where caches lie: `$LORAX_CACHE`, else the user's cache folder."""
+    """Return where encoded splits are kept: in `$LORAX_CACHE`, else in the user's cache folder."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("LORAX_CACHE") or user_cache_dir("lorax")) / "tokens"
 
 
-def cached(tokenizer: Any, content: list[Any], build: Callable[[], Pairs]) -> Pairs:
+def cached(tokenizer: PreTrainedTokenizerBase, content: list[Any], build: Callable[[], list[Pair]]) -> list[Pair]:
     """Return (input ids, label ids) of every text, read from disk if the same content was built before.
 
+    A cache file that cannot be read is made again; a cache that cannot be written is no error.
+
     Args:
-        tokenizer: a transformers tokenizer; a fast one, else nothing is cached.
+        tokenizer: a fast one, else nothing is cached.
         content: everything else that decides the tokens, as JSON values; the texts come last.
-        build: makes the pairs. Unreadable cache files are made again; an unwritable cache is no error.
+        build: makes the pairs.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or len(content[-1]) < SMALLEST:
@@ -54,13 +60,12 @@ def cached(tokenizer: Any, content: list[Any], build: Callable[[], Pairs]) -> Pa
 
 
 @lru_cache(maxsize=6)
-def _read(path: Path, changed: int) -> Pairs:
-    """Read a file once a process, unless it changed: every lane of a pack asks for the same splits."""
+def _read(path: Path, changed: int) -> list[Pair]:
+    """Read a file once a process and time of change: every run of a pack asks for the same splits."""
     return [(ids, labels) for ids, labels in json.loads(path.read_text())]
 
 
-def _key(tokenizer: Any, backend: Any, content: list[Any]) -> str:
+def _key(tokenizer: PreTrainedTokenizerBase, backend: Any, content: list[Any]) -> str:
     digest = hashlib.sha256(backend.to_str().encode())
-    template = getattr(tokenizer, "chat_template", None)
-    digest.update(json.dumps([VERSION, template, tokenizer.eos_token_id, content]).encode())
+    digest.update(json.dumps([VERSION, tokenizer.chat_template, tokenizer.eos_token_id, content]).encode())
     return digest.hexdigest()[:32]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 from lorax.errors import UserError, near
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
-    from lorax.adapters.face import LayerPlan, TrainingRule
+    from lorax.adapters.face import LayerPlan, Trainable, TrainingRule
     from lorax.probing.probe import Probe
 
 SCALINGS = ("standard", "rslora")
@@ -43,7 +43,7 @@ class Initializer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the probe must offer beyond the shape: "svd", "gradient", "activations"."""
+        """What the probe must offer beyond the shape: "svd", "gradient", "activations" (those on `batches`)."""
         ...
 
     @property
@@ -77,13 +77,17 @@ class Initializer(Protocol):
         """Return the number of trained values on an (m, n) weight, in closed form."""
         ...
 
+    def plan(self, name: str, module: nn.Module, generator: torch.Generator) -> LayerPlan:
+        """With adapts="module" only: return what stands at a submodule; random numbers are drawn from `generator`."""
+        ...
+
     def install(
         self,
         model: nn.Module,
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Without factors only: make trainable what trains, and return its handle; arguments as `lorax.attach`."""
         ...
 
@@ -123,13 +127,17 @@ class Method:
         """Nothing beside the optimiser."""
         return None
 
+    def plan(self, name: str, module: nn.Module, generator: torch.Generator) -> LayerPlan:
+        """Refuse: the method is called with a probe of a layer."""
+        raise UserError(f"init={self.name} adapts linear layers, not {name} ({type(module).__name__})")
+
     def install(
         self,
         model: nn.Module,
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Refuse: what a method with factors returns is installed by `lorax.adapters.install`."""
         raise UserError(f"init={self.name} has factors, which `lorax.attach` installs")
 

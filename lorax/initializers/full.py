@@ -12,7 +12,7 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.face import Trainable
 
 
 @register("full")
@@ -32,7 +32,7 @@ class Full(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Make all parameters trainable, or the named layers' own; return the handle."""
         from lorax.adapters.baselines import FullModel
         from lorax.adapters.install import find_targets

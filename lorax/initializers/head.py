@@ -12,7 +12,7 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.face import Trainable
 
 
 @register("head")
@@ -37,7 +37,7 @@ class Head(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Freeze the model, but for the head that the caller puts on it; return the handle."""
         from lorax.adapters.baselines import HeadOnly
 

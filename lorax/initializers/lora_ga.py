@@ -89,7 +89,7 @@ class LoRAGA(Ranked):
         """sqrt(16 / zeta): a step moves W' by lr eta c = lr sqrt(zeta_layer), whatever alpha is."""
         if self.zeta_rule not in ("forward", "backward"):
             return 1.0
-        zeta = self.zeta if self.gamma is None else self.eta**2 * self.rank / self.gamma
+        zeta = self.eta**2 * self.rank / self.gamma if self.gamma is not None else self.zeta or 0.0
         return math.sqrt(16.0 / zeta)
 
     def check(self, name: str, m: int, n: int) -> None:
@@ -147,4 +147,4 @@ class LoRAGA(Ranked):
         if self.zeta_rule == "weight_svd":
             return float((probe.top_svd(self.rank)[1] / self.eta).sqrt().mean())
         layer = {"forward": math.sqrt(m) / self.rank, "backward": math.sqrt(n) / self.rank, "absolute": 1.0}
-        return math.sqrt(self.zeta * layer[self.zeta_rule]) / self.eta
+        return math.sqrt((self.zeta or 0.0) * layer[self.zeta_rule]) / self.eta

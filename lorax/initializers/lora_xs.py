@@ -55,7 +55,7 @@ class LoRAXS(Ranked):
 
         r = self.rank
         U, S, Vh = probe.top_svd(r)
-        if float(S[-1]) <= probe.tiny:
+        if float(S[-1]) <= probe.rounding_level:
             raise UserError(
                 f"layer {probe.name}: lora_xs rank={r}, but singular value {r} of its weight is "
                 f"{float(S[-1]):.1e}: that column of the core would never train; lower the rank"

@@ -32,9 +32,9 @@ class MiLoRA(Triplets):
             UserError: the weight is rank-deficient.
         """
         U, S, Vh = probe.bottom_svd(self.rank)
-        if float(S[-1]) <= probe.tiny:
+        if float(S[-1]) <= probe.rounding_level:
             raise UserError(
                 f"layer {probe.name}: its weight is rank-deficient (singular value {float(S[-1]):.1e}, "
-                f"bound {probe.tiny:.1e}); milora would start there at A = B = 0 and never train"
+                f"bound {probe.rounding_level:.1e}); milora would start there at A = B = 0 and never train"
             )
         return self.factors(probe, U, S, Vh, sigma_min=float(S[-1]))

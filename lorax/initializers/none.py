@@ -12,7 +12,7 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
+    from lorax.adapters.face import Trainable
 
 
 @register("none")
@@ -34,7 +34,7 @@ class Frozen(Factorless):
         targets: str | Sequence[str],
         head: Sequence[str] | None = None,
         info: dict[str, Any] | None = None,
-    ) -> FullModel:
+    ) -> Trainable:
         """Freeze the model and return the handle."""
         from lorax.adapters.baselines import Frozen
 

@@ -37,7 +37,7 @@ class PiSSA(Triplets):
     def __call__(self, probe: Probe) -> Factors:
         """Return the top r triplets, the singular values shared evenly between the factors."""
         U, S, Vh = probe.top_svd(self.rank, randomised=self.svd == "randomised")
-        if float(S[-1]) <= probe.tiny:
+        if float(S[-1]) <= probe.rounding_level:
             raise UserError(
                 f"layer {probe.name}: pissa rank={self.rank}, but singular value {self.rank} of its weight "
                 f"is {float(S[-1]):.1e}: that direction would start at zero and never train; lower the rank"

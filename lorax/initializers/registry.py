@@ -1,23 +1,19 @@
-"""The registry of initialisers: every module of this folder, and other packages' entry points; no list to keep."""
+"""The registry of initialisers: the modules of this folder, and other packages' entry points; no list to keep."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from lorax.errors import UserError, near
+from lorax.registry import Registry
 
 ENTRY_POINTS = "lorax.initializers"
 """Group of entry points by which another package brings initialisers: each names a module or a registered class."""
 NOT_FIELDS = frozenset({"name", "lr_prior"})  # keys of conf/init/<name>.yaml that are not the method's
 
-_registry: dict[str, Any] = {}
+_methods: Registry[Any] = Registry("init", "lorax.initializers", ENTRY_POINTS)
 
 
 def register(name: str) -> Callable[[Any], Any]:
@@ -28,12 +24,8 @@ def register(name: str) -> Callable[[Any], Any]:
     """
 
     def enter(cls: Any) -> Any:
-        taken = _registry.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(f"init={name} is taken by {taken.__module__}.{taken.__qualname__}")
         cls.name = name
-        _registry[name] = cls
-        return cls
+        return _methods.register(name)(cls)
 
     return enter
 
@@ -45,8 +37,7 @@ def names() -> list[str]:
         >>> "pissa" in names()
         True
     """
-    _discover()
-    return sorted(_registry)
+    return _methods.names()
 
 
 def get(name: str) -> Any:
@@ -55,10 +46,7 @@ def get(name: str) -> Any:
     Raises:
         UserError: unknown name; the line holds the near misses.
     """
-    _discover()
-    if name not in _registry:
-        raise UserError(f"init={name} is unknown: {near(name, names())}")
-    return _registry[name]
+    return _methods.get(name)
 
 
 def build(name: str, *, shared: Mapping[str, Any] | None = None, own: Mapping[str, Any] | None = None) -> Any:
@@ -104,17 +92,3 @@ def consumed(initializer: Any) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if value is not None and key not in initializer.idle}
     eta = {"eta": initializer.eta} if hasattr(initializer, "eta") else {}
     return {"name": initializer.name, "version": initializer.version, **kept, **eta}
-
-
-@cache
-def _discover() -> None:
-    """Import this folder's modules, then other packages' entry points; one that fails is left out with a warning."""
-    package = importlib.import_module("lorax.initializers")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"lorax.initializers.{module.name}")
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(f"initialiser {entry.name} ({entry.value}) cannot be loaded: {line}", stacklevel=3)

@@ -1,10 +1,10 @@
 """Which attention kernel: chosen by device, from measured steps.
 
-On CPU, torch's bf16 flash attention has a backward pass about ten times slower than its fp32 one
-(31 against 3.2 ms a call, 8 x 8 heads x 32 tokens, on a CPU with AMX). `sdpa_fp32` is torch's SDPA
-with 16-bit inputs taken to fp32 outside autocast while gradients are recorded; for fp32 inputs and
-in decoding it is SDPA itself, so one choice serves every precision. Seconds of one forward and
-backward pass, LoRA r 8 on all linear layers:
+On CPU, the backward pass of torch's bf16 flash attention is about ten times slower than that of its fp32
+one (31 against 3.2 ms a call, 8 x 8 heads x 32 tokens, on a CPU with AMX). `sdpa_fp32` is torch's SDPA
+computed in fp32, outside autocast, where the inputs have 16 bits and gradients are recorded. For fp32
+inputs and in decoding it is SDPA itself, so one choice serves every precision. Seconds of one forward
+and backward pass, LoRA r 8 on all linear layers:
 
     model, batch x tokens     precision        sdpa    eager   sdpa_fp32
     SmolLM2-135M, 8 x 64      bf16 autocast    1.09        -        0.93   (2 cores with AMX)
@@ -26,14 +26,14 @@ from lorax.errors import UserError, near
 
 CHOICES = ("auto", "eager", "sdpa", "sdpa_fp32", "flex_attention", "flash_attention_2", "flash_attention_3")
 
-TABLE = {"cpu": "sdpa_fp32", "cuda": "sdpa", "mps": "sdpa"}
+BY_DEVICE = {"cpu": "sdpa_fp32", "cuda": "sdpa", "mps": "sdpa"}
 
 
 def choose(asked: str | None, device: str) -> str:
     """Return the attention implementation to load with.
 
     Args:
-        asked: the configured value; None or "auto" for the measured table.
+        asked: the configured value; None or "auto" for the fastest measured on such a device.
         device: cpu, cuda, cuda:1, mps.
 
     Raises:
@@ -42,7 +42,7 @@ def choose(asked: str | None, device: str) -> str:
     if asked not in (None, *CHOICES):
         raise UserError(f"model.attention={asked}: {near(asked, CHOICES)}")
     if asked in (None, "auto"):
-        asked = TABLE.get(device.split(":")[0], "sdpa")
+        asked = BY_DEVICE.get(device.split(":")[0], "sdpa")
     if asked == "sdpa_fp32":
         register()
     return asked

@@ -1,4 +1,4 @@
-"""Models that come inside a Python package: found by the package's file list, cached by us."""
+"""Models that come inside an installed Python package, and the folder for what is made of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-from lorax.errors import UserError
+from lorax.errors import UserError, near
+
+SOURCES = ("package", "hub")
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that is neither the installed package nor the hub.
+
+    Raises:
+        UserError: another value; names near misses.
+    """
+    if source not in SOURCES:
+        raise UserError(f"model.source={source}: {near(source, SOURCES)}")
 
 
 def package_file(package: str, version: str, suffix: str) -> Path:
@@ -20,14 +32,14 @@ def package_file(package: str, version: str, suffix: str) -> Path:
         listed = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         raise UserError(f"the model's package {package} is not installed; fetch it with: {command}") from None
-    found = [Path(str(file.locate())) for file in listed if file.name.endswith(suffix)]
-    if not found or not found[0].is_file():
+    paths = [Path(str(file.locate())) for file in listed if file.name.endswith(suffix)]
+    if not paths or not paths[0].is_file():
         raise UserError(f"the package {package} holds no *{suffix}; fetch it again with: {command} --force-reinstall")
-    return found[0]
+    return paths[0]
 
 
 def cache_dir() -> Path:
-    """Return where converted models lie: `$LORAX_CACHE`, else the user's cache folder."""
+    """Return where converted models are kept: `$LORAX_CACHE`, else the user's cache folder."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("LORAX_CACHE") or user_cache_dir("lorax")) / "models"

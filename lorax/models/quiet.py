@@ -1,4 +1,4 @@
-"""Loading without a word: transformers' messages, its progress bars and those of the hub."""
+"""Loading in silence: no messages of transformers, no progress bars of it or of the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence library chatter inside the block; errors still raise, and global settings are restored."""
+    """Silence messages and bars inside the block; errors still raise, and global settings come back afterwards."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""The registry of models: one frozen dataclass per family, its fields are what conf/model may set.
+"""What a model family is, and the registry of them: a frozen dataclass each, whose fields conf/model may set.
 
 Torch-free until something is loaded, so that names, options and digests are known without waiting.
 """
@@ -6,24 +6,28 @@ Torch-free until something is loaded, so that names, options and digests are kno
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lorax.errors import UserError, near
+from lorax.registry import Registry
+
+if TYPE_CHECKING:
+    from lorax.models.modality import Modality
 
 KINDS = ("causal", "classification", "seq2seq")
 
 
 @dataclass
 class Loaded:
-    """A model ready to be adapted, and what the rest of a run asks about it."""
+    """A model ready to be adapted, and the facts about it that a run needs."""
 
     model: Any
-    """The transformers model, in eval mode."""
+    """The module, in eval mode: a transformers model where the data is text."""
     tokenizer: Any
-    """Its tokenizer; None on a skeleton."""
+    """Its tokenizer; None on a skeleton, and where the data is no text."""
     kind: str
-    """causal | classification | seq2seq."""
+    """causal | classification | seq2seq for text; else a word for messages and records."""
     name: str
     """The name in the configuration."""
     digest: str
@@ -32,6 +36,8 @@ class Loaded:
     """Module names of freshly initialised heads: trained whole, and counted."""
     attention: str = "eager"
     """The attention kernel in use."""
+    modality: Callable[[Loaded], Modality[Any]] | None = None
+    """What data, loss and answer are; None: text, of the kind above."""
 
 
 class Family(Protocol):
@@ -49,28 +55,8 @@ class Family(Protocol):
         """Return the model with its weights."""
 
 
-_FAMILIES: dict[str, str] = {
-    "hf": "lorax.models.hf",
-    "minilm": "lorax.models.minilm",
-    "smollm2": "lorax.models.smollm2",
-    "toy": "lorax.models.toy",
-}
-_REGISTERED: dict[str, type] = {}
-
-
-def register(name: str) -> Callable[[type], type]:
-    """Make a model family known as `name` (class decorator)."""
-
-    def add(cls: type) -> type:
-        _REGISTERED[name] = cls
-        return cls
-
-    return add
-
-
-def names() -> list[str]:
-    """Return the names of all model families, sorted."""
-    return sorted({*_FAMILIES, *_REGISTERED})
+_families: Registry[Family] = Registry("model", "lorax.models")
+register, names = _families.register, _families.names
 
 
 def build(spec: Mapping[str, Any]) -> Family:
@@ -83,22 +69,10 @@ def build(spec: Mapping[str, Any]) -> Family:
     Raises:
         UserError: unknown family or field, with near misses; a value the family does not take.
     """
-    import importlib
-
-    name = spec.get("family") or spec.get("name")
-    if name not in names():
-        raise UserError(f"model={name}: unknown model; {near(name, names())}")
-    if name not in _REGISTERED:
-        importlib.import_module(_FAMILIES[name])
-    family = _REGISTERED[name]
-    own = {key: value for key, value in spec.items() if key != "family"}
-    known = [item.name for item in fields(family)]
-    for key in own:
-        if key not in known:
-            raise UserError(f"model.{key}={own[key]}: {name} has no such field; {near(key, known)}")
-    if own.get("kind") is not None and own["kind"] not in (*KINDS, "auto"):
-        raise UserError(f"model.kind={own['kind']}: {near(own['kind'], [*KINDS, 'auto'])}")
-    return family(**own)
+    kind = spec.get("kind")
+    if kind is not None and kind not in (*KINDS, "auto"):
+        raise UserError(f"model.kind={kind}: {near(kind, [*KINDS, 'auto'])}")
+    return _families.build(spec)
 
 
 def load(

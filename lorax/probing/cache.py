@@ -1,27 +1,22 @@
 """A content-addressed store of decompositions: computed once, read in slices by every method and rank.
 
-An entry is one safetensors file of matrices stored by rows, with a checksum per row, so that a reader
-takes the top 8 vectors without touching the rest and still notices a damaged file. Keys are digests of
-what an entry was computed from; an entry never changes and needs no invalidation.
+An entry is one safetensors file of matrices stored by rows, with a checksum per row. So a reader can take the top 8
+vectors without reading the rest, and still notices a damaged file. Keys are digests of what an entry was computed
+from, so an entry never changes and never becomes invalid.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
 import tempfile
 import threading
 import warnings
-import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
@@ -29,19 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 DEFAULT_BYTES = 8 * 2**30
-_STRETCH = 1 << 14  # words that stay in a core's cache while they are mixed
-_LOCKS = 64  # lock files in all; two keys may share one, which only makes one of them wait
+_LOCKS = 64  # lock files in all; two keys may share one, then one of them waits
 
 Parts = dict[str, Tensor]
-_seen: dict[int, tuple[Callable[[], Tensor | None], Any, str]] = {}
+"""The tensors of an entry, by name."""
 
 
 class Cache:
-    """Entries under a folder, or in memory; safe between processes, bounded, self-repairing.
+    """Entries under a folder, or in memory. Processes may share it; damaged entries are computed again.
 
     Args:
         dir: folder, made when first needed; None keeps the entries of this process in memory.
-        max_bytes: the least recently used entries go once the store is larger.
+        max_bytes: once the store is larger, the least recently used entries are removed.
     """
 
     def __init__(self, dir: str | os.PathLike[str] | None, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -50,14 +44,14 @@ class Cache:
         self.max_bytes = max_bytes
         self._memory: OrderedDict[str, Parts] = OrderedDict()
         self._total: int | None = None
-        self._lock = threading.Lock()  # layers are looked at side by side
+        self._lock = threading.Lock()  # several layers may use the store at once
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the lock behind: a copy has one of its own."""
+        """Return the state without the lock, which cannot be copied."""
         return {key: value for key, value in vars(self).items() if key != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the content of a copy."""
+        """Take over a state, with a new lock."""
         vars(self).update(state, _lock=threading.Lock())
 
     @classmethod
@@ -79,24 +73,24 @@ class Cache:
         if self.dir is None:
             return _cut(self._remembered(key, compute), rows)
         path = self.dir / key[:2] / f"{key}.safetensors"
-        found = _read(path, rows)
-        if found is not None:
-            return found
-        parts: Parts | None = None
+        parts = _read(path, rows)
+        if parts is not None:
+            return parts
+        computed: Parts | None = None
         try:
             (self.dir / "locks").mkdir(parents=True, exist_ok=True)
             with FileLock(self.dir / "locks" / f"{int(key[:8], 16) % _LOCKS}.lock"):
-                found = _read(path, rows)  # another process may have written it meanwhile
-                if found is not None:
-                    return found
-                parts = compute()
-                self._store(path, parts)
+                parts = _read(path, rows)  # another process may have written it meanwhile
+                if parts is not None:
+                    return parts
+                computed = compute()
+                self._store(path, computed)
         except OSError as error:
             warnings.warn(f"cache {self.dir}: {error.strerror or error}; going on without it", stacklevel=2)
-        return _cut(compute() if parts is None else parts, rows)
+        return _cut(compute() if computed is None else computed, rows)
 
     def has(self, key: str) -> bool:
-        """Say whether an entry is there (it may still turn out to be damaged)."""
+        """Return whether there is such an entry (reading it may still show that it is damaged)."""
         if self.dir is None:
             return key in self._memory
         return (self.dir / key[:2] / f"{key}.safetensors").exists()
@@ -113,16 +107,16 @@ class Cache:
         return parts
 
     def _store(self, path: Path, parts: Parts) -> None:
-        """Write to a neighbour, then rename: a reader sees a whole file or none."""
+        """Write to a temporary file beside it, then rename: a reader sees a whole file or none."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {name: part.contiguous() for name, part in parts.items()}
-        whole |= {f"{name}.sum": _checksums(part) for name, part in whole.items()}
+        tensors = {name: part.contiguous() for name, part in parts.items()}
+        tensors |= {f"{name}.sum": _checksums(part) for name, part in tensors.items()}
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
         try:
             try:
-                save_file(whole, name)
-            except SafetensorError as error:  # how it reports a full disk
+                save_file(tensors, name)
+            except SafetensorError as error:  # raised for a full disk, among others
                 raise OSError(str(error).split(": ", 1)[-1]) from error
             os.replace(name, path)
         finally:
@@ -132,18 +126,18 @@ class Cache:
             if self._total is None:
                 self._total = sum(size for _, size, _ in self._entries())
             else:
-                self._total += _bytes(whole)
+                self._total += _bytes(tensors)
             if self._total > self.max_bytes:
                 self._evict(keep=path)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Return (last use, bytes, path) of every entry, oldest first."""
-        found = []
-        for path in self.dir.glob("??/*"):
+        entries = []
+        for path in [] if self.dir is None else self.dir.glob("??/*"):
             with suppress(FileNotFoundError):  # another process may evict at the same time
                 stat = path.stat()
-                found.append((stat.st_mtime, stat.st_size, path))
-        return sorted(found)
+                entries.append((stat.st_mtime, stat.st_size, path))
+        return sorted(entries)
 
     def _evict(self, keep: Path) -> None:
         """Remove the least recently used entries down to nine tenths of the bound."""
@@ -158,98 +152,21 @@ class Cache:
                     self._total -= size
 
 
-def key_of(*parts: Any) -> str:
-    """Return the digest that names an entry computed from `parts` (anything with a faithful repr)."""
-    return hashlib.sha256("\x1f".join(repr(part) for part in parts).encode()).hexdigest()[:40]
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """Return 128 bits that tell tensors apart by dtype, shape and every value; not for adversaries.
-
-    A whole model is looked at before each cached start, hence not sha256, five times slower where the
-    processor has no instruction for it: each 64-bit word is mixed with keys of its position, and the
-    sums over short stretches are digested.
-    """
-    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    whole = len(raw) // 8 * 8
-    words = raw[:whole].view(np.uint64)
-    sums = np.empty(-(-len(words) // _STRETCH), np.uint64)
-    for number in range(len(sums)):
-        stretch = words[number * _STRETCH : (number + 1) * _STRETCH]
-        mask, first, second = _keys()[:, : len(stretch)]
-        mixed = (stretch ^ mask) * first
-        mixed ^= mixed >> np.uint64(32)
-        mixed *= second
-        sums[number] = mixed.sum()
-    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.blake2b(head + raw[whole:].tobytes() + sums.tobytes(), digest_size=16).hexdigest()
-
-
-def remembered(tensor: Tensor) -> str:
-    """Return `fingerprint(tensor)`, read off again only if the tensor may have changed.
-
-    K lanes on one base would otherwise read every weight K times. A change shows in the address, in
-    torch's version counter, or, for a write through `.data`, in a sample of a thousand values.
-    """
-    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().contiguous().view(-1)
-    sample = flat[:: max(1, flat.numel() // 1000)]
-    state = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, tensor.stride(), fingerprint(sample))
-    holder, known, result = _seen.get(id(tensor), (lambda: None, None, ""))
-    if holder() is not tensor or known != state:
-        result, key = fingerprint(tensor), id(tensor)
-        _seen[key] = (weakref.ref(tensor, lambda _: _seen.pop(key, None)), state, result)
-    return result
-
-
-@cache
-def _keys() -> np.ndarray:
-    """Return a mask and two odd multipliers for each position of a stretch, always the same."""
-    keys = np.random.Generator(np.random.PCG64(0x10AA)).integers(2**64, size=(3, _STRETCH), dtype=np.uint64)
-    keys[1:] |= np.uint64(1)
-    return keys
-
-
-def digest(value: Any) -> str:
-    """Return a digest of nested mappings and sequences of tensors, numbers and strings (batches).
-
-    Raises:
-        TypeError: a value of another kind, whose identity cannot be told.
-    """
-    return hashlib.sha256("\x1f".join(_walk(value)).encode()).hexdigest()[:40]
-
-
-def _walk(value: Any) -> Iterable[str]:
-    if isinstance(value, Tensor):
-        yield fingerprint(value)
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            yield f"{key}="
-            yield from _walk(value[key])
-    elif isinstance(value, list | tuple):
-        yield f"[{len(value)}"
-        for item in value:
-            yield from _walk(item)
-    elif value is None or isinstance(value, str | int | float | bool):
-        yield repr(value)
-    else:
-        raise TypeError(f"{type(value).__name__} has no digest")
-
-
 def _read(path: Path, rows: slice) -> Parts | None:
-    """Return the wanted rows, or None (and no file any more) where they are missing or damaged."""
+    """Return the wanted rows; None where there is no entry or a damaged one, which is removed."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if not name.endswith(".sum")]  # noqa: SIM118 (no mapping)
-            found = {name: file.get_slice(name)[rows] for name in names}
+            parts = {name: file.get_slice(name)[rows] for name in names}
             for name in names:
-                if not torch.equal(_checksums(found[name]), file.get_slice(f"{name}.sum")[rows]):
+                if not torch.equal(_checksums(parts[name]), file.get_slice(f"{name}.sum")[rows]):
                     raise ValueError("checksum")
         with suppress(OSError):
             os.utime(path)  # marks the entry as used
-        return found
-    except Exception:  # whatever a damaged file makes the reader say
+        return parts
+    except Exception:  # a damaged file makes the reader raise errors of many types
         with suppress(OSError):
             path.unlink(missing_ok=True)
         return None
@@ -266,6 +183,3 @@ def _cut(parts: Parts, rows: slice) -> Parts:
 
 def _bytes(parts: Parts) -> int:
     return sum(part.numel() * part.element_size() for part in parts.values())
-
-
-assert sys.byteorder == "little", "safetensors and these digests are little-endian"

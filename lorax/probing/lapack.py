@@ -1,7 +1,7 @@
-"""LAPACK routines that run beside each other: called without Python's lock, so that every core can take a layer.
+"""LAPACK routines called without Python's global lock (GIL), so that every core can work on a layer.
 
-`scipy.linalg.lapack` holds the lock while a routine runs. scipy gives the same library to Cython as pointers to
-functions (`scipy.linalg.cython_lapack`), and ctypes lets the lock go while it calls one.
+`scipy.linalg.lapack` holds the lock while a routine runs. scipy offers the same library to Cython as pointers to
+functions (`scipy.linalg.cython_lapack`), and ctypes releases the lock while it calls one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 
 def call(name: str, *arguments: bytes | int | np.ndarray) -> int:
-    """Call a routine in double precision, and return its `info`: 0 where all went well.
+    """Call a routine in double precision and return its `info`: 0 for success.
 
     Args:
         name: such as "dsytrd".
-        arguments: all but `info`, in LAPACK's order: letters, sizes, and arrays as they lie in memory (by columns).
+        arguments: all but `info`, in LAPACK's order: letters, sizes, and arrays, which LAPACK reads by columns.
 
     Source: https://docs.scipy.org/doc/scipy/reference/linalg.cython_lapack.html
     """
@@ -36,7 +36,7 @@ def _address(argument: bytes | int | np.ndarray) -> Any:
 
 @cache
 def _routine(name: str) -> Callable[..., None]:
-    """Return a routine from the capsule in which Cython modules offer their functions to each other."""
+    """Return a routine from the PyCapsule through which Cython modules share functions."""
     from scipy.linalg import cython_lapack
 
     capsule = ctypes.py_object(cython_lapack.__pyx_capi__[name])

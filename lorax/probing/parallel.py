@@ -1,7 +1,8 @@
-"""Layers side by side: the decomposition of a small matrix keeps one core busy, so every core takes a layer.
+"""Layers side by side: small matrices are decomposed on one core each, several at once.
 
-LAPACK's reductions of matrices of a few hundred rows hardly gain from threads; larger weights do, and are looked at by
-themselves, with all threads. A small layer has one core however many there are, so its factors depend on it alone.
+LAPACK's reductions hardly gain from threads on matrices of a few hundred rows. They do on larger ones, which are
+decomposed one after the other with all threads. A small layer always gets one core, so its factors do not depend on
+how many cores there are.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from lorax.adapters.kinds import effective, shape_of
 from lorax.probing.svd import DENSE
 from lorax.probing.symmetric import one_thread
-from lorax.probing.weight import shape_of
 
 T = TypeVar("T")
-MOST = 8  # layers at once: each holds a few float64 copies of its matrix
-LARGE = 4096 * DENSE  # values of a weight that has all threads to itself, whatever its smaller side
+MOST = 8  # layers at once; each needs memory for a few float64 copies of its matrix
+LARGE = 4096 * DENSE  # a weight of more values gets all threads, however short its smaller side
 
 _worker = threading.local()
 
@@ -30,12 +31,12 @@ def side_by_side(targets: Mapping[str, nn.Module], look: Callable[[str], T]) -> 
     """Return {layer name: look(name)}, in the order of the targets.
 
     Args:
-        targets: {layer name: module}; threads are used for those on the CPU.
-        look: safe to call from several threads at once, for different layers. It meets the caller's modes: gradients,
-            inference, autocast.
+        targets: {layer name: module}; only those on the CPU are looked at side by side.
+        look: safe to call from several threads at once, for different layers. The caller's torch modes hold in it:
+            gradients, inference, autocast.
     """
-    small = [name for name, module in targets.items() if module.weight.device.type == "cpu" and _small(module)]
-    found = {name: look(name) for name in targets if name not in set(small)}
+    small = [name for name, module in targets.items() if _small_on_cpu(module)]
+    results = {name: look(name) for name in targets if name not in set(small)}
     if small:
         within, threads = _modes(), torch.get_num_threads()
 
@@ -44,13 +45,13 @@ def side_by_side(targets: Mapping[str, nn.Module], look: Callable[[str], T]) -> 
                 return look(name)
 
         with _pool(min(MOST, threads, len(small)), threads) as submit:
-            found |= zip(small, submit(one, small), strict=True)
-    return {name: found[name] for name in targets}
+            results |= zip(small, submit(one, small), strict=True)
+    return {name: results[name] for name in targets}
 
 
 @contextmanager
 def all_threads() -> Iterator[None]:
-    """Use as many threads as the caller of `side_by_side` had: for what layers share, computed by whoever needs it."""
+    """Use as many threads as the caller of `side_by_side` had: for work that all layers share and one starts."""
     threads = getattr(_worker, "threads", None)
     if threads is None:
         yield
@@ -62,27 +63,28 @@ def all_threads() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
-def _small(module: nn.Module) -> bool:
-    return min(shape_of(module)) <= DENSE and module.weight.numel() <= LARGE
+def _small_on_cpu(module: nn.Module) -> bool:
+    m, n = shape_of(module)
+    return effective(module).device.type == "cpu" and min(m, n) <= DENSE and m * n <= LARGE
 
 
 @contextmanager
 def _pool(workers: int, threads: int) -> Iterator[Callable[..., Iterator[T]]]:
-    """Threads that use one core each; on leaving, torch's and scipy's numbers of threads are as before."""
+    """Start worker threads of one core each; on leaving, torch's and scipy's numbers of threads are as before."""
     started, go = threading.Semaphore(0), threading.Event()
 
     def begin() -> None:
-        torch.get_num_threads()  # a thread takes the process's number when it first asks; its own comes after that
+        torch.get_num_threads()  # a new thread first takes over the process's number; only then can it set its own
         torch.set_num_threads(1)
         _worker.threads = threads
         started.release()
         go.wait()
 
     def submit(look: Callable[[str], T], names: list[str]) -> Iterator[T]:
-        results = pool.map(look, names)  # starts all workers: none is idle before `go`, and there are names enough
+        results = pool.map(look, names)  # starts all workers: each waits for `go`, and there is a name for each
         for _ in range(workers):
             started.acquire()
-        torch.set_num_threads(threads)  # a thread that first meets torch from now on takes this number
+        torch.set_num_threads(threads)  # threads that use torch for the first time from now on take over this number
         go.set()
         return results
 
@@ -91,13 +93,13 @@ def _pool(workers: int, threads: int) -> Iterator[Callable[..., Iterator[T]]]:
         try:
             yield submit
         finally:
-            go.set()  # where something came in between, nobody waits for ever
+            go.set()  # if an error came before, no worker waits for ever
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 
 def _modes() -> Callable[[], ExitStack]:
-    """Return what makes a context of this thread's modes on another thread."""
+    """Return a function that enters this thread's torch modes on another thread."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     cast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 

@@ -1,33 +1,32 @@
-"""Probe: what an initialiser may look at in one layer, computed when asked for and cached."""
+"""Probe: what an initialiser may look at in one layer; each thing is computed when asked for, and cached."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters.kinds import effective, factor_dtype, shape_of
 from lorax.errors import UserError
 from lorax.probing import svd
-from lorax.probing.cache import Cache, Parts, key_of, remembered
-from lorax.probing.gradient import Gradients, Loss
-from lorax.probing.parallel import side_by_side
+from lorax.probing.cache import Cache, Parts
+from lorax.probing.calibration import CalibrationData, not_asked_for
+from lorax.probing.fingerprint import key_of, remembered
 from lorax.probing.svd import Triplets
-from lorax.probing.weight import factor_dtype, oriented, shape_of
 
-T = TypeVar("T")
 VERSION = 3  # of the decompositions; part of every cache key
-BLOCKS = (32, 128, 512)  # triplets held per end where the spectrum is not held whole
+BLOCKS = (32, 128, 512)  # how many triplets an entry holds of one end, where it does not hold the whole spectrum
 
-_alive: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()
+_in_use: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()
 
 
 class Probe:
-    """One layer: shape, weight, singular triplets, gradient, and a generator of its own.
+    """One layer: shape, weight, singular triplets, gradient, activations, and a generator of its own.
 
     All tensors come in `dtype` on `device`, the weight's. The generator depends on the seed and the layer's
     name only, so random factors do not change with other layers, targets or lanes.
@@ -40,147 +39,160 @@ class Probe:
         *,
         seed: int = 0,
         cache: Cache | None = None,
-        gradients: Gradients | None = None,
-        exact: bool = True,
+        calibration: CalibrationData | None = None,
     ) -> None:
-        """Look at nothing yet."""
+        """Compute nothing yet.
+
+        Args:
+            name: the layer's name in the model.
+            module: the layer.
+            seed: of the generator.
+            cache: where decompositions are kept; None keeps them with this probe.
+            calibration: where gradient and activations come from.
+        """
         self.name = name
         self.shape = shape_of(module)
         self.dtype = factor_dtype(module)
-        self.device = module.weight.device
+        self.device = effective(module).device
         self.generator = layer_generator(seed, name)
         self.facts: dict[str, float] = {}
-        """What was found on the way, for the record: sine_bound, gradient_captured, ..."""
-        self._module, self._cache, self._gradients, self._exact = module, cache, gradients, exact
+        """Numbers for the record that come with what was asked for: sine_bound, captured."""
+        self._module, self._cache, self._calibration = module, cache, calibration
         self._energy: float | None = None
 
     @cached_property
     def weight(self) -> Tensor:
         """W0, (m, n)."""
-        stored = oriented(self._module, self._module.weight.detach())
-        return svd.finite(stored.to(self.dtype), f"layer {self.name}: its weight")
+        return svd.finite(effective(self._module).to(self.dtype), f"layer {self.name}: its weight")
 
     @property
     def energy(self) -> float:
-        """||W0||_F^2, kept beside a decomposition so that a cached start does not read the weight."""
+        """||W0||_F^2. Decompositions are cached together with it, so a cached start does not read the weight."""
         if self._energy is None:
             self._energy = float(_energy(self.weight))
         return self._energy
 
     @property
-    def tiny(self) -> float:
-        """Below this a singular value of W0 is rounding: 8 ulp of ||W0||_F in fp64, one in fp32."""
-        ulps = 8 if self.dtype == torch.float64 else 1
-        return ulps * torch.finfo(self.dtype).eps * self.energy**0.5
+    def rounding_level(self) -> float:
+        """Singular values of W0 up to this are rounding errors: 8 eps ||W0||_F in fp64, eps ||W0||_F in fp32."""
+        factor = 8 if self.dtype == torch.float64 else 1
+        return factor * torch.finfo(self.dtype).eps * self.energy**0.5
 
     def top_svd(self, r: int, randomised: bool = False) -> Triplets:
         """Return the r largest triplets of W0.
 
         Args:
             r: how many, at most min(m, n).
-            randomised: by seeded block Krylov (`svd.randomised`); the bound on its sine goes into `facts`.
+            randomised: by seeded block Krylov iteration (`svd.randomised`); `facts` gains the bound on the sine of
+                the largest principal angle to the exact subspaces.
         """
-        self._bound("triplets", r)
-        if randomised or not self._exact:
+        self._check_rank("triplets", r)
+        if randomised:
             return self._randomised(r)
-        b = self._block(r, BLOCKS)
-        if self._dense:
+        b = self._block_size(r)
+        if self._has_small_side:
             return self._ends(b, slice(0, r)) if b <= svd.few(min(self.shape)) else self._spectrum(slice(0, r))
-        return self._held(("top", b), lambda: svd.top(self._wide(), b), slice(0, r))
+        return self._cached(("top", b), lambda: svd.top(self._portable_weight(), b), slice(0, r))
 
     def bottom_svd(self, r: int) -> Triplets:
         """Return the r smallest triplets of W0, singular values descending."""
-        self._bound("triplets", r)
-        k, b = min(self.shape), self._block(r, BLOCKS)
-        if self._dense:
+        self._check_rank("triplets", r)
+        k, b = min(self.shape), self._block_size(r)
+        if self._has_small_side:
             return self._ends(b, slice(2 * b - r, 2 * b)) if b <= svd.few(k) else self._spectrum(slice(k - r, k))
-        return self._held(("bottom", b), lambda: svd.bottom(self._wide(), b), slice(b - r, b))
+        return self._cached(("bottom", b), lambda: svd.bottom(self._portable_weight(), b), slice(b - r, b))
 
     def full_svd(self) -> Triplets:
-        """Return all min(m, n) triplets of W0; the same tensors while another holder keeps them alive."""
-        k = min(self.shape)
-        known = [_alive.get(self._identity("full", part)) for part in "USV"]
-        if all(part is not None for part in known):
-            return Triplets(*known)
-        found = self._spectrum(slice(0, k))
-        for part, tensor in zip("USV", found, strict=True):
-            _alive[self._identity("full", part)] = tensor
-        return found
+        """Return all min(m, n) triplets of W0; the same tensors again while anyone still holds them."""
+        U, S, V = (_in_use.get(self._identity("full", part)) for part in "USV")
+        if U is not None and S is not None and V is not None:
+            return Triplets(U, S, V)
+        triplets = self._spectrum(slice(0, min(self.shape)))
+        for part, tensor in zip("USV", triplets, strict=True):
+            _in_use[self._identity("full", part)] = tensor
+        return triplets
 
     @cached_property
     def gradient(self) -> Tensor:
         """G = dL/dW at W0 on the calibration data, (m, n)."""
-        if self._gradients is None:
-            raise UserError(f"layer {self.name}: no gradient was asked for; `needs` must hold 'gradient'")
-        return self._gradients[self.name].to(self.device)
+        if self._calibration is None:
+            raise UserError(not_asked_for(self.name, "gradient"))
+        return self._calibration.gradient(self.name).to(self.device)
+
+    def activations(self) -> Tensor:
+        """Return X^T X / T, (n, n): the second moment of the layer's T inputs on the calibration data, no padding."""
+        if self._calibration is None:
+            raise UserError(not_asked_for(self.name, "activations"))
+        return self._calibration.activations(self.name).to(self.device)
 
     def gradient_svd(self, r: int) -> Triplets:
-        """Return the r largest triplets of G; `facts` gains the share of ||G||^2 they hold."""
-        self._bound("gradient triplets", r)
-        b = self._block(r, BLOCKS)
+        """Return the r largest triplets of G; `facts` gains `captured`, their share of ||G||_F^2."""
+        self._check_rank("gradient triplets", r)
+        b = self._block_size(r)
 
         def compute() -> Parts:
             G = _portable(self.gradient)
             return _parts(svd.leading(G, b).to(self.dtype), _energy(G))
 
-        origin = None if self._gradients is None or self._cache is None else self._gradients.digest
-        if origin is None:
+        origin = None if self._calibration is None or self._cache is None else self._calibration.gradient_digest
+        if self._cache is None or origin is None:
             parts = compute()
         else:
             key = key_of("gradient", VERSION, origin, self.name, b)
             parts = self._cache.get(key, compute, slice(0, r))
-        found = self._placed(parts).rows(slice(0, r)).to(self.dtype)
+        triplets = self._placed(parts).rows(slice(0, r)).to(self.dtype)
         energy = float(parts["energy"][0])
-        self.facts["captured"] = float(found.S.double().square().sum()) / energy if energy else 0.0
-        return found
+        self.facts["captured"] = float(triplets.S.double().square().sum()) / energy if energy else 0.0
+        return triplets
 
     def shared(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """Return a frozen tensor derived from W0, one storage for all who ask while one of them holds it.
+        """Return a frozen tensor derived from W0; all who ask get one storage while one of them holds it.
 
         Args:
             key: names the derivation; the weight's own digest is added.
             make: computes it.
         """
-        whole = self._identity(key)
-        found = _alive.get(whole)
-        if found is None:
-            found = _alive[whole] = make()
-        return found
+        identity = self._identity(key)
+        tensor = _in_use.get(identity)
+        if tensor is None:
+            tensor = _in_use[identity] = make()
+        return tensor
 
     @property
-    def _dense(self) -> bool:
+    def _has_small_side(self) -> bool:
         return min(self.shape) <= svd.DENSE
 
     @cached_property
     def _digest(self) -> str:
-        return f"{remembered(self._module.weight)} {self.shape}"
+        stored: Any = self._module.weight  # the tensor itself: `remembered` knows it again, and no view of it
+        return f"{remembered(stored)} {self.shape}"
 
     def _identity(self, *key: Hashable) -> Hashable:
         return (self._digest, self.dtype, self.device, *key)
 
-    def _bound(self, what: str, r: int) -> None:
+    def _check_rank(self, what: str, r: int) -> None:
         if not 1 <= r <= min(self.shape):
             m, n = self.shape
             raise UserError(f"layer {self.name}: {r} {what} asked of a {m}x{n} matrix, which has {min(m, n)}")
 
-    def _block(self, r: int, sizes: tuple[int, ...]) -> int:
-        """Return how many triplets an entry that serves r holds, whoever asks first."""
-        return min(next((size for size in sizes if size >= r), min(self.shape)), min(self.shape))
+    def _block_size(self, r: int) -> int:
+        """Return how many triplets the cache entry that serves r holds, whatever r asked for it first."""
+        return min(next((size for size in BLOCKS if size >= r), min(self.shape)), min(self.shape))
 
-    def _wide(self) -> Tensor:
+    def _portable_weight(self) -> Tensor:
         return _portable(self.weight)
 
     def _spectrum(self, rows: slice) -> Triplets:
-        return self._held(("full",), lambda: svd.full(self._wide()), rows)
+        return self._cached(("full",), lambda: svd.full(self._portable_weight()), rows)
 
     def _ends(self, b: int, rows: slice) -> Triplets:
-        return self._held(("ends", b), lambda: svd.ends(self._wide(), b), rows)
+        return self._cached(("ends", b), lambda: svd.ends(self._portable_weight(), b), rows)
 
-    def _held(self, kind: tuple[Hashable, ...], compute: Callable[[], Triplets], rows: slice) -> Triplets:
+    def _cached(self, kind: tuple[Hashable, ...], compute: Callable[[], Triplets], rows: slice) -> Triplets:
         """Return rows of a decomposition of W0, through the cache; rounded to `dtype` before slicing."""
 
         def entry() -> Parts:
-            return _parts(compute().to(self.dtype), _energy(self._wide()))
+            return _parts(compute().to(self.dtype), _energy(self._portable_weight()))
 
         if self._cache is None:
             if kind not in self._computed:
@@ -195,12 +207,12 @@ class Probe:
         return {}
 
     def _randomised(self, r: int) -> Triplets:
-        # the subspace is the weight's, so no run seed moves it
+        # seeded by the weight alone: the subspace is the weight's and must not change with the run's seed
         generator = torch.Generator().manual_seed(int(self._digest[:15], 16))
 
         def compute() -> Parts:
-            found, bound = svd.randomised(self._wide(), r, generator)
-            parts = _parts(found.to(self.dtype), _energy(self._wide()))
+            triplets, bound = svd.randomised(self._portable_weight(), r, generator)
+            parts = _parts(triplets.to(self.dtype), _energy(self._portable_weight()))
             return parts | {"bound": torch.full((r,), bound, dtype=torch.float64)}
 
         if self._cache is None:
@@ -216,45 +228,8 @@ class Probe:
         return self._placed(parts)
 
     def _placed(self, parts: Parts) -> Triplets:
-        found = Triplets(*(parts[name].to(self.device) for name in ("U", "S", "Vh")))
-        return Triplets(found.U.mT, found.S, found.Vh).to(self.dtype)
-
-
-def probe_layers(
-    model: nn.Module,
-    targets: dict[str, nn.Module],
-    look: Callable[[Probe], T],
-    needs: frozenset[str] = frozenset(),
-    *,
-    loss: Loss | None = None,
-    batches: Iterable[Any] | None = None,
-    seed: int = 0,
-    cache: Cache | None = None,
-    exact: bool = True,
-) -> dict[str, T]:
-    """Return {layer name: look(its probe)}; what a probe computed is released when its layer is done.
-
-    Args:
-        model: the untouched base.
-        targets: {layer name: module}.
-        look: an initialiser; called for several layers at once on a CPU with several cores.
-        needs: what it will look at; "gradient" makes the calibration pass available.
-        loss: as `gradient.layer_gradients`.
-        batches: calibration batches, for gradients.
-        seed: of the layers' generators.
-        cache: where decompositions are kept; None computes them anew, to the same bits.
-        exact: False makes every `top_svd` a randomised one.
-    """
-    gradients = Gradients(model, targets, loss, batches) if "gradient" in needs else None
-
-    def one(name: str) -> T:
-        try:
-            return look(Probe(name, targets[name], seed=seed, cache=cache, gradients=gradients, exact=exact))
-        finally:
-            if gradients is not None:
-                gradients.release(name)
-
-    return side_by_side(targets, one)
+        U, S, Vh = (parts[name].to(self.device) for name in ("U", "S", "Vh"))
+        return Triplets(U.mT, S, Vh).to(self.dtype)
 
 
 def layer_generator(seed: int, name: str) -> torch.Generator:
@@ -268,13 +243,15 @@ def layer_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(digits, 16))
 
 
-def _parts(found: Triplets, energy: Tensor) -> Parts:
-    """Return the triplets by rows, as the cache stores them, and the squared norm of what they decompose."""
-    rows = {"U": found.U.mT.contiguous().cpu(), "S": found.S.cpu(), "Vh": found.Vh.contiguous().cpu()}
-    return rows | {"energy": energy.cpu().repeat(len(found.S))}
+def _parts(triplets: Triplets, energy: Tensor) -> Parts:
+    """Return triplets as the cache stores them, a row each, and beside each row the energy of the whole matrix."""
+    U, S, Vh = triplets
+    rows = {"U": U.mT.contiguous().cpu(), "S": S.cpu(), "Vh": Vh.contiguous().cpu()}
+    return rows | {"energy": energy.cpu().repeat(len(S))}
 
 
 def _energy(matrix: Tensor) -> Tensor:
+    """Return ||matrix||_F^2 in float64."""
     return torch.linalg.norm(matrix.double()).square()
 
 

@@ -1,8 +1,8 @@
-"""Singular triplets of one matrix: exact at either end, or randomised, each with a residual check.
+"""Singular triplets (u, sigma, v) of one matrix: the largest, the smallest or all; exact or randomised.
 
-Weights in float32 or less go through their Gram matrix in float64 (1.4 to 6 times faster than gesdd
-and, at 576 x 576, 1e6 times more accurate; a Gram in float32 loses the bottom end altogether). float64
-weights go through gesdd itself, and so does whatever fails its check.
+Weights in float32 or less go through the eigenvectors of their Gram matrix in float64. That is 1.4 to 6 times
+faster than LAPACK's gesdd in float32 and, at 576 x 576, 1e6 times more accurate; a Gram matrix in float32 would lose
+the small singular values altogether. float64 weights go through gesdd, and so does whatever fails the residual check.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor
 from lorax.errors import UserError
 from lorax.probing.symmetric import eigenvectors, one_thread
 
-DENSE = 1024  # up to this min(m, n) the whole spectrum is computed at once
-TOLERANCE = 1e-9  # relative residual of the float64 routes
-KRYLOV_TOLERANCE = 1e-5  # relative residual of the float32 route
-DEPTHS = (3, 4, 6, 9, 12, 16, 24)  # blocks of the Krylov basis at which convergence is looked at; gradients take 3
+DENSE = 1024  # up to this min(m, n) dense solvers are used; above, block Krylov for few triplets
+TOLERANCE = 1e-9  # relative residual demanded of what was computed in float64
+KRYLOV_TOLERANCE = 1e-5  # relative residual demanded of block Krylov in float32
+DEPTHS = (3, 4, 6, 9, 12, 16, 24)  # Krylov blocks at which convergence is checked; gradients converge at 3
 
 
 class Triplets(NamedTuple):
-    """U (m, r), S (r,) descending, Vh (r, n)."""
+    """Left singular vectors U (m, r), singular values S (r,) in descending order, right ones Vh (r, n)."""
 
     U: Tensor
     S: Tensor
     Vh: Tensor
 
     def rows(self, part: slice | list[int]) -> Triplets:
-        """Return the triplets numbered by `part`."""
+        """Return those triplets whose numbers `part` holds."""
         return Triplets(self.U[:, part], self.S[part], self.Vh[part])
 
     def to(self, dtype: torch.dtype) -> Triplets:
@@ -49,18 +49,18 @@ def full(W: Tensor) -> Triplets:
     X = W.double()
     if W.dtype == torch.float64:
         return _signed(_gesdd(X))
-    return _signed(_checked(X, _gram(X)))
+    return _signed(_checked(X, _by_gram_matrix(X)))
 
 
 def top(W: Tensor, r: int) -> Triplets:
-    """Return the r largest triplets of W: block Krylov where that converges, else the Gram route."""
+    """Return the r largest triplets of W: by block Krylov where it converges, else by the Gram matrix."""
     if W.dtype == torch.float64 or min(W.shape) <= DENSE:
         return full(W).rows(slice(0, r))
     if 8 * r <= min(W.shape):
-        found, residual = _krylov_checked(W, r, KRYLOV_TOLERANCE)
-        if residual <= KRYLOV_TOLERANCE:
-            return found
-    return _signed(_checked(W.double(), _gram(W.double(), last=r), slice(0, r)))
+        triplets = _converged_krylov(W, r)
+        if triplets is not None:
+            return triplets
+    return _signed(_checked(W.double(), _by_gram_matrix(W.double(), last=r), slice(0, r)))
 
 
 def bottom(W: Tensor, r: int) -> Triplets:
@@ -68,75 +68,76 @@ def bottom(W: Tensor, r: int) -> Triplets:
     k = min(W.shape)
     if W.dtype == torch.float64 or k <= DENSE:
         return full(W).rows(slice(k - r, k))
-    return _signed(_checked(W.double(), _gram(W.double(), first=r), slice(k - r, k)))
+    return _signed(_checked(W.double(), _by_gram_matrix(W.double(), first=r), slice(k - r, k)))
 
 
 def ends(W: Tensor, r: int) -> Triplets:
     """Return the r largest and then the r smallest triplets of W in float64, from one decomposition.
 
-    About half the work of `full` where r is at most `few`.
+    It costs about half of `full` where r is at most `few(min(m, n))`.
     """
     k = min(W.shape)
     part = [*range(r), *range(k - r, k)]
     if W.dtype == torch.float64:
         return full(W).rows(part)
     X = W.double()
-    return _signed(_checked(X, _gram(X, first=r, last=r), part))
+    return _signed(_checked(X, _by_gram_matrix(X, first=r, last=r), part))
 
 
 def few(k: int) -> int:
-    """Return up to how many triplets an end of a k-sided matrix costs clearly less than its whole spectrum."""
+    """Return the largest r for which r triplets of each end cost clearly less than all k = min(m, n)."""
     return k // 12
 
 
 def leading(W: Tensor, r: int) -> Triplets:
     """Return the r largest triplets of a matrix whose spectrum decays, such as a gradient.
 
-    As `top`, but by block Krylov at every size: a gradient's first block holds nearly all its energy.
+    As `top`, but by block Krylov at every size: the first Krylov block holds nearly all the energy of a gradient.
     """
     if W.dtype == torch.float64 or 4 * r > min(W.shape):
         return full(W).rows(slice(0, r))
-    found, residual = _krylov_checked(W, r, KRYLOV_TOLERANCE)
-    if residual <= KRYLOV_TOLERANCE:
-        return found
-    return _signed(_checked(W.double(), _gram(W.double(), last=r), slice(0, r)))
+    triplets = _converged_krylov(W, r)
+    if triplets is not None:
+        return triplets
+    return _signed(_checked(W.double(), _by_gram_matrix(W.double(), last=r), slice(0, r)))
 
 
 def randomised(W: Tensor, r: int, generator: torch.Generator, tolerance: float = 1e-2) -> tuple[Triplets, float]:
-    """Return the r largest triplets by randomised block Krylov, and a bound on the sine of its angle.
+    """Return the r largest triplets by randomised block Krylov, and a bound on the sine of the subspace angle.
 
-    The basis deepens until the bound max(||residual||_F / gap), over U and V, reaches `tolerance` (Wedin;
-    the gap uses the Ritz value after r plus its own residual). Where it does not, the exact route answers
-    and the bound is 0.
+        bound = ||R_r||_F / (s_r - s_{r+1} - ||R_{r+1}||)          (Wedin's sine theorem)
+
+    with Ritz values s_i and residuals R. Krylov blocks are added until the bound reaches `tolerance`. If it does not,
+    the triplets are those of `top` and the bound is 0.
 
     Args:
         W: (m, n).
         r: how many triplets.
         generator: on the CPU, draws the start block of r + max(8, r / 2) columns.
-        tolerance: sine of the largest principal angle to the exact top-r subspaces.
+        tolerance: of the sine of the largest principal angle to the exact top-r subspaces of U and of V.
 
-    Source: Musco and Musco, arXiv:1504.05477; oversampling since svd_lowrank with q = r misses the
-    subspace of flat weight spectra (sine 0.95 after 16 iterations on real weights).
+    Source: Musco and Musco, arXiv:1504.05477. The start block is wider than r because weight spectra are flat:
+    svd_lowrank with q = r misses the subspace (sine 0.95 after 16 iterations on real weights).
     """
     width = r + max(8, r // 2)
     X = W if W.dtype == torch.float64 else W.float()
-    for ritz, misfit in _krylov(X, width, generator, DEPTHS[1:]):
-        if ritz is None or len(ritz.S) <= r:
+    for ritz, residuals in _block_krylov(X, width, generator, DEPTHS[1:]):
+        if len(ritz.S) <= r:
             break
-        gap = ritz.S[r - 1] - ritz.S[r] - misfit[r]
-        bound = float(misfit[:r].norm() / gap) if gap > 0 else float("inf")
+        gap = ritz.S[r - 1] - ritz.S[r] - residuals[r]
+        bound = float(residuals[:r].norm() / gap) if gap > 0 else float("inf")
         if bound <= tolerance:
             return _signed(ritz.rows(slice(0, r))), bound
     return top(W, r), 0.0
 
 
-def residual(W: Tensor, found: Triplets) -> float:
-    """Return the largest relative misfit of the triplets, on four random combinations of them.
+def residual(W: Tensor, triplets: Triplets) -> float:
+    """Return the largest relative residual of the triplets, on four random combinations z of them.
 
-    The misfits are ||W V z - U S z||, ||W^T U z - V S z||, and of orthonormality, in units of ||z|| and
-    ||W||_F / sqrt(k) (at most sigma_1); they cost O(m n), not a product with all vectors.
+    The residuals are ||W V z - U S z||, ||W^T U z - V S z||, ||U^T U z - z|| and ||V^T V z - z||, relative to ||z||
+    and, the first two, to ||W||_F / sqrt(k) (at most sigma_1). They cost O(m n), not a product with all vectors.
     """
-    U, S, Vh = found
+    U, S, Vh = triplets
     z = torch.randn(len(S), 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(U)
     Uz, Vz, scale = U @ z, Vh.mT @ z, torch.linalg.norm(W) / min(W.shape) ** 0.5
     pairs = torch.stack([
@@ -148,9 +149,9 @@ def residual(W: Tensor, found: Triplets) -> float:
     return float(pairs.max() / (scale * torch.linalg.norm(z)).clamp_min(1e-300))
 
 
-def _checked(X: Tensor, found: Triplets, part: slice | list[int] = slice(None)) -> Triplets:
-    """Return `found` if it passes, else what gesdd says."""
-    return found if residual(X, found) <= TOLERANCE else _gesdd(X).rows(part)
+def _checked(X: Tensor, triplets: Triplets, part: slice | list[int] = slice(None)) -> Triplets:
+    """Return the triplets if their residual is small enough, else those of gesdd that `part` numbers."""
+    return triplets if residual(X, triplets) <= TOLERANCE else _gesdd(X).rows(part)
 
 
 def _gesdd(X: Tensor) -> Triplets:
@@ -164,10 +165,10 @@ def _gesdd(X: Tensor) -> Triplets:
         return Triplets(*(torch.from_numpy(part).to(X) for part in parts))
 
 
-def _gram(X: Tensor, first: int | None = None, last: int | None = None) -> Triplets:
-    """Return triplets from the smaller Gram matrix, descending: all, or the `last` largest and `first` smallest."""
+def _by_gram_matrix(X: Tensor, first: int | None = None, last: int | None = None) -> Triplets:
+    """Return triplets by the smaller of X X^T and X^T X: all, or the `last` largest, then the `first` smallest."""
     if X.shape[0] > X.shape[1]:
-        V, S, Uh = _gram(X.mT, first, last)
+        V, S, Uh = _by_gram_matrix(X.mT, first, last)
         return Triplets(Uh.mT, S, V.mT)
     U = eigenvectors(X @ X.mT, first, last).flip(1)
     Y = U.mT @ X
@@ -181,27 +182,22 @@ def _gram(X: Tensor, first: int | None = None, last: int | None = None) -> Tripl
     return Triplets(U[:, order], diagonal.abs()[order], V.mT[order])
 
 
-def _krylov_checked(W: Tensor, r: int, tolerance: float) -> tuple[Triplets, float]:
-    """Return the top r by block Krylov from a fixed start, deepened until the relative residual is met."""
+def _converged_krylov(W: Tensor, r: int) -> Triplets | None:
+    """Return the r largest triplets by block Krylov from a fixed start block; None where it does not converge."""
     generator = torch.Generator().manual_seed(0)
-    best: tuple[Triplets, float] = (Triplets(W, W, W), float("inf"))
-    for ritz, misfit in _krylov(W, r + 8, generator):
-        if ritz is None:
-            break
-        worst = float(misfit[:r].max() / ritz.S[0].clamp_min(1e-300))
-        best = _signed(ritz.rows(slice(0, r))), worst
-        if worst <= tolerance:
-            break
-    return best
+    for ritz, residuals in _block_krylov(W, r + 8, generator):
+        if float(residuals[:r].max() / ritz.S[0].clamp_min(1e-300)) <= KRYLOV_TOLERANCE:
+            return _signed(ritz.rows(slice(0, r)))
+    return None
 
 
-def _krylov(
+def _block_krylov(
     W: Tensor, width: int, generator: torch.Generator, depths: tuple[int, ...] = DEPTHS
-) -> Iterator[tuple[Triplets, Tensor] | tuple[None, None]]:
-    """Yield (Ritz triplets, misfit ||W v - s u|| of each) at growing depth; (None, None) where it cannot pay.
+) -> Iterator[tuple[Triplets, Tensor]]:
+    """Yield (Ritz triplets, their residuals ||W v - s u||) of growing Krylov bases, while those stay cheap.
 
-    The basis Q spans {X Z, X X^T X Z, ...} for the smaller side of W; blocks are orthogonalised twice
-    against all earlier ones, and the Ritz triplets are those of Q^T X, taken in float64.
+    The orthonormal basis Q spans the Krylov blocks X Z, X X^T X Z, ..., X being W or W^T, whichever is wide. Each block
+    is orthogonalised twice against all earlier ones. The Ritz triplets are those of Q^T X, in float64.
     """
     X = W if W.shape[0] <= W.shape[1] else W.mT
     k, n = X.shape
@@ -209,7 +205,6 @@ def _krylov(
     basis = torch.linalg.qr(X @ start).Q
     for depth in depths:
         if depth * width > k // 2:
-            yield None, None
             return
         while basis.shape[1] < depth * width:
             block = X @ (X.mT @ basis[:, -width:])
@@ -218,21 +213,23 @@ def _krylov(
             basis = torch.cat([basis, block], dim=1)
         Q = torch.linalg.qr(basis.double()).Q
         C = Q.to(X).mT @ X
-        small = _gram(C.double())
+        small = _by_gram_matrix(C.double())
         left = Q @ small.U
-        misfit = torch.linalg.vector_norm((X @ small.Vh.mT.to(X)).double() - left * small.S, dim=0)
-        found = Triplets(left, small.S, small.Vh)
-        yield (found if X is W else Triplets(found.Vh.mT, found.S, found.U.mT)), misfit
+        residuals = torch.linalg.vector_norm((X @ small.Vh.mT.to(X)).double() - left * small.S, dim=0)
+        if X is W:
+            yield Triplets(left, small.S, small.Vh), residuals
+        else:
+            yield Triplets(small.Vh.mT, small.S, left.mT), residuals
 
 
-def _signed(found: Triplets) -> Triplets:
-    """Make the largest |entry| of each u positive, in place, so that equal weights give equal vectors."""
-    U, _, Vh = found
+def _signed(triplets: Triplets) -> Triplets:
+    """Make the largest |entry| of each u positive, in place: singular vectors are unique up to their sign only."""
+    U, _, Vh = triplets
     peaks = U.abs().argmax(dim=0)
     signs = torch.where(U.gather(0, peaks[None])[0] < 0, -1.0, 1.0).to(U)
     U.mul_(signs)
     Vh.mul_(signs[:, None])
-    return found
+    return triplets
 
 
 def finite(W: Tensor, place: str) -> Tensor:

@@ -1,16 +1,18 @@
-"""What records say of themselves: method, task, digests. Torch-free."""
+"""Facts that records state: method, task, learning rate, digests and versions. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorax.records import RunRecord
 
+PLACES = ("task", "model")
+"""The parts of a record that hold a digest of their own."""
 _STAMP = ("digest", "version")
 
 
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one level of dotted keys.
 
     Examples:
@@ -38,10 +40,34 @@ def task(record: RunRecord) -> str:
     return str(name.get("name", "?") if isinstance(name, dict) else name)
 
 
+def settings(record: RunRecord) -> Mapping[str, Any]:
+    """Return the settings that the run used: its identity, or its configuration where the identity has no method."""
+    return record.identity if "init" in record.identity else record.config
+
+
 def is_frozen(record: RunRecord) -> bool:
-    """Return whether the run trained nothing, so that every seed is the same run; a failed one has not counted."""
+    """Return whether the run trained nothing, so that every seed gives the same run.
+
+    The count of trained parameters decides; a failed run has none, there a missing learning rate decides.
+    """
     trained = record.costs.get("trainable")
     return "init" in record.identity and "lr" not in record.identity if trained is None else trained == 0
+
+
+def learning_rate(record: RunRecord) -> float | None:
+    """Return the learning rate that the run trained at, to twelve digits; None where it trained nothing.
+
+    The identity holds it; older records may hold it in the configuration or in the report of the initialiser alone.
+
+    Examples:
+        >>> learning_rate(RunRecord("a", "sweep", "finished", {"lr": None}, {"init": {"name": "lora"}, "lr": 1e-3}))
+        0.001
+    """
+    if is_frozen(record):
+        return None
+    sources = (record.identity, record.config, record.init_report)
+    rate = next((source["lr"] for source in sources if source.get("lr") is not None), None)
+    return None if rate is None else float(f"{rate:.12g}")
 
 
 def shots(record: RunRecord) -> int:
@@ -59,6 +85,16 @@ def eta_of(record: RunRecord) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def entry(record: RunRecord, place: str) -> dict[str, Any]:
+    """Return what the record says about its task or its model.
+
+    Args:
+        record: the run.
+        place: one of `PLACES`.
+    """
+    return {"task": record.task, "model": record.model}[place]
+
+
 def is_stamp(key: str) -> bool:
     """Return whether a dotted key holds a digest or a version rather than a choice."""
     return any(part.rstrip("s").endswith(_STAMP) for part in key.split("."))
@@ -66,15 +102,18 @@ def is_stamp(key: str) -> bool:
 
 def stamps(record: RunRecord) -> dict[str, Any]:
     """Return the digests and versions a record was made under, by dotted key."""
-    found = {key: value for key, value in flatten(record.identity).items() if is_stamp(key)}
-    for place in ("task", "model"):
-        entry = getattr(record, place)
-        found |= {f"{place}.{key}": entry[key] for key in _STAMP if entry.get(key) is not None}
-    return found
+    values = {key: value for key, value in flatten(record.identity).items() if is_stamp(key)}
+    for place in PLACES:
+        known = entry(record, place)
+        values |= {f"{place}.{key}": known[key] for key in _STAMP if known.get(key) is not None}
+    return values
 
 
 def one_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Keep one run a task and seed (evaluated on other splits it has another id): a finished one, then the last."""
+    """Keep one run a task and seed: one that did not fail, of these the one that finished last.
+
+    A run that was evaluated on another split has another id, so that one seed may have several records.
+    """
     best: dict[Any, RunRecord] = {}
     for record in sorted(records, key=lambda r: (r.status != "failed", str(r.provenance.get("finished") or ""))):
         best[task(record), record.config.get("seed")] = record

@@ -1,18 +1,20 @@
-"""What a run consumed, and which fields tell rows apart. Torch-free."""
+"""What a run consumed, and which of its fields set a table's rows apart. Torch-free."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lorax.records import RunRecord, canonical, knobs
-from lorax.records.fields import flatten, is_frozen, is_stamp, method, task
+from lorax.records.fields import flatten, is_frozen, is_stamp, method, settings, task
 from lorax.records.staleness import variants
 
-# What never tells two rows apart: the replicate, the columns, where and how it ran, what a version says.
-_APART = {*knobs.BOOKKEEPING, "seed", "evaluate", "schema", "diagnostics"}
+_NEVER_A_ROW = {*knobs.BOOKKEEPING, "seed", "evaluate", "schema", "diagnostics"}
+"""Fields that never set two rows apart: the replicate, what is a column, where and how the run was made."""
+Fields = dict[str, Any]
+"""Field -> value, as one run consumed it."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,21 @@ class Row:
     method: str
     """The initialiser's name."""
     rank: int | None
-    """None where the method ignores the rank (its twins are one row)."""
+    """None where the method ignores the rank: its runs at several ranks are one row."""
     fields: tuple[tuple[str, str], ...] = ()
     """The other fields that set this row apart from rows of the same method."""
     frozen: bool = False
     """Nothing trained: the base model itself."""
     called: str = ""
-    """The `label` that all its runs were given and no other row was."""
+    """The `label` that all runs of this row carry and no run of another row does."""
 
     @property
     def label(self) -> str:
-        """The runs' own label, or method and fields, without the rank: `lora_ga alpha=8 zeta=16`."""
+        """The runs' common label, or method and fields, without the rank: `lora_ga alpha=8 zeta=16`."""
         return self.called or " ".join([self.method, *(f"{key}={value}" for key, value in self.fields)])
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Order of rows: the frozen base first, then by method, rank and fields (numbers as numbers)."""
         return (
             not self.frozen,
@@ -46,23 +48,22 @@ class Row:
         )
 
 
-def consumed(record: RunRecord, given: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the fields a run used and that may tell it from others, without those that never do.
+def consumed(record: RunRecord, given: Iterable[str] = ()) -> Fields:
+    """Return the fields that a run used, without those that never set rows apart.
 
     The identity holds what the method consumes (zeta is absent from a LoRA run), so a swept field
     that a method ignores does not split its rows.
 
     Args:
         record: the run.
-        given: fields with a default of the method's own (alpha, ...) that are to be kept all the same.
+        given: fields to keep although this run took the method's default (alpha, ...).
     """
-    source = record.identity if "init" in record.identity else record.config
-    flat = {}
-    for key, value in flatten(source).items():
+    fields = {}
+    for key, value in flatten(settings(record)).items():
         short = key.removeprefix("init.").removeprefix("fields.").removeprefix("consumed.")
         parts = short.split(".")
-        # A model is told apart by its name, a task is a column, versions and digests are stamps.
-        if short == "init" or parts[0] in _APART or parts[0] == "task" or is_stamp(key):
+        # The name of a model counts, the rest of it does not; a task is a column; digests and versions are no choice.
+        if short == "init" or parts[0] in _NEVER_A_ROW or parts[0] == "task" or is_stamp(key):
             continue
         if parts[0] == "model" and parts[-1] not in ("model", "name"):
             continue
@@ -70,14 +71,46 @@ def consumed(record: RunRecord, given: Iterable[str] = ()) -> dict[str, Any]:
             continue
         if short in knobs.METHOD_DEFAULTS and short not in given and not _is_given(record, short):
             continue
-        flat["model" if parts[0] == "model" else short] = _comparable(value)
-    return flat
+        fields["model" if parts[0] == "model" else short] = _comparable(value)
+    return fields
+
+
+def rows_of(records: list[RunRecord]) -> dict[str, Row]:
+    """Return run id -> row: method, rank, and the fields that vary among runs of one method and task.
+
+    A learning rate that follows from method, rank and task is a column; only one that varies while
+    everything else is equal makes separate rows.
+    """
+    # A default that another run of the method was given by hand counts for both: alpha=16 given and by default are one.
+    given = {(method(record), key) for record in records for key in knobs.METHOD_DEFAULTS if _is_given(record, key)}
+    values = {record.run_id: consumed(record, [key for m, key in given if m == method(record)]) for record in records}
+    for run, fields in variants(records).items():
+        values[run] |= fields
+
+    def setting(record: RunRecord) -> Hashable:
+        return method(record), task(record), canonical(_without(values[record.run_id], {"lr"}))
+
+    others = {run: _without(fields, {"lr", "rank"}) for run, fields in values.items()}
+    swept = _varying(records, others, _method_and_task)
+    rates = {run: {key: fields[key] for key in ("lr",) if key in fields} for run, fields in values.items()}
+    rate = _varying(records, rates, setting)
+    texts, rows = _texts(values.values()), {}
+    for record in records:
+        fields = values[record.run_id]
+        keys = swept[method(record)] | rate[method(record)]
+        pairs = tuple((key, texts[key][canonical(fields[key])]) for key in sorted(keys) if key in fields)
+        rows[record.run_id] = Row(method(record), fields.get("rank"), pairs, is_frozen(record))
+    return _called(records, rows)
+
+
+def _method_and_task(record: RunRecord) -> Hashable:
+    return method(record), task(record)
 
 
 def _is_given(record: RunRecord, key: str) -> bool:
     """Return whether somebody set a field, as `alpha` or as `init.alpha`; else it follows from method and rank."""
-    own = record.config.get("init")
-    return (isinstance(own, Mapping) and own.get(key) is not None) or record.config.get(key, ...) is not None
+    init = record.config.get("init")
+    return (isinstance(init, Mapping) and init.get(key) is not None) or record.config.get(key, ...) is not None
 
 
 def _comparable(value: Any) -> Any:
@@ -87,84 +120,59 @@ def _comparable(value: Any) -> Any:
     return sorted(value) if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) else value
 
 
-def rows_of(records: list[RunRecord]) -> dict[str, Row]:
-    """Return run id -> row: method, rank, and the fields that vary among runs of one method and task.
-
-    A learning rate that follows from method, rank and task is a column; only one that varies while
-    everything else is equal makes rows of its own.
-    """
-    # What one run was given and another took by default is one field of both: alpha=16 is the default's twin.
-    given = {(method(record), key) for record in records for key in knobs.METHOD_DEFAULTS if _is_given(record, key)}
-    values: dict[str, dict[str, Any]] = {
-        record.run_id: consumed(record, [key for name, key in given if name == method(record)]) for record in records
-    }
-    for run, own in variants(records).items():
-        values[run] |= own
-    swept = _varying(records, values, lambda record: (method(record), task(record)), skip={"lr", "rank"})
-    rate = _varying(
-        records,
-        values,
-        lambda record: (method(record), task(record), canonical(_pick(values[record.run_id], None, {"lr"}))),
-        only={"lr"},
-    )
-    words, rows = _words(values.values()), {}
-    for record in records:
-        own = values[record.run_id]
-        keys = swept[method(record)] | rate[method(record)]
-        fields = tuple((key, words[key][canonical(own[key])]) for key in sorted(keys) if key in own)
-        rows[record.run_id] = Row(method(record), own.get("rank"), fields, is_frozen(record))
-    return _called(records, rows)
-
-
 def _called(records: list[RunRecord], rows: Mapping[str, Row]) -> dict[str, Row]:
     """Give a row the label that all its runs carry, unless rows that differ in more than the rank carry it too."""
     labels: dict[Row, set[str]] = defaultdict(set)
     for record in records:
         labels[rows[record.run_id]].add(record.label)
-    names = {row: found.pop() for row, found in labels.items() if len(found) == 1}
-    settings: dict[str, set[Any]] = defaultdict(set)
-    for row, name in names.items():
-        settings[name].add((row.method, row.fields))
-    return {run: replace(row, called=_alone(names.get(row, ""), settings)) for run, row in rows.items()}
+    common = {row: next(iter(texts)) for row, texts in labels.items() if len(texts) == 1}
+    carriers: dict[str, set[Hashable]] = defaultdict(set)
+    for row, label in common.items():
+        carriers[label].add((row.method, row.fields))
+    unique = {row: label for row, label in common.items() if len(carriers[label]) == 1}
+    return {run: replace(row, called=unique.get(row, "")) for run, row in rows.items()}
 
 
-def _alone(name: str, settings: Mapping[str, set[Any]]) -> str:
-    return name if name and len(settings[name]) == 1 else ""
+def _texts(values: Iterable[Fields]) -> dict[str, dict[str, str]]:
+    """Return key -> value (canonical) -> its text: short where short texts differ for all values, else in full."""
+    by_key: dict[str, dict[str, Any]] = defaultdict(dict)
+    for fields in values:
+        for key, value in fields.items():
+            by_key[key][canonical(value)] = value
+    texts = {}
+    for key, by_value in by_key.items():
+        short = {text: _short(value) for text, value in by_value.items()}
+        texts[key] = short if len(set(short.values())) == len(short) else {text: text.strip('"') for text in by_value}
+    return texts
 
 
-def _words(values: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Return key -> value (canonical) -> its text: four digits where these tell all values apart, else every one."""
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for own in values:
-        for key, value in own.items():
-            found[key][canonical(value)] = value
-    words = {}
-    for key, by in found.items():
-        short = {text: _short(value) for text, value in by.items()}
-        words[key] = short if len(set(short.values())) == len(short) else {text: text.strip('"') for text in by}
-    return words
+def _without(fields: Fields, keys: Collection[str]) -> Fields:
+    return {key: value for key, value in fields.items() if key not in keys}
 
 
-def _pick(values: dict[str, Any], keep: set[str] | None, drop: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in drop and (keep is None or key in keep)}
+def _varying(
+    records: Iterable[RunRecord], values: Mapping[str, Fields], group: Callable[[RunRecord], Hashable]
+) -> dict[str, set[str]]:
+    """Return method -> fields that not all runs of a group share.
 
-
-def _varying(records, values, group, skip=frozenset(), only=None) -> dict[str, set[str]]:
-    """Return method -> fields that take more than one value inside a group."""
-    seen: dict[tuple, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    sizes: dict[tuple, int] = defaultdict(int)
+    Args:
+        records: the runs.
+        values: run id -> the fields to compare.
+        group: the group of a run; runs of two methods never share one.
+    """
+    groups: dict[Hashable, list[RunRecord]] = defaultdict(list)
     for record in records:
-        sizes[group(record)] += 1
-        for key, value in _pick(values[record.run_id], only, set(skip)).items():
-            seen[group(record)][key].add(canonical(value))
-    counts: dict[tuple, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for record in records:
-        for key in values[record.run_id]:
-            counts[group(record)][key] += 1
-    result: dict[str, set[str]] = defaultdict(set)
-    for place, keys in seen.items():
-        result[place[0]] |= {key for key, found in keys.items() if len(found) > 1 or counts[place][key] < sizes[place]}
-    return result
+        groups[group(record)].append(record)
+    varying: dict[str, set[str]] = defaultdict(set)
+    for members in groups.values():
+        seen: dict[str, list[str]] = defaultdict(list)
+        for record in members:
+            for key, value in values[record.run_id].items():
+                seen[key].append(canonical(value))
+        varying[method(members[0])] |= {
+            key for key, texts in seen.items() if len(set(texts)) > 1 or len(texts) < len(members)
+        }
+    return varying
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""RunRecord: everything one run says about itself, as one JSON object."""
+"""RunRecord: everything that is kept about one run, as one JSON object."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 from lorax.errors import UserError
 
 SCHEMA = 1
-STATUSES = ("finished", "diverged", "failed")
 
 
 def canonical(value: Any) -> str:
-    """Return the one JSON text of `value`: sorted keys, no spaces, integral floats as integers.
+    """Return `value` as JSON with sorted keys, no spaces and whole floats written as integers.
 
-    Two configurations that mean the same (16 and 16.0) have the same text, hence one run id.
+    Two configurations that mean the same (16 and 16.0) have the same text, hence the same run id.
 
     Examples:
         >>> canonical({"b": 16.0, "a": [1, None]})
@@ -30,8 +29,8 @@ def run_id(identity: dict[str, Any]) -> str:
     """Return the 16 hexadecimal digits that name a run: a digest of what the run consumes.
 
     Args:
-        identity: resolved fields, data and model digests, component versions. Device, launcher,
-            lane count and threads are provenance and stay out.
+        identity: resolved fields, data and model digests, component versions. Device, launcher, threads
+            and the number of runs in its pack are provenance and stay out.
 
     Examples:
         >>> run_id({"rank": 8}) == run_id({"rank": 8.0})
@@ -42,17 +41,17 @@ def run_id(identity: dict[str, Any]) -> str:
 
 @dataclass
 class RunRecord:
-    """One run: what was asked, what came out, what it cost and how it came to be.
+    """One run: what was asked for, what came out, what it cost and how it was made.
 
-    Absence is None. All numbers are plain floats or ints; seconds, bytes and MB are in the names.
+    What is missing is None. All numbers are plain floats or ints; the key names the unit (seconds, ms, bytes, mb).
     """
 
     run_id: str
     """Digest of `identity`."""
     name: str
-    """The folder under `results/records`, usually a sweep or a study."""
+    """The folder under `results/records`, named after a sweep or a study."""
     status: str
-    """finished | diverged (a result: the loss left the finite numbers) | failed (see `error`)."""
+    """finished | diverged (the loss was no finite number; this counts as a result) | failed (see `error`)."""
     config: dict[str, Any]
     """The resolved configuration: init (a mapping with its name and fields), rank, lr, seed, ..."""
     identity: dict[str, Any]
@@ -60,7 +59,7 @@ class RunRecord:
     error: str | None = None
     """The message of a failed or diverged run."""
     label: str = ""
-    """How tables call the row: method plus the fields that set it apart (`lora_ga zeta=16`)."""
+    """The name of its row in tables, where the user or a study gave one; else empty."""
     task: dict[str, Any] = field(default_factory=dict)
     """name, kind, metric, direction, majority, n_train, n_validation, n_test, digest, version."""
     model: dict[str, Any] = field(default_factory=dict)

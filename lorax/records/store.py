@@ -1,7 +1,7 @@
-"""The folder of records: atomic writes, claims, items beside records, cached file digests.
+"""The folder of records: atomic writes, claims, items beside records, digests of files.
 
     <results_dir>/records/<name>/<run_id>.json           the record
-    <results_dir>/records/<name>/<run_id>.items.jsonl.gz one line an evaluated item
+    <results_dir>/records/<name>/<run_id>.items.jsonl.gz one line for each evaluated item
     <results_dir>/state/<name>/<run_id>/                 locks and checkpoints of unfinished runs
 
 Nothing here imports torch.
@@ -22,17 +22,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from lorax.errors import UserError
+from lorax.errors import UserError, near
 from lorax.records.record import RunRecord
 
 
 class Unwritable(UserError):
-    """A place cannot be written: it is full, read-only, no folder. What was written before stays whole."""
+    """A place cannot be written: the disk is full, it is read-only, or it is no folder. Older files stay whole."""
 
 
 @contextmanager
 def _writing(path: str | Path) -> Iterator[None]:
-    """Word the system's refusals to write `path`."""
+    """Turn an error of the operating system while writing `path` into one clear line."""
     try:
         yield
     except OSError as error:
@@ -40,11 +40,11 @@ def _writing(path: str | Path) -> Iterator[None]:
 
 
 def check_writable(key: str, folder: str | Path) -> None:
-    """Refuse a folder in which nothing could be written; leaves nothing behind.
+    """Refuse a folder that cannot be written; leave no file in it.
 
     Args:
-        key: how the error line calls it.
-        folder: need not exist; then its nearest parent that does is tried.
+        key: the name of the folder in the error line.
+        folder: need not exist; then its nearest existing parent is tried.
 
     Raises:
         Unwritable: names the folder and the reason.
@@ -59,12 +59,12 @@ def check_writable(key: str, folder: str | Path) -> None:
 
 
 _PREFIX = ".lorax-"
-_ROOM = 2**20
-"""Bytes that must be free before a run starts: a record with its items is well below."""
+_SPACE = 2**20
+"""Bytes that must be free before a run starts; a record with its items is smaller."""
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old or the new content whole.
+    """Write a file so that a reader sees the old or the new content whole, even if the process is killed.
 
     Raises:
         Unwritable: the place is full or read-only; names the path and the reason.
@@ -73,12 +73,12 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def write_together(files: Iterable[tuple[str | Path, str | bytes]]) -> None:
-    """Write files as `write_atomic` does, none before all have found their room, then all at once.
+    """Write several files as `write_atomic` does: first all contents under other names, then all renames.
 
-    Between the first and the last there are only renames, in the given order.
+    The renames follow the given order.
 
     Raises:
-        Unwritable: a place is full or read-only; none has been written.
+        Unwritable: a place is full or read-only; where a content could not be written, no file has changed.
     """
     staged: list[tuple[str, Path]] = []
     try:
@@ -96,7 +96,7 @@ def write_together(files: Iterable[tuple[str | Path, str | bytes]]) -> None:
 
 
 def _stage(path: Path, raw: bytes) -> str:
-    """Write beside `path`; return the temporary name."""
+    """Write the content beside `path`; return the temporary name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -126,7 +126,7 @@ class Store:
         return self.folder(name) / f"{run_id}.json"
 
     def state(self, name: str, run_id: str) -> Path:
-        """Return the folder for a run's lock and checkpoints, which go when it has finished."""
+        """Return the folder for a run's lock and checkpoints, which is removed when the run is over."""
         return self.root / "state" / name / run_id
 
     def names(self) -> list[str]:
@@ -140,7 +140,7 @@ class Store:
         return self.path(record.name, record.run_id)
 
     def write_all(self, runs: Iterable[tuple[RunRecord, Iterable[dict[str, Any]] | None]]) -> None:
-        """Write records that belong together (the lanes of a pack): a kill leaves none of them or all."""
+        """Write the records of one pack: a kill before the renames leaves none of them."""
         items_first: list[tuple[Path, bytes]] = []
         records: list[tuple[Path, str]] = []
         for record, items in runs:
@@ -169,8 +169,6 @@ class Store:
         """
         folder = self.folder(name)
         if not folder.is_dir():
-            from lorax.errors import near
-
             known = self.names()
             raise UserError(f"no records called {name!r} in {self.root}" + (f"; {near(name, known)}" if known else ""))
         return [RunRecord.from_json(path.read_text(), str(path)) for path in sorted(folder.glob("*.json"))]
@@ -185,40 +183,40 @@ class Store:
 
     @contextmanager
     def claim(self, name: str, run_id: str, timeout: float = -1) -> Iterator[RunRecord | None]:
-        """Hold a run for this process; a twin waits here and then finds the record.
+        """Reserve a run for this process; a second process with the same run waits here, then gets the record.
 
-        The lock goes with its process, however that ends, so a killed run can be claimed again, and what
-        the kill left half-written is removed. A claim of a run that is over leaves nothing behind.
+        The lock ends with its process, so a killed run can be claimed again, and its half-written files
+        are removed. The claim of a run that is over leaves no file.
 
         Yields:
-            The finished record, if another process was first; else None: do the work.
+            The record, if the run is over already; None: do the work.
 
         Raises:
-            Unwritable: the folder is read-only, or has no room for a record; found before any work is done.
+            Unwritable: the folder is read-only, or has no space for a record; raised before any work is done.
         """
         path = Path(f"{self.state(name, run_id)}.lock")
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             held = FileLock(path, timeout=timeout).acquire()
         with held:
-            found = self.finished(name, run_id)
-            if found is None:
+            record = self.finished(name, run_id)
+            if record is None:
                 self._clear(name, run_id)
-            yield found
+            yield record
             over = self.finished(name, run_id) is not None
-        if over:  # whoever still waits for the removed file finds the record: no two work on one run
+        if over:  # a process that still waits for the removed file then reads the record: no two work on one run
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
     def _clear(self, name: str, run_id: str) -> None:
-        """Remove what a killed attempt left half-written; make sure that a record can be written."""
+        """Remove the half-written files of a killed run; make sure that a record can be written."""
         for folder in (self.folder(name), self.state(name, run_id)):
             for left in folder.glob(f".{run_id}.*" if folder == self.folder(name) else ".*"):
                 left.unlink(missing_ok=True)
         with _writing(self.folder(name)):
             self.folder(name).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder(name)) as file:
-                file.write(bytes(_ROOM))
+                file.write(bytes(_SPACE))
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -12,8 +12,8 @@ import pandas as pd
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.records.fields import one_per_seed, task
-from lorax.records.grouping import Row, consumed, rows_of
+from lorax.records.fields import learning_rate, one_per_seed, task
+from lorax.records.grouping import Row, rows_of
 from lorax.records.staleness import several_digests, shown
 from lorax.reports import columns, diagnostics
 from lorax.reports.columns import Column
@@ -131,12 +131,7 @@ def _trained(row: SweepRow) -> numbers.Value:
 
 
 def _rates(row: SweepRow) -> numbers.Value:
-    return None if row.frozen else numbers.span([_rate(record) for record in row.records])
-
-
-def _rate(record: RunRecord) -> float | None:
-    rate = consumed(record).get("lr", record.config.get("lr"))
-    return record.init_report.get("lr") if rate is None else rate
+    return None if row.frozen else numbers.span([learning_rate(record) for record in row.records])
 
 
 def read_sweep(records: list[RunRecord]) -> Sweep:

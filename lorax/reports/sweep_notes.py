@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorax.records import RunRecord
-from lorax.records.fields import is_frozen, shots, task
+from lorax.records.fields import is_frozen, learning_rate, shots, task
 
 
 def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
@@ -78,7 +78,8 @@ def _explicit(record: RunRecord) -> bool:
     given = record.init_report.get("lr_given")
     if given is not None:
         return bool(given)
-    base, prior, rate = (record.init_report.get(key) for key in ("base_lr", "lr_prior", "lr"))
+    base, prior = record.init_report.get("base_lr"), record.init_report.get("lr_prior")
+    rate = learning_rate(record)
     if base is None or prior is None or rate is None:
         return False
     return not math.isclose(base * prior, rate, rel_tol=1e-6)

@@ -32,18 +32,19 @@ def diagnose(session: Session, lane: int, gradients: Mapping[str, Tensor]) -> di
         lane: which run of the pack.
         gradients: {layer: (m, n)} of the untouched model on calibration data.
     """
-    from lorax.diagnostics.measure import measure
+    from lorax.diagnostics.measure import References, Settings, measure
 
     run, adapters = session.runs[lane], session.adapters[lane]
     config = run.config
     is_reference = not run.initializer.has_factors  # full fine-tuning: the update that others are compared with
     full_update, source = (None, None) if is_reference else read_update(run)
-    measured = measure(
-        session.loaded, session.task, adapters,
-        targets=list(gradients), seed=config.seed, place=session.placement,
-        factors=run.factors or None, gradients=gradients, full_delta=full_update, rank=config.rank,
-        layers=config.diagnostics_every, forgetting_tokens=config.forgetting_tokens, cache=session.cache,
+    settings = Settings(
+        targets=list(gradients), every=config.diagnostics_every, rank=config.rank,
+        forgetting_tokens=config.forgetting_tokens,
     )  # fmt: skip
+    references = References(factors=run.factors, gradients=gradients, full_update=full_update or {})
+    autocast, cache = session.placement.autocast, session.cache
+    measured = measure(session.loaded, adapters, settings, references, autocast_dtype=autocast, cache=cache)
     if is_reference and keeps_update(config):
         write_update(run, adapters.delta())
     return measured | {"full_update_of": source}

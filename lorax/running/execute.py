@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from lorax.probing import CALIBRATED
 from lorax.records import Unwritable
 from lorax.running.device import Placement, resolve_placement
 from lorax.running.messages import one_line
@@ -83,7 +84,7 @@ def _build_factors(run: PreparedRun, loaded: Loaded, placement: Placement) -> di
         return {}
     targets = find_targets(loaded.model, run.config.targets, head=loaded.head)
     loss, batches = None, None
-    if "gradient" in run.initializer.needs:
+    if run.initializer.needs & CALIBRATED:
         loss, batches = gradient_batches(run.task, loaded, run.config)
     return make_factors(
         loaded.model, run.initializer, targets,

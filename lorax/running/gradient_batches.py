@@ -1,14 +1,16 @@
-"""The batches behind gradient-based initialisation: the run's own first ones, or held-out ones."""
+"""The batches that an initialiser looks at gradients or activations on: the run's own first ones, or held-out ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
-    from lorax.forward.encode import Encoded
+    from torch import Tensor
+
     from lorax.models.registry import Loaded
     from lorax.probing.gradient import Loss
     from lorax.tasks import Task
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 def gradient_batches(
     task: Task, loaded: Loaded, config: RunConfig, share: bool = True
 ) -> tuple[Loss, list[dict[str, Any]]]:
-    """Return (loss, batches) for `layer_gradients`.
+    """Return (loss, batches) for `layer_gradients` and `layer_activations`.
 
     With `calibration=train` these are the batches that the first steps of the run will see, so the gradient
     that initialises is the one the first steps follow; `heldout` takes examples that serve nothing else.
@@ -34,44 +36,68 @@ def gradient_batches(
     Raises:
         UserError: the split is empty.
     """
-    from lorax.forward.encode import Batch, encode, order
-    from lorax.forward.prefix_tree import lay_out
-    from lorax.forward.readout import Readout, run_batch
-    from lorax.models.hf import init_head
+    from lorax.forward.batch import order
+    from lorax.forward.modality import modality_of
+    from lorax.models.fresh_head import init_head
 
+    modality = modality_of(loaded)
     split = "train" if config.calibration == "train" else "heldout"
-    rows = encode(task, loaded, split)
+    rows = modality.encode(task, split)
     if not rows:
         raise UserError(f"calibration={config.calibration}: task {task.name} has no {split} examples")
     init_head(loaded.model, loaded.head, config.seed)
     count = config.train["calibration_batches"]
-    chosen = order(config.seed, len(rows), config.batch_size, count)
+    parts = [[rows[index] for index in indices] for indices in order(config.seed, len(rows), config.batch_size, count)]
 
-    def loss(model: Any, batch: Any) -> tuple[Any, int]:
-        with Readout(loaded) as readout:
-            _, losses = run_batch(readout, Batch(**batch))
+    def loss(model: Any, fields: dict[str, Any]) -> tuple[Any, int]:
+        batch = _from_fields(fields)
+        with modality.open():
+            losses = modality.losses(modality.forward(batch), batch)
         return losses.mean(), losses.numel()
 
-    loss.digest = "mean cross-entropy of the labels, version 1"  # lets the gradient be kept between runs
-    parts = [[rows[index] for index in indices] for indices in chosen]
-    parts = join_small(parts, loaded) if share else parts
-    return loss, [vars(lay_out(part, loaded, share=share, cached=False)) for part in parts]
+    # Gradients are cached under this text and the batches.
+    loss.digest = f"mean {modality.loss_name} of the labels, version 1"  # type: ignore[attr-defined]
+    loss.token_counts = token_counts  # type: ignore[attr-defined]
+    parts = modality.regroup(parts) if share else parts
+    return loss, [_to_fields(modality.collate(part, share=share, single_pass=True)) for part in parts]
 
 
-def join_small(parts: list[list[Encoded]], loaded: Loaded) -> list[list[Encoded]]:
-    """Join neighbouring batches while that takes no more tokens and they stay within `prefix_tree.LONGEST`.
+def token_counts(batch: Mapping[str, Any]) -> list[Tensor]:
+    """Return, for each grid of input tokens, how many examples' tokens each position stands for, (rows, tokens).
 
-    Every batch weighs in the gradient by its number of labels, so it does not matter how the examples are cut.
-    Fewer, larger products are faster: those of a hundred tokens take twice the time per token of those of five
-    hundred. And what all prompts begin with is computed less often.
+    Padding counts 0, a token 1, and a token of a beginning that R examples share R: the counts do not depend on how
+    examples are laid out. Where no mask says so, an example ends where its last label is predicted.
+
+    Args:
+        batch: the fields of a `Batch` whose beginnings are not cached (`prefix` is None).
+
+    Returns:
+        One tensor; for an encoder-decoder the encoder's and the decoder's.
     """
-    from lorax.forward.prefix_tree import LONGEST, size
+    import torch
 
-    joined: list[list[Encoded]] = []
-    for part in parts:
-        together = [*joined[-1], *part] if joined else []
-        if together and size(together, loaded) <= min(LONGEST, size(joined[-1], loaded) + size(part, loaded)):
-            joined[-1] = together
-        else:
-            joined.append(part)
-    return joined
+    inputs, positions = batch["inputs"], batch["positions"]
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.ndim == 2:
+        if "decoder_input_ids" not in inputs:
+            return [mask]
+        decoder = torch.zeros_like(inputs["decoder_input_ids"])
+        return [mask, decoder.flatten().index_fill(0, positions, 1).view_as(decoder)]
+    rows, width = inputs["input_ids"].shape
+    ends = positions[torch.tensor(batch["counts"], device=positions.device).cumsum(0) - 1]
+    if mask is None:
+        return [torch.arange(width, device=ends.device) <= (ends % width)[:, None]]
+    seen = mask[:, 0].flatten(0, 1)[ends]  # what an example's last token sees is the example
+    return [torch.zeros(rows, width, device=ends.device).index_add(0, ends // width, seen.float())]
+
+
+def _to_fields(batch: Any) -> dict[str, Any]:
+    """Return what decides a batch's loss; names and values are part of the key that its gradient is cached under."""
+    fields = {name: getattr(batch, name) for name in ("inputs", "positions", "targets", "counts", "prefix")}
+    return fields | {"live": batch.unpadded}
+
+
+def _from_fields(fields: dict[str, Any]) -> Any:
+    from lorax.models.modality import Batch
+
+    return Batch(**{name: value for name, value in fields.items() if name != "live"}, unpadded=fields["live"])

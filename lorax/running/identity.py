@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
+from lorax.probing import CALIBRATED
 from lorax.records import knobs
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
         kept |= {key: getattr(config, key) for key in knobs.ADAPTERS}
     elif initializer.changes_layers:
         kept["targets"] = config.targets
-    if "gradient" in initializer.needs:
+    if initializer.needs & CALIBRATED:
         kept["calibration"] = [config.calibration, config.train["calibration_batches"]]
     if config.diagnostics:
         consumed_already = {*kept["init"], *kept}

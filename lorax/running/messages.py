@@ -61,7 +61,10 @@ def _missing(match: re.Match[str], cause: str) -> str:
 
 
 def _unknown(match: re.Match[str], cause: str) -> str:
-    key = match["key"]
+    return _unknown_key(match["key"])
+
+
+def _unknown_key(key: str) -> str:
     group = key.partition(".")[0]
     if "." in key and group in ("init", "task", "model", "study"):
         known = _fields_of(group)
@@ -106,7 +109,7 @@ def _merge(match: re.Match[str], cause: str) -> str:
         return f"{key}={value}: a value is needed"
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", match.string + cause)
     if unknown:
-        return _unknown(re.match(r"(?P<key>.*)", key), cause)
+        return _unknown_key(key)
     return f"{key}={value}: {_first(cause or match.string.split(chr(10), 1)[-1])}"
 
 

@@ -72,8 +72,8 @@ def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:
         UserError: no layer matches; the task's kind does not fit the model's.
     """
     from lorax.adapters.install import find_targets
+    from lorax.adapters.kinds import shape_of
     from lorax.models.registry import skeleton
-    from lorax.probing.weight import shape_of
 
     loaded = skeleton(config.model, labels=class_names(task))
     check_task_fits(config, task, loaded.kind)

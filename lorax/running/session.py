@@ -17,8 +17,7 @@ from lorax.running.prepared import PreparedRun
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.baselines import FullModel
-    from lorax.adapters.install import Adapters
+    from lorax.adapters.face import Trainable
     from lorax.models.registry import Loaded
     from lorax.probing.cache import Cache
     from lorax.training.run import Outcome, TrainPlan
@@ -52,7 +51,7 @@ class Session:
         self.heads = install_heads(loaded, [run.config.seed if self.trains else 0 for run in runs])
         self.trackers = [self._tracker(run) for run in runs]
 
-    def _install(self) -> Sequence[Adapters | FullModel]:
+    def _install(self) -> Sequence[Trainable]:
         from lorax.adapters.install import install
 
         model, first = self.loaded.model, self.runs[0]
@@ -65,41 +64,41 @@ class Session:
         return install(model, factors, first.config.recenter, dropouts, infos)
 
     def step0_errors(self) -> list[float]:
-        """Return, for each lane, the largest change of a logit on one training batch before step 1."""
+        """Return, for each lane, the largest change of an output on one training batch before step 1."""
         from lorax.forward.active import active
-        from lorax.forward.encode import encode
-        from lorax.forward.prefix_tree import lay_out
-        from lorax.forward.readout import Readout, autocast, run_batch
+        from lorax.forward.modality import modality_of
+        from lorax.forward.readout import autocast
 
         if not self.trains:
             return [0.0]
-        rows = encode(self.task, self.loaded, "train")[: self.config.batch_size]
-        batch, device = lay_out(rows, self.loaded), torch.device(self.placement.device)
+        modality = modality_of(self.loaded)
+        batch = modality.collate(modality.encode(self.task, "train")[: self.config.batch_size])
+        device = torch.device(self.placement.device)
         errors, base = [], None
-        with torch.inference_mode(), Readout(self.loaded) as readout:
+        with torch.inference_mode(), modality.open():
             for lane, adapters in enumerate(self.adapters):
                 heads = self.heads[lane : lane + 1]
                 with active([adapters], heads), autocast(device, self.placement.autocast):
-                    logits, _ = run_batch(readout, batch)
+                    output = modality.forward(batch)
                     if base is None or heads:  # a lane's head is its own, the rest of the base all lanes share
                         with adapters.disabled():
-                            base, _ = run_batch(readout, batch)
-                errors.append(float((logits.double() - base.double()).abs().max()))
+                            base = modality.forward(batch)
+                errors.append(float((output.double() - base.double()).abs().max()))
         return errors
 
     def train(self) -> list[Outcome]:
         """Train every run; the frozen base is trained in no steps."""
-        from lorax.forward.encode import encode
+        from lorax.forward.modality import modality_of
         from lorax.training.loop import Outcome, Run, train
 
         if not self.trains:
             return [Outcome("finished")]
-        data = encode(self.task, self.loaded, "train")
-        lanes = []
+        data = modality_of(self.loaded).encode(self.task, "train")
+        trained = []
         for lane, run in enumerate(self.runs):
             config = run.config
             state = run.store.state(config.name, run.run_id)
-            lanes.append(
+            trained.append(
                 Run(
                     adapters=self.adapters[lane],
                     data=data,
@@ -117,7 +116,7 @@ class Session:
                     name=run.run_id,
                 )  # fmt: skip
             )
-        return train(self.loaded, lanes, lanes[0].plan)
+        return train(self.loaded, trained, trained[0].plan)
 
     def _plan(self, run: PreparedRun) -> TrainPlan:
         from lorax.training.loop import TrainPlan
@@ -178,7 +177,7 @@ class Session:
 
     def _original(self, head: str) -> nn.Module:
         """Return the model's own module in whose place the lanes have their heads."""
-        return self.heads[0].wrappers[head].original[0]
+        return self.heads[0].packed[head].original[0]
 
     def save(self) -> None:
         """Save trained adapters, with their heads, where a run asked for it."""

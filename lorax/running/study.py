@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
@@ -15,6 +13,11 @@ from lorax.running.preflight import layer_shapes, load_task
 from lorax.running.prepared import default_rate, prepare
 from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
 
+if TYPE_CHECKING:
+    from hydra_plugins.lorax.sweeper import LoraxSweeper
+    from lorax.studies.jobs import Job
+    from lorax.studies.spec import StudySpec
+
 OUTSIDE = (
     "results_dir", "track", "device", "cache", "task.path", "model.path",
     "train.eval_batch_size", "train.checkpoint_every",
@@ -22,7 +25,7 @@ OUTSIDE = (
 """Keys that say where and how a study runs; any other override changes its design."""
 
 
-def run_study(sweeper: Any, arguments: list[str]) -> None:
+def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
     """Run, or go on with, the study of the sweeper's configuration; with `study.plan=true` only plan it.
 
     Args:
@@ -35,55 +38,60 @@ def run_study(sweeper: Any, arguments: list[str]) -> None:
     """
     from omegaconf import OmegaConf
 
+    from lorax.running.study_time import seconds_per_run
     from lorax.studies import plan as planning
+    from lorax.studies.parse import from_mapping
     from lorax.studies.registration import freeze
-    from lorax.studies.spec import from_mapping
+    from lorax.tables import draw
 
-    data = OmegaConf.to_container(sweeper.config.study, resolve=True)
+    data: Any = OmegaConf.to_container(sweeper.config.study, resolve=True)
     design, outside = _split(sweeper, arguments)
     spec = from_mapping(data)
     spec = replace(spec, fixed=spec.fixed | design)
-    compose = _Composer(sweeper, outside)
-    spec = planning.bind(spec, lr=compose.rate, count=compose.count, consumes=compose.consumes)
+    jobs = _JobFacts(sweeper, outside)
+    spec = planning.bind(spec, lr=jobs.rate, count=jobs.trained_values, consumes=jobs.consumed)
     store = Store(str(sweeper.config.results_dir))
     if data.get("plan"):
-        seconds = _seconds(store, spec) or _probe(sweeper, spec, outside)
+        seconds = seconds_per_run(spec, store, sweeper, outside)
         print("\n".join(planning.plan(spec, seconds).lines))
         return
     checked(sweeper, [[*job.overrides, *outside] for job in one_of_each(spec)])
     freeze(spec, store.root)
     print("\n".join(planning.plan(spec).lines), flush=True)
-    _rounds(sweeper, spec, store, outside)
-    _report(store, spec.name)
+    _run_rounds(sweeper, spec, store, outside)
+    print(draw(store, spec.name))
     publish(store, spec.name, str(sweeper.config.track))
 
 
-def _rounds(sweeper: Any, spec: Any, store: Store, outside: list[str]) -> None:
+def _run_rounds(sweeper: LoraxSweeper, spec: StudySpec, store: Store, outside: list[str]) -> None:
+    """Launch round after round; what the next one is follows from the records alone."""
     from lorax.studies.rounds import next_round
 
-    started, asked, told = 0, set(), set()
+    launched: set[tuple[str, ...]] = set()
+    printed: set[str] = set()
+    started = 0
     while True:
         records = store.read(spec.name) if store.folder(spec.name).is_dir() else []
         this = next_round(spec, records)
-        _tell(this.notes, told)
+        _print_new(this.notes, printed)
         if this.kind == "done":
             return
         jobs = [[*job.overrides, *outside] for job in this.jobs]
-        again = [job for job in jobs if tuple(job) in asked]
+        again = [job for job in jobs if tuple(job) in launched]
         if again:
             raise JobsFailed(f"{this.kind}: {len(again)} jobs left no record: {' '.join(again[0])}")
-        asked |= {tuple(job) for job in jobs}
+        launched |= {tuple(job) for job in jobs}
         configs = checked(sweeper, jobs)
         print(f"{spec.name}: {this.kind}, {len(jobs)} runs", flush=True)
-        results = _solo(configs, jobs) if this.solo else launch(sweeper, jobs, started)
+        results = _one_by_one(configs, jobs) if this.solo else launch(sweeper, jobs, started)
         started += len(jobs)
         raise_failures(results)
 
 
-def _tell(notes: Sequence[str], told: set[str]) -> None:
-    """Print what is new; of many stale records their number and the reasons."""
-    new = [note for note in notes if note not in told]
-    told |= set(new)
+def _print_new(notes: Sequence[str], printed: set[str]) -> None:
+    """Print the notes that are new; of many stale records only their number and the reasons."""
+    new = [note for note in notes if note not in printed]
+    printed |= set(new)
     stale = [note for note in new if note.startswith("stale: ")]
     if len(stale) > LISTED:
         reasons = sorted({note.partition("(")[2].rstrip(")") for note in stale})
@@ -92,7 +100,7 @@ def _tell(notes: Sequence[str], told: set[str]) -> None:
         print(f"  {note}")
 
 
-def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any]]:
+def _one_by_one(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any]]:
     """Run jobs one by one in this process: their seconds and memory are the point."""
     from lorax.running.launch import run_pack
 
@@ -102,8 +110,8 @@ def _solo(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[str, Any
     ]
 
 
-def one_of_each(spec: Any) -> list[Any]:
-    """Return a job for every arm on every task: whatever is wrong with one shows before the design is fixed."""
+def one_of_each(spec: StudySpec) -> list[Job]:
+    """Return a job for every arm on every task, to find what is wrong with one before the design is fixed."""
     from lorax.studies.jobs import make_job
 
     return [
@@ -113,10 +121,10 @@ def one_of_each(spec: Any) -> list[Any]:
     ]
 
 
-class _Composer:
-    """Answers the protocol's questions about a job from the configuration it would get."""
+class _JobFacts:
+    """What `lorax.studies.plan.bind` asks of a job, from the configuration that the job would get."""
 
-    def __init__(self, sweeper: Any, outside: list[str]):
+    def __init__(self, sweeper: LoraxSweeper, outside: list[str]):
         self.sweeper, self.outside = sweeper, outside
         self.shapes: dict[str, dict[str, tuple[int, int]]] = {}
 
@@ -125,32 +133,30 @@ class _Composer:
         return resolve(self.sweeper.compose([*overrides, *self.outside]))
 
     def rate(self, overrides: list[str]) -> float:
-        """Return what `lr=null` resolves to: the task's base rate times the method's prior."""
+        """Return what `lr=null` resolves to: the task's base rate times the method's prior and factor."""
         config = self.config([word for word in overrides if not word.startswith("lr=")])
         prior, factor = default_rate(config, config.initializer())
         return load_task(config).lr * prior * factor
 
-    def count(self, overrides: list[str]) -> int:
-        """Return the trainable parameters of the adapters, by the method's closed formula."""
+    def trained_values(self, overrides: list[str]) -> int:
+        """Return how many values the adapters train, by the method's closed formula."""
         config = self.config(overrides)
         key = repr((config.model, config.task["name"], config.targets))
         if key not in self.shapes:
             self.shapes[key] = layer_shapes(config, load_task(config))
         initializer = config.initializer()
-        total = 0
         for name, (m, n) in self.shapes[key].items():
             initializer.check(name, m, n)
-            total += initializer.count(m, n)
-        return total
+        return sum(initializer.count(m, n) for m, n in self.shapes[key].values())
 
-    def consumes(self, overrides: list[str]) -> dict[str, Any]:
+    def consumed(self, overrides: list[str]) -> dict[str, Any]:
         """Return what the run consumes, with the digests and versions of now: older records are stale."""
         return prepare(self.config(overrides)).identity
 
 
-def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Part the command line into changes of the design and words about where it runs."""
-    from lorax.studies.spec import OWNED
+def _split(sweeper: LoraxSweeper, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the overrides that change the study's design, and those that say where and how it runs."""
+    from lorax.studies.parse import OWNED
 
     design, outside = {}, []
     for override in sweeper.parse(arguments):
@@ -166,61 +172,3 @@ def _split(sweeper: Any, arguments: list[str]) -> tuple[dict[str, Any], list[str
         else:
             design[key] = override.value()
     return design, outside
-
-
-def _seconds(store: Store, spec: Any) -> dict[str, float] | None:
-    """Return seconds a full run by `task/arm`, from the cost probes that are there."""
-    if not store.folder(spec.name).is_dir():
-        return None
-    from lorax.studies.job_index import Book
-
-    book, found = Book(spec, store.read(spec.name)), {}
-    from lorax.studies.rounds import cost_jobs
-
-    for job in cost_jobs(spec):
-        record = book.look(job)
-        if record is not None and record.costs.get("step_ms"):
-            steps = spec.fixed.get("steps") or load_steps(record)
-            costs = record.costs
-            found[f"{job.task}/{job.arm}"] = (
-                costs["step_ms"] * steps / 1e3 + costs["init_seconds"] + costs["eval_seconds"]
-            )
-    return found or None
-
-
-def _probe(sweeper: Any, spec: Any, outside: list[str]) -> float | None:
-    """Return seconds of a full run, from a short one of the reference arm whose record is thrown away.
-
-    Counts start-up, initialisation, the median step times the steps, and the evaluation. Other arms'
-    initialisation and steps differ; their own cost probes replace this once the study has begun.
-    """
-    from lorax.running.launch import run_pack
-    from lorax.studies.jobs import make_job
-
-    if spec.costs is None:
-        return None
-    job = make_job(spec, spec.reference, spec.tasks[0], "cost", None, spec.costs.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        words = [word for word in outside if not word.startswith(("results_dir=", "track="))]
-        overrides = [*job.overrides, *words, f"results_dir={folder}", "track=none"]
-        start = time.perf_counter()
-        run_pack(checked(sweeper, [overrides]))
-        elapsed = time.perf_counter() - start
-        record = Store(folder).read(spec.name)[0]
-    steps = spec.fixed.get("steps") or load_steps(record)
-    if not record.costs.get("step_ms"):
-        return None
-    return elapsed - record.costs["train_seconds"] + record.costs["step_ms"] * steps / 1e3
-
-
-def load_steps(record: Any) -> int:
-    """Return the steps of a full run, where the study leaves them to the task."""
-    from lorax.tasks.registry import load
-
-    return load(record.config["task"], record.config["data_seed"]).steps
-
-
-def _report(store: Store, name: str) -> None:
-    from lorax.tables import draw
-
-    print(draw(store, name))

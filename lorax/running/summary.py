@@ -1,16 +1,16 @@
-"""What a single run prints when it is over: a handful of lines, every number from its record."""
+"""What a single run prints when it is over: a few lines, every number from its record."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from lorax.records import RunRecord, Store
-from lorax.records.fields import shots
+from lorax.records import RunRecord, Store, knobs
+from lorax.records.fields import learning_rate, shots
 
 
 def show_summary(store: Store, record: RunRecord, tables: list[Path]) -> None:
-    """Print scores with intervals, step-0 error, trained share, times, memory and where things are."""
+    """Print scores with intervals, step-0 error, trained share, times, memory, and the paths of record and table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -40,11 +40,14 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
     if costs.get("trainable"):
         report = record.init_report
         share = 100 * (costs.get("share") or 0)
-        step0 = _number(report.get("step0_error"))
+        step0, rate = _number(report.get("step0_error")), learning_rate(record) or float("nan")
         seconds = "  ".join(f"{name} {costs.get(name + '_seconds') or 0:.1f}" for name in ("init", "train", "eval"))
         shown += [
             ("step 0", f"largest change of a logit {step0}, eta {_eta(report.get('eta'))}"),
-            ("trained", f"{costs['trainable']:,} parameters ({share:.2f} % of the model), lr {config_lr(record):g}"),
+            (
+                "trained",
+                f"{costs['trainable']:,} parameters ({share:.2f} % of the model), lr {rate:g}",
+            ),
             ("seconds", f"{seconds}  ({_number(costs.get('step_ms'))} ms a step)"),
         ]
     shown.append(("memory", f"peak {costs.get('peak_mb') or 0:,.0f} MB"))
@@ -56,17 +59,11 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
 
 def base_record(store: Store, record: RunRecord) -> RunRecord | None:
     """Return the frozen base's record of the same task, model and split, if there is one."""
-    same = ("task", "model", "data_seed", "dtype", "evaluate")
     for other in store.read(record.name):
-        frozen = other.costs.get("trainable") == 0
-        if frozen and all(other.identity.get(key) == record.identity.get(key) for key in same):
+        alike = all(other.identity.get(key) == record.identity.get(key) for key in knobs.EVERY_RUN)
+        if alike and other.costs.get("trainable") == 0:
             return other
     return None
-
-
-def config_lr(record: RunRecord) -> float:
-    """Return the learning rate that the run used."""
-    return record.init_report.get("lr") or record.config.get("lr") or float("nan")
 
 
 def _title(record: RunRecord) -> str:

@@ -1,11 +1,11 @@
-"""A multirun: every job checked first, twins run once, the table drawn last. Torch-free until jobs run."""
+"""A multirun: all jobs are checked first, equal ones run once, the table is drawn last. Torch-free until jobs run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
@@ -14,14 +14,18 @@ from lorax.running.identity import consumed_fields
 from lorax.running.messages import one_line
 from lorax.running.prepared import default_rate
 
+if TYPE_CHECKING:
+    from hydra_plugins.lorax.sweeper import LoraxSweeper
+
 LISTED = 5
+"""Most failed jobs, or stale records, that a message lists one by one."""
 
 
 class JobsFailed(Exception):
     """Some jobs of a sweep failed; the others are recorded. Exit status 1."""
 
 
-def run_grid(sweeper: Any, arguments: list[str]) -> list[Any]:
+def run_grid(sweeper: LoraxSweeper, arguments: list[str]) -> list[Any]:
     """Run the product of all swept values with the chosen launcher, then draw the table.
 
     Raises:
@@ -35,15 +39,15 @@ def run_grid(sweeper: Any, arguments: list[str]) -> list[Any]:
         print(f"{twins} job(s) differ only in what their method ignores: run once")
     results = launch(sweeper, jobs, 0)
     try:
-        _tables(configs)
+        _show_tables(configs)
     except UserError:
-        raise_failures(results)  # what went wrong first
+        raise_failures(results)  # the earlier error, and the cause of this one
         raise
     raise_failures(results)
     return results
 
 
-def _tables(configs: Sequence[RunConfig]) -> None:
+def _show_tables(configs: Sequence[RunConfig]) -> None:
     """Draw the table of every name in a grid, and log it."""
     names = list(dict.fromkeys((config.results_dir, config.name) for config in configs))
     for results_dir, name in names:
@@ -51,7 +55,7 @@ def _tables(configs: Sequence[RunConfig]) -> None:
         publish(Store(results_dir), name, configs[0].track)
 
 
-def checked(sweeper: Any, jobs: Sequence[list[str]]) -> list[RunConfig]:
+def checked(sweeper: LoraxSweeper, jobs: Sequence[list[str]]) -> list[RunConfig]:
     """Resolve and preflight every job; the first wrong one is named with its overrides."""
     from lorax.running.preflight import preflight
 
@@ -68,22 +72,26 @@ def checked(sweeper: Any, jobs: Sequence[list[str]]) -> list[RunConfig]:
 def without_twins(
     jobs: Sequence[list[str]], configs: Sequence[RunConfig]
 ) -> tuple[list[list[str]], list[RunConfig], int]:
-    """Keep the first of the jobs that consume the same fields (SVFT at two ranks is one run)."""
+    """Keep the first of the jobs that consume the same fields, such as SVFT at two ranks.
+
+    Returns:
+        Their overrides, their configurations, and how many jobs were left out.
+    """
     first: dict[str, int] = {}
     for index, config in enumerate(configs):
         initializer = config.initializer()
         fields = consumed_fields(config, initializer)
         # Resolved only when the run starts, yet part of its id: the default rate, and a device's precision.
         rate = default_rate(config, initializer) if "lr" in fields and config.lr is None else None
-        place = config.device if config.dtype == "auto" else None
-        key = canonical([fields, rate, place, config.name, config.results_dir])
+        device = config.device if config.dtype == "auto" else None
+        key = canonical([fields, rate, device, config.name, config.results_dir])
         first.setdefault(key, index)
     kept = sorted(first.values())
     return [jobs[i] for i in kept], [configs[i] for i in kept], len(jobs) - len(kept)
 
 
-def launch(sweeper: Any, jobs: Sequence[list[str]], start: int) -> list[dict[str, Any]]:
-    """Hand jobs to the launcher; return what each says of itself."""
+def launch(sweeper: LoraxSweeper, jobs: Sequence[list[str]], start: int) -> list[dict[str, Any]]:
+    """Hand jobs to the launcher; return each one's overrides, status, run_id and message."""
     if not jobs:
         return []
     returns = sweeper.launcher.launch([list(job) for job in jobs], initial_job_idx=start)
@@ -91,7 +99,7 @@ def launch(sweeper: Any, jobs: Sequence[list[str]], start: int) -> list[dict[str
     for job, done in zip(jobs, returns, strict=True):
         value = done._return_value  # the property would print and raise at the first failure
         if isinstance(value, Unwritable):
-            raise value  # the table could not be written either; the same command goes on from here
+            raise value  # the table could not be written either; the same command resumes here
         if isinstance(value, BaseException):
             value = {"status": "failed", "message": one_line(value), "run_id": None}
         results.append({"overrides": list(job), **(value or {})})
@@ -99,7 +107,7 @@ def launch(sweeper: Any, jobs: Sequence[list[str]], start: int) -> list[dict[str
 
 
 def raise_failures(results: Sequence[dict[str, Any]]) -> None:
-    """Raise if any job failed, naming each in a line; what all died of is said once."""
+    """Raise if any job failed, with a line for each; a message that all share is given once."""
     failed = [result for result in results if result.get("status") == "failed"]
     reasons = {result.get("message") for result in failed}
     if len(failed) > 1 and len(reasons) == 1:

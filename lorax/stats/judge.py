@@ -1,6 +1,6 @@
 """From the final runs of a study to its arms, comparisons and letters.
 
-The rule, and why it holds, is in `verdicts_rule`; what goes in and out in `verdicts_result`.
+The rule for verdicts is in `rule`, the types of input and output in `result`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,6 @@ from lorax.stats.pairing import Cells, Contrast, cells_of, contrast
 from lorax.stats.result import ArmResult, Comparison, Final, Pair, StudyResult
 from lorax.stats.rule import VERDICTS, Verdicts, decide
 
-__all__ = [
-    "VERDICTS",
-    "ArmResult",
-    "Comparison",
-    "Final",
-    "Pair",
-    "StudyResult",
-    "compact_letters",
-    "decide",
-    "judge",
-    "would_need",
-]
 PROCEDURES = ("paired_t", "crossed")
 
 
@@ -47,15 +35,15 @@ def judge(
     """Judge the final runs of a study.
 
     Args:
-        finals: one entry a final run, each (arm, task, seed) once.
+        finals: each (arm, task, seed) once.
         reference: the arm that the others are compared with.
         margin: differences smaller than this do not matter; in the unit of the scores.
         alpha: chance of any false verdict among all comparisons with the reference, and of any
             false separation among all pairs.
-        procedure: `paired_t` (estimand: this test set) or `crossed` (new items of the same kind too).
-        metric: name of the score, passed through.
-        arms: planned arms in display order; all that occur unless told. Arms without runs still
-            count in the family.
+        procedure: `paired_t` (about this test set) or `crossed` (about new items of the same kind too).
+        metric: name of the score, for the result.
+        arms: planned arms in display order; None: all that occur. Arms without runs still count
+            in the family.
         tasks: planned tasks, likewise.
 
     Returns:
@@ -96,10 +84,15 @@ def judge(
 
 
 def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> power.Need:
-    """How many seeds, or how many test items, would decide an undecided comparison.
+    """Return how many seeds, or how many test items, would decide an undecided comparison.
 
-    Supposes that estimate and spread stay as they are. Items help only with the part of the spread
-    that items make (`item_noise`).
+    It supposes that estimate and spread stay as they are. More items reduce only the part of the
+    spread that comes from items (`item_noise`).
+
+    Args:
+        result: the study's.
+        comparison: one of it.
+        most: seeds to search, and multiples of the present items.
     """
     if comparison.verdict != "undecided" or not np.isfinite(comparison.se):
         return power.Need(None, None, None)
@@ -148,7 +141,7 @@ def _comparison(at: int, c: Contrast, reference: str, v: Verdicts) -> Comparison
 def _all_pairs(
     cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float, procedure: str
 ) -> tuple[Pair, ...]:
-    """Family 2: every pair of arms in every task, Holm over all of them."""
+    """Test every pair of arms in every task, with Holm over all of them."""
     wanted = [(task, i, j) for task in tasks for i, j in combinations(arms, 2)]
     if not wanted:
         return ()
@@ -156,8 +149,8 @@ def _all_pairs(
     p = effects.p_zero(effect)
     adjusted = effects.holm(p)
     return tuple(
-        Pair(task, i, j, float(effect.estimate[at]), float(p[at]), float(adjusted[at]), bool(p_ok))
-        for at, ((task, i, j), p_ok) in enumerate(zip(wanted, adjusted <= alpha, strict=True))
+        Pair(task, i, j, float(effect.estimate[at]), float(p[at]), float(adjusted[at]), bool(adjusted[at] <= alpha))
+        for at, (task, i, j) in enumerate(wanted)
     )
 
 
@@ -182,11 +175,11 @@ def _lettered(rows: Sequence[ArmResult], pairs: Sequence[Pair]) -> tuple[ArmResu
     apart = {(pair.task, pair.first, pair.second) for pair in pairs if pair.separated}
     out = []
     for task in dict.fromkeys(row.task for row in rows):
-        mine = [row for row in rows if row.task == task]
-        matrix = [[bool({(task, x.arm, y.arm), (task, y.arm, x.arm)} & apart) for y in mine] for x in mine]
-        order = sorted(range(len(mine)), key=lambda at: -mine[at].mean)
-        letters = compact_letters(np.array(matrix), order)
-        out += [replace(row, letters=text) for row, text in zip(mine, letters, strict=True)]
+        members = [row for row in rows if row.task == task]
+        matrix = [[bool({(task, x.arm, y.arm), (task, y.arm, x.arm)} & apart) for y in members] for x in members]
+        order = np.argsort([-row.mean for row in members], kind="stable")
+        letters = compact_letters(np.array(matrix), order.tolist())
+        out += [replace(row, letters=text) for row, text in zip(members, letters, strict=True)]
     return tuple(out)
 
 

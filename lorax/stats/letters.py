@@ -1,4 +1,4 @@
-"""Compact letters: arms that share a letter are not separated."""
+"""Compact letters: two arms that share a letter are not separated."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import ArrayLike
 
 
 def compact_letters(separated: ArrayLike, order: Sequence[int] | None = None) -> list[str]:
-    """Letters such that two rows share one if and only if they are not separated.
+    """Return letters such that two rows share one if and only if they are not separated.
 
     Insert and absorb (Piepho 2004): start with one letter for all; a separated pair splits every
-    letter that both carry; letters contained in another go.
+    letter that both carry; a letter whose rows all carry another letter is dropped.
 
     Args:
         separated: (A, A) symmetric, true where a pair is separated.
-        order: rows from best to worst; `a` goes to the best. Row order unless told.
+        order: rows from best to worst, `a` is given to the best; None: as they are.
 
     Returns:
-        one string a row.
+        One string a row.
 
     Examples:
         >>> compact_letters([[0, 0, 1], [0, 0, 0], [1, 0, 0]])

@@ -1,4 +1,4 @@
-"""Pairing: the runs of two arms, seed by seed and item by item, and the effect between them."""
+"""Pairing the runs of two arms by seed and by item, and the effect between them."""
 
 from __future__ import annotations
 
@@ -46,15 +46,22 @@ class Contrast:
 def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -> Contrast:
     """Pair the runs of `first` and `second` in one task by seed; the effect is first minus second.
 
-    A run without a seed meets every seed of the other arm. Without a pair nothing is known: the
-    effect has an infinite standard error.
+    A run without a seed is paired with every seed of the other arm. Without a pair nothing is known:
+    the effect has an infinite standard error.
+
+    Args:
+        cells: from `cells_of`.
+        task: of both.
+        first: label of an arm.
+        second: label of another arm.
+        procedure: paired_t | crossed.
     """
     a, b = cells.get((first, task), {}), cells.get((second, task), {})
     seeds = _shared(a, b)
     if not seeds:
         nothing = effects.Effect(np.asarray(np.nan), np.asarray(np.inf), np.asarray(1.0))
         return Contrast(task, first, (), np.empty(0), nothing, 0, None, "no pair of runs")
-    pairs = [(a.get(seed, a.get(None)), b.get(seed, b.get(None))) for seed in seeds]
+    pairs = [(_run(a, seed), _run(b, seed)) for seed in seeds]
     d = np.array([x.score - y.score for x, y in pairs])
     n_items = min(min(x.n_items, y.n_items) for x, y in pairs)
     resolution = 1 / n_items if n_items else 0.0
@@ -75,6 +82,10 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
     return Contrast(task, first, seeds, d, effect, n_items, _item_noise(items), "; ".join(notes))
 
 
+def _run(runs: Mapping[int | None, Final], seed: int) -> Final:
+    return runs[seed] if seed in runs else runs[None]
+
+
 def _shared(a: Mapping[int | None, Final], b: Mapping[int | None, Final]) -> tuple[int, ...]:
     if not a or not b:
         return ()
@@ -84,13 +95,12 @@ def _shared(a: Mapping[int | None, Final], b: Mapping[int | None, Final]) -> tup
 
 
 def _item_differences(pairs: Sequence[tuple[Final, Final]]) -> effects.Array | None:
-    if any(x.items is None or y.items is None for x, y in pairs):
+    """Return (seeds, items) differences on the items that all runs share; None where items were not kept."""
+    items = [(x.items, y.items) for x, y in pairs if x.items is not None and y.items is not None]
+    if len(items) < len(pairs):
         return None
-    names = set.intersection(*(set(run.items) for pair in pairs for run in pair))
-    if not names:
-        return None
-    order = sorted(names)
-    return np.array([[x.items[name] - y.items[name] for name in order] for x, y in pairs])
+    shared = sorted(set.intersection(*(set(side) for pair in items for side in pair)))
+    return np.array([[x[name] - y[name] for name in shared] for x, y in items]) if shared else None
 
 
 def _item_noise(items: effects.Array | None) -> float | None:

@@ -1,7 +1,7 @@
 """What a design can show: probabilities of verdicts, minimum detectable effect, attainable p, needs.
 
-All of the very test that `verdicts.decide` applies, at its first step (level alpha / K, no luck from
-later Holm steps), so that what is promised holds for an arm that stands alone.
+Everything is computed for the first step of the test that `rule.decide` applies (level alpha / K), so
+that it also holds for an arm where no other arm differs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Design:
     n_items: int
     margin: float
     sd: float
-    """Of per-seed differences: assumed by a plan, pooled over the comparisons in a table."""
+    """Of per-seed differences: assumed in a plan, the typical one of the comparisons in a table."""
     mde: float
     """Smallest true difference called better (or worse) with probability 0.8; inf with one seed."""
     attainable_p: float
-    """Smallest corrected p in reach: a difference as large as the scores allow, at this sd."""
+    """Smallest corrected p possible: of a difference as large as the scores allow, at this sd."""
     half_width: float
-    """Expected half width of the interval that gives the verdict."""
+    """Expected half width of the interval that decides the verdict."""
     equivalence_power: float
     """Probability of "equivalent" where there is no difference at all."""
     room: float = 1.0
@@ -41,7 +41,7 @@ class Design:
 
     @property
     def can_differ(self) -> bool:
-        """Whether a difference that the scores allow would be found with probability 0.8."""
+        """Whether a difference that the scores allow would be called different with probability 0.8."""
         return self.mde <= self.room
 
     @property
@@ -50,7 +50,7 @@ class Design:
         return self.equivalence_power >= 0.5
 
     def sentences(self) -> list[str]:
-        """Say in words what the design can and cannot show."""
+        """Return in words what the design can and cannot show."""
         if self.n_seeds < 2:
             return ["One seed: no verdict is possible, whatever the scores."]
         lines = [
@@ -75,14 +75,14 @@ class Design:
 
 @dataclass(frozen=True)
 class Need:
-    """What would decide an undecided comparison, if estimate and spread stay as they are."""
+    """What would decide an undecided comparison, if estimate and spread stayed as they are."""
 
     seeds: int | None
-    """Seeds in all; None: more than was searched, or nothing to go by."""
+    """Seeds in all; None: more than the search covers, or no estimate of the spread."""
     items: int | None
-    """Test items in all at the present seeds; None: items alone would not do."""
+    """Test items in all with the present seeds; None: more items would not be enough."""
     verdict: str | None
-    """The verdict it would come to."""
+    """The verdict that would result."""
 
 
 def verdict_probabilities(
@@ -131,12 +131,17 @@ def detectable(sd: float, n_seeds: int, level: float, margin: float, power: floa
 
 
 def typical_sd(se: ArrayLike, n_seeds: ArrayLike, df: ArrayLike) -> np.ndarray:
-    """Sd of per-seed differences typical of a family (last axis): the median, median-unbiased.
+    """Typical sd of per-seed differences in a family (last axis): a median-unbiased median over comparisons.
 
-    The median, so that one arm in trouble does not blur the figure for all.
+    A median, so that one arm with a very large spread does not change it.
+
+    Args:
+        se: (..., K) standard errors.
+        n_seeds: pairs behind each.
+        df: (..., K) degrees of freedom.
     """
-    df = np.median(df, axis=-1)
-    return np.sqrt(np.median(np.asarray(se) ** 2 * n_seeds, axis=-1) * df / sps.chi2.ppf(0.5, df))
+    middle = np.median(np.asarray(df, dtype=float), axis=-1)
+    return np.sqrt(np.median(np.asarray(se) ** 2 * n_seeds, axis=-1) * middle / sps.chi2.ppf(0.5, middle))
 
 
 def half_width(sd: float, n_seeds: int, level: float) -> float:
@@ -156,7 +161,7 @@ def design(
     alpha: float = 0.05,
     room: float = 1.0,
 ) -> Design:
-    """Work out what a design can show.
+    """Compute what a design can show.
 
     Args:
         family: comparisons with the reference, K.
@@ -197,7 +202,7 @@ def need(
     item_noise: float | None = None,
     most: int = 200,
 ) -> Need:
-    """How many seeds, or items, bring the interval off 0 or inside the margin, all else unchanged.
+    """Return how many seeds, or items, would move the interval off 0 or inside the margin, all else unchanged.
 
     Args:
         estimate: observed difference (fraction).
@@ -206,10 +211,10 @@ def need(
         n_items: present items.
         level: two-sided level of the interval, alpha / K.
         margin: of equivalence.
-        item_noise: part of sd that items make; it shrinks as 1 / sqrt(items).
+        item_noise: part of sd that comes from items; it shrinks as 1 / sqrt(items).
         most: seeds to search, and multiples of the present items.
     """
-    sd = max(sd, 1 / n_items if n_items else 0.0)  # as the verdict has it: one item's worth at least
+    sd = max(sd, 1 / n_items if n_items else 0.0)  # at least one item, as in the verdict
     seeds = np.arange(max(2, n_seeds + 1), max(most, n_seeds + 1) + 1)
     half = sps.t.ppf(1 - level / 2, seeds - 1) * sd / np.sqrt(seeds)
     at, verdict = _first(estimate, half, margin)

@@ -1,4 +1,4 @@
-"""What the statistics take and give: final runs in, arms, comparisons and pairs out."""
+"""Input and output of the statistics: final runs in; arms, comparisons and pairs out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Final:
     arm: str
     task: str
     seed: int | None
-    """None: the arm has no seed (frozen base); its one score meets every seed of the others."""
+    """None: the arm has no seed (frozen base); its one score is paired with every seed of the others."""
     score: float
-    """Fraction 0..1 on the test split. A diverged run: the score of the diverged model if it was
-    evaluated, else the majority class's share, else 0."""
+    """Fraction 0..1 on the test split. Of a diverged run: its score if it was evaluated, else the share
+    of the majority class, else 0."""
     n_items: int
     diverged: bool = False
     items: Mapping[str, float] | None = None
@@ -38,13 +38,13 @@ class ArmResult:
     """Over seeds; nan with one."""
     low: float
     high: float
-    """t interval over seeds at 1 - alpha, for this arm alone (description); infinite with one seed."""
+    """t interval over seeds at 1 - alpha, for this arm only (description); infinite with one seed."""
     n_seeds: int
     n_items: int
     diverged: int
     """How many of its final runs diverged."""
     letters: str = ""
-    """Arms of one task that share a letter are not separated."""
+    """Two arms of one task that share a letter are not separated."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Comparison:
     estimate: float
     low: float
     high: float
-    """The interval that gave the verdict, at `confidence`."""
+    """Ends of the interval that decided the verdict, at `confidence`."""
     confidence: float
     se: float
     df: float
@@ -75,9 +75,9 @@ class Comparison:
     """Seeds that both arms have."""
     n_items: int
     item_noise: float | None
-    """Part of `sd` that items alone would make (independent flips between seeds); None without items."""
+    """Part of `sd` that comes from items (they flip independently between seeds); None without items."""
     note: str = ""
-    """Why nothing can be said, or what is missing."""
+    """Why there is no verdict, or what is missing."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Everything the tables say about final runs."""
+    """Everything that tables show about final runs."""
 
     reference: str
     metric: str
@@ -106,7 +106,7 @@ class StudyResult:
     comparisons: tuple[Comparison, ...]
     pairs: tuple[Pair, ...]
     design: power.Design
-    """Smallest attainable p and minimum detectable effect of the same corrected test."""
+    """What a study of this size can show, by the same corrected test."""
     notes: tuple[str, ...] = ()
 
     def arm(self, task: str, arm: str) -> ArmResult | None:

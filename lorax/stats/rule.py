@@ -1,4 +1,4 @@
-"""Verdicts against the reference, and letters over all pairs, from the final runs of a study.
+"""The rule for verdicts against the reference, and why it keeps its level.
 
 One procedure gives interval and verdict. K comparisons (arms x tasks) are judged at level alpha:
 
@@ -6,14 +6,15 @@ One procedure gives interval and verdict. K comparisons (arms x tasks) are judge
     better/worse it excludes 0, or the one at 1 - c_j does, c_j = alpha (1 - j / 2K) / (K - j)
     undecided    neither
 
-where j counts the differences found at smaller p (Holm, stepping down; c_0 = alpha / K). Why c_j and
-not Holm's alpha / (K - j): a comparison found different may still be called equivalent by mistake,
-so its share of alpha is not free. Of K comparisons let K0 have no difference and K1 differ by the
-margin or more. A false "equivalent" needs one tail of a comparison at alpha / K: at most
-K1 alpha / 2K in all. Until the first false "better/worse" at most K - K0 differences were found, so
-its level is at most c_(K-K0), in all K0 c_(K-K0) = alpha (1 - (K - K0) / 2K). As K1 <= K - K0, the
-sum is at most alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values gives
-7 % in such a family, see the calibration.)
+where j counts the comparisons with a smaller p that were called different (Holm's steps; c_0 = alpha / K).
+
+Why c_j and not Holm's alpha / (K - j): a comparison that differs may still be called equivalent by
+mistake, and this uses a part of alpha. Of K comparisons let K0 have no difference and K1 differ by the
+margin or more. A false "equivalent" needs one tail of a comparison at alpha / K: at most K1 alpha / 2K
+in all. Before the first false "better/worse" at most K - K0 comparisons were called different, so its
+level is at most c_(K-K0), in all K0 c_(K-K0) = alpha (1 - (K - K0) / 2K). As K1 <= K - K0, the sum is
+at most alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values gives 7 % in
+such a family, see the calibration.)
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ VERDICTS = ("undecided", "better", "worse", "equivalent")
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Arrays (..., K): `code` indexes VERDICTS; the rest as in Comparison."""
+    """Arrays (..., K): `code` indexes VERDICTS; the other fields are those of `result.Comparison`."""
 
     code: NDArray[np.int_]
     low: effects.Array
@@ -43,13 +44,13 @@ class Verdicts:
 
 
 def decide(effect: effects.Effect, margin: float, alpha: float = 0.05, family: int | None = None) -> Verdicts:
-    """Judge stacks of families of comparisons; the module's docstring is the rule and its proof.
+    """Judge families of comparisons by the rule of this module's docstring.
 
     Args:
         effect: arrays (..., K).
         margin: differences smaller than this do not matter (same unit as the scores).
         alpha: chance of any false verdict in a family.
-        family: comparisons planned, K unless told.
+        family: comparisons planned; None: K.
     """
     k = family or effect.estimate.shape[-1]
     p, p_margin = effects.p_zero(effect), effects.p_margin(effect, margin)
@@ -58,12 +59,13 @@ def decide(effect: effects.Effect, margin: float, alpha: float = 0.05, family: i
     low, high = effects.interval(effect, simultaneous)
     inside = (low > -margin) & (high < margin)
     apart = ((low > 0) | (high < 0)) & ~inside
-    # What only a later step finds is shown at that step's level. Where that narrower interval falls
-    # inside the margin, "equivalent" is not licensed and "better" would mislead: undecided.
+    # A comparison that differs at a later step only is shown with the interval of that step. Where this
+    # narrower interval lies inside the margin, the rule does not allow "equivalent" and "better" would
+    # mislead: undecided.
     step_low, step_high = effects.interval(effect, 1 - level)
     later = (adjusted <= alpha) & ~inside & ~apart & ~((step_low > -margin) & (step_high < margin))
-    found = apart | later
-    code = np.where(inside, 3, np.where(found, np.where(effect.estimate > 0, 1, 2), 0))
+    different = apart | later
+    code = np.where(inside, 3, np.where(different, np.where(effect.estimate > 0, 1, 2), 0))
     return Verdicts(
         code=code,
         low=np.where(later, step_low, low),
@@ -77,12 +79,8 @@ def decide(effect: effects.Effect, margin: float, alpha: float = 0.05, family: i
 
 
 def _step_down(p: effects.Array, family: int, alpha: float) -> tuple[effects.Array, effects.Array]:
-    """Adjusted p and the level c_j of the step at which each comparison stands."""
-    order = np.argsort(p, axis=-1, kind="stable")
+    """Return the adjusted p of each comparison, and the level c_j of the step at which it stands."""
     j = np.arange(p.shape[-1])
     share = (1 - j / (2 * family)) / (family - j)
-    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) / share, axis=-1)
-    adjusted, level = np.empty_like(p), np.empty_like(p)
-    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
-    np.put_along_axis(level, order, np.broadcast_to(alpha * share, p.shape), axis=-1)
-    return adjusted, level
+    rank = p.argsort(axis=-1, kind="stable").argsort(axis=-1)
+    return effects.step_down(p, lambda rising: rising / share), alpha * share[rank]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lorax.records import RunRecord, canonical
+from lorax.records.fields import learning_rate, settings
+from lorax.records.fields import task as task_of
 from lorax.studies.spec import StudySpec
 
-_ELSEWHERE = {"lr", "seed", "evaluate", "task", "model", "steps"}
-"""Fields that the job itself fixes, or that the record's identity holds as digests."""
+_APART = {"lr", "seed", "evaluate", "task", "model", "steps"}
+"""Fields that are compared apart: the job itself sets them, or the identity holds digests of them."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Job:
     settings: dict[str, Any]
     """Overrides as a mapping, key -> value."""
     consumes: dict[str, Any] | None = None
-    """Fields that the run consumes, as `bind` found them; None: the record's label decides."""
+    """Fields that the run consumes, from `plan.bind`; None: the record's label decides which job it answers."""
 
     @property
     def overrides(self) -> list[str]:
@@ -39,7 +40,8 @@ class Job:
 def make_job(spec: StudySpec, arm: str, task: str, stage: str, lr: float | None, seed: int) -> Job:
     """Build the job of one arm, task, learning rate and seed.
 
-    Later settings win: all jobs, the task, the arm, what the solver matched, the stage.
+    Settings of all jobs come first, then those of the task, the arm, the matched field and the stage; the
+    later one wins.
     """
     settings: dict[str, Any] = {"init": spec.arm(arm).init, "task": task, "model": spec.model}
     settings |= spec.fixed | spec.per_task.get(task, {}) | spec.arm(arm).overrides | spec.matched.get(arm, {})
@@ -60,44 +62,31 @@ def make_job(spec: StudySpec, arm: str, task: str, stage: str, lr: float | None,
 def answers(record: RunRecord, job: Job) -> bool:
     """Return whether a record is the run that a job asks for.
 
-    Compared by what the run consumed, so that a twin (two arms that mean the same run) answers
-    both; in a study that was never bound, by label.
+    Compared by what the run consumed, so that one run answers two arms that ask for the same; in a
+    study that was never bound, by label.
     """
-    identity, wanted = record.identity, job.consumes or {}
-    lr = wanted.get("lr") if job.lr is None else job.lr  # an untuned arm means its own default rate, not any
+    identity, used, wanted = record.identity, settings(record), job.consumes or {}
+    lr = wanted.get("lr") if job.lr is None else job.lr  # an untuned arm asks for its default rate, not for any
     for key, value in (
         ("seed", job.seed),
         ("evaluate", job.settings["evaluate"]),
         ("steps", job.settings.get("steps") or wanted.get("steps")),
     ):
-        if value is not None and _get(record, key) not in (None, value):
+        if value is not None and used.get(key) not in (None, value):
             return False
-    if lr is not None and not _near(_get(record, "lr"), lr):
+    rate = learning_rate(record)
+    if lr is not None and (rate is None or not math.isclose(rate, lr, rel_tol=1e-9)):
         return False
     if job.consumes is None:
-        return record.label == job.arm and _name(record, "task") == job.task
+        return record.label == job.arm and task_of(record) == job.task
     for key in ("task", "model"):  # by name and by digest: arms may differ in a field of the task or of the model
-        found = identity.get(key) or {}
-        if any(canonical(found.get(part)) != canonical(value) for part, value in wanted.get(key, {}).items()):
+        parts = identity.get(key) or {}
+        if any(canonical(parts.get(part)) != canonical(value) for part, value in wanted.get(key, {}).items()):
             return False
-    # A top-level None or `auto` was left to be resolved later; inside, None is a value like any other.
-    others = [(key, value) for key, value in wanted.items() if key not in _ELSEWHERE and value not in (None, "auto")]
-    more = identity.keys() - wanted.keys() - _ELSEWHERE  # a run that consumed something nobody asked for
-    return not more and all(canonical(identity.get(key)) == canonical(value) for key, value in others)
-
-
-def _get(record: RunRecord, key: str) -> Any:
-    """A field as the run consumed it; None where it consumed none."""
-    return record.identity.get(key) if "init" in record.identity else record.config.get(key)
-
-
-def _name(record: RunRecord, key: str) -> Any:
-    entry = record.config.get(key)
-    return entry.get("name") if isinstance(entry, Mapping) else entry
-
-
-def _near(found: Any, value: float) -> bool:
-    return isinstance(found, int | float) and math.isclose(found, value, rel_tol=1e-9)
+    # None or `auto` at the top level is resolved when the run is made; inside a mapping None is a value.
+    others = [(key, value) for key, value in wanted.items() if key not in _APART and value not in (None, "auto")]
+    extra = identity.keys() - wanted.keys() - _APART  # the run consumed something that the job does not ask for
+    return not extra and all(canonical(identity.get(key)) == canonical(value) for key, value in others)
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Before a study runs: bind it to methods and model, say what it costs and can show."""
+"""Before a study runs: bind it to methods and model, compute what it costs and what it can show."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from lorax.errors import UserError
 from lorax.records import canonical
 from lorax.stats import power
-from lorax.studies.equal_parameters import Found, nearest, report
-from lorax.studies.jobs import make_job
+from lorax.studies.equal_parameters import nearest
+from lorax.studies.jobs import Job, make_job
 from lorax.studies.spec import Arm, StudySpec
 
 LEAST_TEST, LEAST_VALIDATION = 1000, 300
@@ -28,56 +28,56 @@ def bind(
 
     Args:
         spec: the study as read.
-        lr: overrides of a job -> the learning rate that `lr=null` resolves to (base times prior).
-        count: overrides -> trainable parameters by closed formula; needed where an arm is matched.
-        consumes: overrides -> the fields that such a run consumes; None: records are told by label.
+        lr: overrides of a job -> the learning rate that `lr=null` means (base times prior).
+        count: overrides -> trainable parameters by closed formula; needed where an arm has `match`.
+        consumes: overrides -> the fields that such a run consumes; None: records are recognised by label.
 
     Returns:
         The spec with centres, matched fields and consumed fields.
 
     Raises:
-        UserError: an arm is to be matched and there is no `count`, a method refuses its fields, or `trained`
-            says the contrary of what the method does.
+        UserError: an arm has `match` and there is no `count`, a method refuses its fields, or `trained` is
+            not what the method does.
     """
-    solved = solve(spec, count)
-    spec = replace(spec, matched={label: {f.key: f.value} for label, f in solved.items()})
-    centres, fields = {}, {}
+    spec = replace(spec, matched=_matched(spec, count))
+    centres: dict[str, float] = {}
+    fields: dict[str, dict[str, Any]] = {}
     for task in spec.tasks:
         for arm in spec.arms:
             overrides = make_job(spec, arm.label, task, "tune", None, 0).overrides
             if arm.trained:
                 centres[f"{task}/{arm.label}"] = float(f"{lr(overrides):.6g}")
             if consumes is not None:
-                fields[f"{task}/{arm.label}"] = found = dict(consumes(overrides))
-                _trains(spec, arm, "lr" in found)
+                used = fields[f"{task}/{arm.label}"] = dict(consumes(overrides))
+                _check_trained(spec, arm, "lr" in used)
     return replace(spec, centres=centres, consumes=json.loads(canonical(fields)))
 
 
-def _trains(spec: StudySpec, arm: Arm, does: bool) -> None:
-    """Raise UserError where an arm that trains would be run once, or one that does not would be tuned."""
+def _check_trained(spec: StudySpec, arm: Arm, does: bool) -> None:
+    """Refuse an arm that trains and would be run once, or one that trains nothing and would be tuned."""
     if arm.trained and not does:
         raise UserError(f"study {spec.name}: arm {arm.label!r}: init={arm.init} trains nothing; add trained: false")
     if does and not arm.trained:
         raise UserError(f"study {spec.name}: arm {arm.label!r}: trained: false, but init={arm.init} trains")
 
 
-def solve(spec: StudySpec, count: Callable[[list[str]], int] | None) -> dict[str, Found]:
-    """Return, per arm to be matched, the value at which it meets the other arm's parameters."""
-    found = {}
+def _matched(spec: StudySpec, count: Callable[[list[str]], int] | None) -> dict[str, dict[str, Any]]:
+    """Return, for each arm with `match`, the value of its field at which it has the other arm's parameters."""
+    matched: dict[str, dict[str, Any]] = {}
     for arm in spec.arms:
-        if arm.match is None:
+        rule = arm.match
+        if rule is None:
             continue
         if count is None:
             raise UserError(f"study {spec.name}: arm {arm.label!r} is to be matched, but nothing counts parameters")
-        task, rule = spec.tasks[0], arm.match
-        target = count(make_job(spec, rule.to, task, "tune", None, 0).overrides)
-        settings = make_job(spec, arm.label, task, "tune", None, 0)
+        job = make_job(spec, arm.label, spec.tasks[0], "tune", None, 0)
+        other = make_job(spec, rule.to, spec.tasks[0], "tune", None, 0)
 
-        def at(value: int, job: Any = settings, key: str = rule.key) -> int:
+        def at(value: int, job: Job = job, key: str = rule.key, count: Callable[[list[str]], int] = count) -> int:
             return count(replace(job, settings=job.settings | {key: value}).overrides)
 
-        found[arm.label] = nearest(at, target, rule.key, rule.low, rule.high)
-    return found
+        matched[arm.label] = {rule.key: nearest(at, count(other.overrides), rule.low, rule.high)}
+    return matched
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,20 @@ class Plan:
     """What a study would run and could show."""
 
     jobs: dict[str, int]
-    """Stage -> number of runs; `extend` is the most there can be."""
+    """Stage -> number of runs; of `extend` the largest number possible."""
     seconds: float | None
-    """One after another, without extensions; None without a probe."""
+    """Of all runs one after another, without extensions; None: not known."""
     design: power.Design
     lines: tuple[str, ...]
     """The plan in words."""
 
 
 def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) -> Plan:
-    """Say what a study costs and what it can show, and run nothing.
+    """Compute what a study costs and what it can show, and run nothing.
 
     Args:
         spec: the study; bound or not.
-        seconds: of one full-length job, for all or by `task/label`; None: no estimate.
+        seconds: of one full-length job, for all jobs or by `task/label`; None: no estimate.
     """
     trained, tasks = [arm for arm in spec.arms if arm.trained], len(spec.tasks)
     jobs = {"cost": len(trained) * tasks if spec.costs else 0, "screen": 0, "tune": 0, "extend": 0}
@@ -149,13 +149,14 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
 
 
 def _tuning_runs(spec: StudySpec) -> float:
-    """Tuning runs of one arm, in full-length ones; a screening run counts by its share of the steps."""
+    """Return the tuning runs of one arm; a screening run counts by its share of the steps."""
     if spec.tuning is None:
         return 0.0
-    points, halving = spec.tuning.points, spec.tuning.halving
+    points: float = spec.tuning.points
+    halving = spec.tuning.halving
     steps = spec.fixed.get("steps")
     if halving:
-        points = points * (halving.steps / steps if steps else 1.0) + halving.survivors(points)
+        points = points * (halving.steps / steps if steps else 1.0) + halving.survivors(spec.tuning.points)
     return len(spec.tuning.seeds) * points
 
 
@@ -176,6 +177,3 @@ def _clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, last = divmod(rest, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {last:02d} s"
-
-
-__all__ = ["Plan", "bind", "plan", "report", "solve"]

@@ -1,18 +1,19 @@
-"""The design of a study, fixed in a file before its first run and read back from there."""
+"""The design of a study: fixed in a file before its first run, and read back from it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lorax.errors import UserError
 from lorax.records import canonical, write_atomic
-from lorax.studies.spec import StudySpec, from_mapping
+from lorax.studies.parse import from_mapping
+from lorax.studies.spec import StudySpec
 
 
 def frozen_path(results_dir: str | Path, name: str) -> Path:
@@ -21,17 +22,17 @@ def frozen_path(results_dir: str | Path, name: str) -> Path:
 
 
 def digest(spec: StudySpec) -> str:
-    """Return the digest of margin, metric, family and design."""
+    """Return the digest of everything that is fixed before the first run."""
     return hashlib.sha256(canonical(_design(spec)).encode()).hexdigest()[:16]
 
 
 def freeze(spec: StudySpec, results_dir: str | Path) -> Path:
     """Fix the design before the first run; later calls check that it is still the same.
 
-    The file keeps when that was, so that a report can say whether any run had started before.
+    The file also holds the time, so that a report can state whether any run had started before.
 
     Raises:
-        UserError: the study was fixed otherwise; names the first value that differs and the file.
+        UserError: the study was fixed with another design; names the first value that differs and the file.
     """
     path = frozen_path(results_dir, spec.name)
     if path.is_file():
@@ -44,7 +45,7 @@ def freeze(spec: StudySpec, results_dir: str | Path) -> Path:
                     f"({path}); give the changed study another name"
                 )
     since = fixed_at(results_dir, spec.name) if path.is_file() else datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"digest": digest(spec), "fixed": since, "spec": asdict(spec)}, indent=1) + "\n"
+    text = json.dumps({"digest": digest(spec), "fixed": since, "spec": spec.plain()}, indent=1) + "\n"
     if not path.is_file() or path.read_text() != text:
         write_atomic(path, text)
     return path
@@ -84,7 +85,7 @@ def _design(spec: StudySpec) -> dict[str, Any]:
 
 
 def _difference(old: Any, new: Any) -> tuple[str, str]:
-    """The first entry in which two values differ, short."""
+    """Return the first entry in which two values differ, as short texts."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
             if canonical(old.get(key)) != canonical(new.get(key)):

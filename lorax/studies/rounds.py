@@ -1,14 +1,14 @@
-"""The rounds of a study: a pure function of the spec and of the records that are there.
+"""The rounds of a study, computed from the spec and the records that are there, and from nothing else.
 
-    cost     a short solo run of every arm with a cold cache: seconds and memory
+    cost     a short run of every arm, alone on the machine and with a cold cache: seconds and memory
     screen   optional successive halving: all learning rates, few steps
-    tune     every arm: points x seeds learning rates around its own centre, validation only
+    tune     every arm: points x seeds learning rates around its centre, validation only
     extend   the same number of further points for every arm, where any arm's best is at its edge (screened, if it was)
-    final    fresh seeds at the chosen rate; the test split scored once a run
+    final    new seeds at the chosen rate; the test split is scored once in a run
     done
 
-Killed and started again it finds the same records and asks for the same rest. Diverged runs are
-results; failed ones are asked for again.
+A study that was killed and started again reads the same records and asks for the runs that are missing.
+Diverged runs are results; failed ones are asked for again.
 """
 
 from __future__ import annotations
@@ -17,60 +17,101 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorax.records import RunRecord
-from lorax.studies.job_index import Book
+from lorax.studies.job_index import JobIndex
 from lorax.studies.jobs import Job, make_job
 from lorax.studies.spec import StudySpec
-from lorax.studies.tuning import Choice, choose, search
+from lorax.studies.tuning import Choice, Search, choose, search
 
 STAGES = ("cost", "screen", "tune", "extend", "final")
+Answers = tuple[tuple[Job, RunRecord | None], ...]
+"""Jobs, each with the record that answers it, or None."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """Jobs that may run at once, in any order."""
+    """Jobs that may run at the same time, in any order."""
 
     kind: str
     """cost | screen | tune | extend | final | done."""
     jobs: tuple[Job, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a reader of the log should know: stale records, edges."""
+    """What the log shows: stale records, rates at the edge of the grid."""
 
     @property
     def solo(self) -> bool:
-        """Whether each job must have the machine to itself (its seconds and memory are the point)."""
+        """Whether each job must have the machine to itself, because its seconds and memory are measured."""
         return self.kind == "cost"
 
 
-def next_round(spec: StudySpec, records: Iterable[RunRecord]) -> Round:
-    """Return what is to be run next.
+@dataclass(frozen=True)
+class Progress:
+    """How far a study has come: its records are searched once, and all else is read from here."""
+
+    costs: Answers
+    """The cost run of every arm that trains, on every task."""
+    searches: dict[str, Search]
+    """Task -> its tuning."""
+    choices: dict[tuple[str, str], Choice]
+    """(task, arm) -> its learning rate; only tasks whose tuning is complete."""
+    finals: Answers
+    """Final runs at the chosen rates and, where asked for, at the runners-up; of the same tasks."""
+    stale: dict[str, str]
+    """run id -> why it was left out."""
+    unasked: tuple[RunRecord, ...]
+    """Fresh records that answer no job."""
+
+    def next_round(self) -> Round:
+        """Return the missing jobs of the earliest unfinished stage."""
+        missing: dict[str, list[Job]] = {stage: [] for stage in STAGES}
+        missing["cost"] = [job for job, record in self.costs if record is None]
+        for tuned in self.searches.values():
+            missing[tuned.stage] += tuned.missing
+        missing["final"] = [job for job, record in self.finals if record is None]
+        notes = [f"stale: {run_id} ({why})" for run_id, why in sorted(self.stale.items())]
+        notes += [
+            f"{c.task}: best lr of {c.arm} is at the {c.edge} edge, {c.lr:g}" for c in self.choices.values() if c.edge
+        ]
+        for stage in STAGES:
+            if missing[stage]:
+                return Round(stage, tuple(_once(missing[stage])), tuple(notes))
+        return Round("done", (), tuple(notes))
+
+
+def progress(spec: StudySpec, records: Iterable[RunRecord]) -> Progress:
+    """Find how far a study has come.
 
     Args:
         spec: the study, bound (see `plan.bind`).
         records: all records of the study's name, in any order.
-
-    Returns:
-        Round: its jobs are exactly the missing ones of the earliest unfinished stage.
     """
-    book = Book(spec, records)
-    missing: dict[str, list[Job]] = {stage: [] for stage in STAGES}
-    notes = [f"stale: {run_id} ({why})" for run_id, why in sorted(book.stale.items())]
-    missing["cost"] = [job for job in cost_jobs(spec) if book.look(job) is None]
-    for task in spec.tasks:
-        found = search(spec, book, task)
-        missing[found.stage] += found.missing
-        if found.missing:
-            continue
-        choices = choose(spec, found, task)
-        notes += [f"{task}: best lr of {c.arm} is at the {c.edge} edge, {c.lr:g}" for c in choices.values() if c.edge]
-        missing["final"] += [job for job in final_jobs(spec, choices) if book.look(job) is None]
-    for stage in STAGES:
-        if missing[stage]:
-            return Round(stage, tuple(_once(missing[stage])), tuple(notes))
-    return Round("done", (), tuple(notes))
+    index = JobIndex(spec, records)
+    costs = _answered(index, cost_jobs(spec))
+    searches = {task: search(spec, index, task) for task in spec.tasks}
+    choices = {
+        (task, arm): choice
+        for task, tuned in searches.items()
+        if not tuned.missing
+        for arm, choice in choose(spec, tuned, task).items()
+    }
+    finals = _answered(index, final_jobs(spec, choices.values()))
+    used = {record.run_id for _, record in costs + finals if record is not None}
+    used |= {trial.record.run_id for tuned in searches.values() for trial in tuned.all_trials()}
+    unasked = tuple(record for record in index.records if record.run_id not in used)
+    return Progress(costs, searches, choices, finals, index.stale, unasked)
+
+
+def next_round(spec: StudySpec, records: Iterable[RunRecord]) -> Round:
+    """Return what is to be run next: the missing jobs of the earliest unfinished stage.
+
+    Args:
+        spec: the study, bound (see `plan.bind`).
+        records: all records of the study's name, in any order.
+    """
+    return progress(spec, records).next_round()
 
 
 def cost_jobs(spec: StudySpec) -> list[Job]:
-    """Return the solo, cold-cache run of every arm that trains, on every task, at its centre."""
+    """Return the cost run of every arm that trains, on every task, at its centre."""
     if spec.costs is None:
         return []
     return [
@@ -88,10 +129,10 @@ def cost_jobs(spec: StudySpec) -> list[Job]:
     ]
 
 
-def final_jobs(spec: StudySpec, choices: dict[str, Choice]) -> list[Job]:
-    """Return the final runs of one task: every seed at the chosen rate, then runners-up if asked for."""
+def final_jobs(spec: StudySpec, choices: Iterable[Choice]) -> list[Job]:
+    """Return the final runs of arms: every seed at the chosen rate, then at the runners-up if asked for."""
     jobs = []
-    for choice in choices.values():
+    for choice in choices:
         seeds = spec.seeds if spec.arm(choice.arm).trained else spec.seeds[:1]
         extra = choice.runners_up[: spec.tuning.runners_up] if spec.tuning else ()
         for lr in (choice.lr, *extra):
@@ -99,8 +140,12 @@ def final_jobs(spec: StudySpec, choices: dict[str, Choice]) -> list[Job]:
     return jobs
 
 
+def _answered(index: JobIndex, jobs: Iterable[Job]) -> Answers:
+    return tuple((job, index.find(job)) for job in jobs)
+
+
 def _once(jobs: Iterable[Job]) -> list[Job]:
-    """Leave out jobs that differ only in how the tables call them."""
+    """Keep one of several jobs that are the same run under other labels."""
     seen: dict[tuple[str, ...], Job] = {}
     for job in jobs:
         seen.setdefault(tuple(text for text in job.overrides if not text.startswith(("label=", "tag="))), job)

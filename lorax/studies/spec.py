@@ -1,213 +1,161 @@
-"""Reading a study: conf/study/<name>.yaml to a checked StudySpec, errors in one line."""
+"""What a study is made of: arms, tuning, seeds, margin, estimand, blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import yaml
-
 from lorax.errors import UserError, near
-from lorax.studies.spec_types import Arm, Costs, Halving, Match, StudySpec, Tuning
 
-__all__ = ["Arm", "Costs", "Halving", "Match", "StudySpec", "Tuning", "from_mapping", "from_yaml"]
-METRICS = ("score", "tolerant")
-LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
-
-
-def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
-    """Read and check a study.
-
-    Args:
-        data: the mapping of the YAML file.
-        where: how error lines call it.
-
-    Raises:
-        UserError: an unknown or missing key, a wrong value; one line that names it.
-    """
-    data = {key: value for key, value in dict(data).items() if key != "plan"}
-    _known(data, StudySpec, where, without={"centres", "matched", "consumes"})
-    for key, kinds in _SHAPES.items():
-        _shaped(data.get(key), kinds, f"{where}.{key}")
-    for key in ("name", "model", "tasks", "arms", "reference", "margin"):
-        if data.get(key) is None:
-            raise UserError(f"{where}: {key} is required")
-    read: dict[str, Any] = dict(data)
-    read["arms"] = tuple(_arm(arm, f"{where}.arms[{at}]") for at, arm in enumerate(data["arms"]))
-    read["tasks"] = tuple([data["tasks"]] if isinstance(data["tasks"], str) else data["tasks"])
-    read["blocks"] = {title: tuple(labels) for title, labels in (data.get("blocks") or {}).items()}
-    for key, kind in (("fixed", dict), ("per_task", dict)):
-        read[key] = kind(data.get(key) or {})
-    for key in ("margin", "alpha", "assumed_sd"):
-        if key in data:
-            read[key] = _number(data[key], f"{where}.{key}")
-    read["seeds"] = _seeds(data.get("seeds", StudySpec.__dataclass_fields__["seeds"].default), f"{where}.seeds")
-    read["tuning"] = _tuning(data.get("tuning", {}), f"{where}.tuning")
-    costs = data.get("costs", {})
-    read["costs"] = None if costs in (None, False) else _build(Costs, costs, f"{where}.costs")
-    spec = StudySpec(**read)
-    _check(spec, where)
-    return spec
+_NOT_DESIGN = ("question", "assumed_sd", "validation_items", "test_items", "blocks")
+"""Keys that may change after the first run: no conclusion rests on them."""
+_UNSTATED = {"estimand": "rate"}
+"""Key -> what a stored design means that lacks it: the key came later. With this value it is not stored."""
 
 
-def from_yaml(path: str | Path) -> StudySpec:
-    """Read a study from its YAML file; comments on the first lines are free."""
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-    return from_mapping(data or {}, path.stem)
+@dataclass(frozen=True)
+class Match:
+    """Which field of an arm is chosen so that it has as many trainable parameters as another arm."""
+
+    to: str
+    """Label of the other arm."""
+    key: str
+    """The override that is searched: `rank`, `init.width`."""
+    low: int = 1
+    high: int = 1024
 
 
-_LIST, _MAPPING, _TEXT = (list, tuple), (dict,), (str,)
-_SHAPES = {
-    "name": _TEXT, "model": _TEXT, "reference": _TEXT, "arms": _LIST, "tasks": (*_LIST, *_TEXT), "blocks": _MAPPING,
-    "fixed": _MAPPING, "per_task": _MAPPING, "tuning": (*_MAPPING, bool, str), "costs": (*_MAPPING, bool),
-}  # fmt: skip
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison."""
+
+    label: str
+    init: str
+    """Name of the initialiser."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Settings of this arm only: rank, alpha, scaling, `init.pattern`, ..."""
+    trained: bool = True
+    """False for a frozen base: no tuning, no cost run, one final run that is paired with every seed."""
+    lr: float | None = None
+    """Centre of its learning rates in every task; None: the task's base rate times the method's prior."""
+    match: Match | None = None
 
 
-def _shaped(value: Any, kinds: tuple[type, ...], where: str) -> None:
-    if value is not None and not isinstance(value, kinds):
-        said = {"list": "a list", "dict": "a mapping", "str": "a text"}
-        wanted = " or ".join(said[kind.__name__] for kind in kinds if kind.__name__ in said)
-        raise UserError(f"{where}={value}: {wanted} is needed")
+@dataclass(frozen=True)
+class Halving:
+    """Successive halving: short runs of all points, then full-length runs of the better ones."""
+
+    steps: int
+    """Steps of the screening runs."""
+    keep: float = 0.5
+    """Share of the points that is run at full length, the same for every arm."""
+
+    def survivors(self, points: int) -> int:
+        """Return how many of an arm's points are run at full length: keep * points, rounded up, at least one."""
+        return max(1, math.ceil(self.keep * points))
 
 
-def _arm(data: Any, where: str) -> Arm:
-    _shaped(data, (*_MAPPING, *_TEXT), where)
-    if isinstance(data, str):
-        data = {"init": data}
-    known = {item.name for item in fields(Arm)}
-    if "init" not in data:
-        raise UserError(f"{where}: an arm needs init")
-    # Anything that is no field of Arm is an override of its jobs: `rank: 4`, `init.pattern: banded`.
-    overrides = dict(data.get("overrides") or {}) | {k: v for k, v in data.items() if k not in known}
-    own = {k: v for k, v in data.items() if k in known and k != "overrides"}
-    if own.get("match") is not None:
-        own["match"] = _build(Match, own["match"], f"{where}.match")
-    if own.get("lr") is not None:
-        own["lr"] = _number(own["lr"], f"{where}.lr")
-        if not own["lr"] > 0:
-            raise UserError(f"{where}.lr={own['lr']:g}: must be above 0")
-    own.setdefault("label", " ".join([own["init"], *(f"{k.split('.')[-1]}={v}" for k, v in overrides.items())]))
-    return Arm(**own, overrides=overrides)
+@dataclass(frozen=True)
+class Tuning:
+    """An equal budget for every arm: points x seeds learning rates, and equal extensions."""
+
+    points: int = 6
+    per_decade: int = 4
+    seeds: tuple[int, ...] = (101, 102)
+    extend: int = 2
+    """Further points of every arm of a task when any arm's best is at its edge."""
+    rounds: int = 2
+    """At most so many extensions; a best at the edge after them is marked in the table."""
+    runners_up: int = 0
+    """At most so many other learning rates within one standard error of the best get final runs too."""
+    halving: Halving | None = None
 
 
-def _tuning(data: Any, where: str) -> Tuning | None:
-    if data in (None, False, "off"):
-        return None
-    _shaped(data, _MAPPING, where)
-    read = dict(data)
-    if "seeds" in read:
-        read["seeds"] = _seeds(read["seeds"], f"{where}.seeds")
-    halving = read.get("halving")
-    read["halving"] = None if halving in (None, False, "off") else _build(Halving, halving, f"{where}.halving")
-    return _build(Tuning, read, where)
+@dataclass(frozen=True)
+class Costs:
+    """The run of every arm on every task, alone and with a cold cache, that measures time and memory."""
+
+    steps: int = 20
+    seed: int = 900
 
 
-def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
-    _shaped(data, _MAPPING, where)
-    _known(data, kind, where)
-    for key in _WHOLE & data.keys():
-        if isinstance(data[key], bool) or not isinstance(data[key], int):
-            raise UserError(f"{where}.{key}={data[key]}: a whole number is needed")
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise UserError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
+@dataclass(frozen=True)
+class StudySpec:
+    """A whole study. What `design()` returns is fixed before the first run."""
 
+    name: str
+    model: str
+    tasks: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    reference: str
+    """Label of the arm that all others are compared with."""
+    margin: float
+    """Differences smaller than this do not matter (fraction of the metric's range)."""
+    metric: str = "score"
+    """Key of the records' scores that decides: score | tolerant."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Final seeds."""
+    alpha: float = 0.05
+    procedure: str = "paired_t"
+    """paired_t: about this test set. crossed: about new items of the same kind too."""
+    estimand: str = "rate"
+    """What a verdict is about. rate: the difference at the selected rates (see `stats.estimands`)."""
+    tuning: Tuning | None = field(default_factory=Tuning)
+    """None: every arm at its centre; tables then note that this is not a tuned comparison."""
+    blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Title of a block of rows -> arm labels; an arm may stand in several. Empty: one block."""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """Overrides of every job: steps, batch_size, targets, dtype, ..."""
+    per_task: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Overrides of one task's jobs."""
+    costs: Costs | None = field(default_factory=Costs)
+    validation_items: int = 300
+    """Items on validation, for the plan only."""
+    test_items: int = 1000
+    """Items on test, for the plan only."""
+    assumed_sd: float = 0.01
+    """Sd of the differences between paired seeds that the plan assumes."""
+    question: str = ""
+    centres: dict[str, float] = field(default_factory=dict)
+    """`task/label` -> centre of the learning rates; filled by `bind`."""
+    matched: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Label -> {key: value} with which the arm has as many parameters as another; filled by `bind`."""
+    consumes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """`task/label` -> the fields that a run of the arm consumes; filled by `bind`."""
 
-_WHOLE = {"points", "per_decade", "extend", "rounds", "runners_up", "steps", "seed", "low", "high"}
+    def arm(self, label: str) -> Arm:
+        """Return one arm by its label."""
+        for arm in self.arms:
+            if arm.label == label:
+                return arm
+        raise UserError(f"study {self.name}: no arm {label!r}; {near(label, self.labels)}")
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the arms in order."""
+        return tuple(arm.label for arm in self.arms)
 
-def _known(data: Mapping[str, Any], kind: type, where: str, without: frozenset[str] | set[str] = frozenset()) -> None:
-    names = [item.name for item in fields(kind) if item.name not in without]
-    for key in data:
-        if key not in names:
-            raise UserError(f"{where}: no key {key!r}; {near(key, names)}")
+    @property
+    def family(self) -> int:
+        """Comparisons with the reference: (arms - 1) x tasks."""
+        return (len(self.arms) - 1) * len(self.tasks)
 
+    def centre(self, label: str, task: str) -> float:
+        """Return the centre of an arm's learning rates in a task.
 
-def _number(value: Any, where: str) -> float:
-    try:
+        Raises:
+            UserError: neither the arm nor `bind` gave one.
+        """
+        value = self.arm(label).lr or self.centres.get(f"{task}/{label}")
+        if value is None:
+            raise UserError(f"study {self.name}: arm {label!r} has no centre for its learning rates on {task}")
         return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}={value}: a number is needed") from None
 
+    def plain(self) -> dict[str, Any]:
+        """Return the study as plain data, as it is stored."""
+        return {key: value for key, value in asdict(self).items() if _UNSTATED.get(key, ...) != value}
 
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    seeds = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
-        raise UserError(f"{where}={value}: a list of whole numbers from 0 is needed")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}={list(seeds)}: a seed occurs twice")
-    return seeds
-
-
-OWNED = {
-    "init": "the arm says which method it is (`arms: [{label: ..., init: ...}]`)",
-    "task": "a study lists its tasks under `tasks`",
-    "model": "a study names its model under `model`",
-    "lr": "rates are tuned, or given by an arm (`arms: [{init: lora, lr: 1e-3}]`)",
-    "seed": "a study lists its seeds under `seeds`",
-    "evaluate": "tuning looks at validation, final runs at test",
-    "base": "an arm `none` scores the frozen base",
-    "label": "an arm's label stands beside its `init`",
-    "tag": "a study sets it",
-    "name": "a study's records carry the study's name",
-}
-"""What the protocol sets in every job: elsewhere it would be dropped, or make all arms the same run."""
-
-
-def _check(spec: StudySpec, where: str) -> None:
-    labels = list(spec.labels)
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise UserError(f"{where}.arms: label {twice[0]!r} occurs twice")
-    named = [("reference", spec.reference)]
-    named += [(f"blocks.{title}", label) for title, block in spec.blocks.items() for label in block]
-    named += [(f"arms.{arm.label}.match.to", arm.match.to) for arm in spec.arms if arm.match]
-    for place, label in named:
-        if label not in labels:
-            raise UserError(f"{where}.{place}: no arm {label!r}; {near(label, labels)}")
-    for task in spec.per_task:
-        if task not in spec.tasks:
-            raise UserError(f"{where}.per_task: no task {task!r}; {near(task, spec.tasks)}")
-    for arm in spec.arms:
-        if arm.match and spec.arm(arm.match.to).match:
-            line = f"{arm.match.to}: that arm is matched itself; name its target"
-            raise UserError(f"{where}.arms.{arm.label}.match.to={line}")
-    settings = {"fixed": spec.fixed, **{f"per_task.{task}": own for task, own in spec.per_task.items()}}
-    for place, own in (settings | {f"arms.{arm.label}": arm.overrides for arm in spec.arms}).items():
-        for key in own:
-            if key in OWNED:
-                raise UserError(f"{where}.{place}.{key}: {OWNED[key]}")
-    if not 0 < spec.margin < 1:
-        raise UserError(f"{where}.margin={spec.margin:g}: a fraction between 0 and 1 (0.01 is one point)")
-    if not 0 < spec.alpha < 0.5:
-        raise UserError(f"{where}.alpha={spec.alpha:g}: must be between 0 and 0.5")
-    if spec.metric not in METRICS:
-        raise UserError(f"{where}.metric={spec.metric}: {near(spec.metric, METRICS)}")
-    if spec.procedure not in ("paired_t", "crossed"):
-        raise UserError(f"{where}.procedure={spec.procedure}: {near(spec.procedure, ('paired_t', 'crossed'))}")
-    if spec.tuning is not None:
-        _check_tuning(spec, spec.tuning, f"{where}.tuning")
-
-
-def _check_tuning(spec: StudySpec, tuning: Tuning, where: str) -> None:
-    if tuning.points < LEAST_POINTS:
-        raise UserError(f"{where}.points={tuning.points}: at least {LEAST_POINTS} learning rates")
-    if tuning.per_decade < 1 or tuning.extend < 0 or tuning.rounds < 0:
-        raise UserError(f"{where}: per_decade is at least 1, extend and rounds at least 0")
-    if len(tuning.seeds) < LEAST_TUNING_SEEDS:
-        raise UserError(f"{where}.seeds={list(tuning.seeds)}: at least {LEAST_TUNING_SEEDS} tuning seeds")
-    shared = sorted(set(tuning.seeds) & set(spec.seeds))
-    if shared:
-        raise UserError(f"{where}.seeds: {shared[0]} is a final seed too; tuning and final seeds must differ")
-    steps = spec.fixed.get("steps")
-    if tuning.halving and (steps is None or tuning.halving.steps >= steps):
-        raise UserError(f"{where}.halving.steps={tuning.halving.steps}: must be below fixed.steps={steps}")
-    if spec.costs and spec.costs.seed in (*tuning.seeds, *spec.seeds):
-        raise UserError(f"{where}: costs.seed={spec.costs.seed} is a tuning or final seed; choose another")
+    def design(self) -> dict[str, Any]:
+        """Return everything that a conclusion rests on, as plain data."""
+        return {key: value for key, value in self.plain().items() if key not in _NOT_DESIGN}

@@ -5,17 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorax.records import RunRecord, Store
-from lorax.stats.judge import Final, StudyResult, judge
-from lorax.studies.job_index import Book
+from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.result import Final, StudyResult
+from lorax.stats.selection import Trial
 from lorax.studies.registration import fixed_at
-from lorax.studies.rounds import Round, cost_jobs, next_round
+from lorax.studies.rounds import Progress, Round, progress
 from lorax.studies.spec import StudySpec
-from lorax.studies.tuning import Choice, Trial, choose, search
+from lorax.studies.tuning import Choice
+
+BySeed = dict[int | None, RunRecord]
+"""Seed -> record; seed None for an arm that does not train."""
+Finals = dict[tuple[str, str], BySeed]
+"""(task, arm) -> final runs at the chosen rate."""
+RunnersUp = dict[tuple[str, str, float], BySeed]
+"""(task, arm, lr) -> final runs at a runner-up."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What tables, figures and reports draw from. Keys are (task, arm label)."""
+    """What tables, figures and reports are made from. Keys are (task, arm label)."""
 
     spec: StudySpec
     choices: dict[tuple[str, str], Choice]
@@ -23,19 +31,18 @@ class Study:
     trials: tuple[Trial, ...]
     """Every tuning run at full length."""
     screened: tuple[Trial, ...]
-    """Every run of a halved tuning's screening; they chose what was tuned at full length."""
-    finals: dict[tuple[str, str], dict[int | None, RunRecord]]
-    """(task, arm) -> seed -> final record at the chosen rate; seed None for an arm that does not train."""
-    runners_up: dict[tuple[str, str, float], dict[int, RunRecord]]
-    """(task, arm, lr) -> seed -> record of the extra final runs. Description only."""
+    """Every screening run of a halved tuning; they chose what was tuned at full length."""
+    finals: Finals
+    runners_up: RunnersUp
+    """Description only."""
     costs: dict[tuple[str, str], RunRecord]
-    """(task, arm) -> the solo, cold-cache run."""
+    """(task, arm) -> the cost run: alone on the machine, with a cold cache."""
     result: StudyResult | None
     """Verdicts and letters; None before the reference has a final run."""
     stale: dict[str, str]
     """run id -> why it was left out."""
     unasked: tuple[RunRecord, ...]
-    """Records under the study's name that no job of the study asks for."""
+    """Records under the study's name that answer no job of the study."""
     rest: Round
     """What is still to be run; kind `done` when nothing is."""
     fixed_at: str | None = None
@@ -51,42 +58,24 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
     """Read a study's records and judge its final runs.
 
     Args:
-        spec: the study, bound (as `plan.frozen` returns it).
+        spec: the study, bound (as `registration.frozen` returns it).
         store: where the records are.
-        items: whether to read the per-item scores (crossed procedure, item noise).
+        items: whether to read the scores of items (for the crossed procedure and `item_noise`).
     """
-    records = store.read(spec.name)
-    book = Book(spec, records)
-    choices: dict[tuple[str, str], Choice] = {}
-    trials: list[Trial] = []
-    screened: list[Trial] = []
-    finals: dict[tuple[str, str], dict[int | None, RunRecord]] = {}
-    extra: dict[tuple[str, str, float], dict[int, RunRecord]] = {}
-    for task in spec.tasks:
-        found = search(spec, book, task)
-        trials += [trial for some in found.trials.values() for trial in some]
-        screened += [trial for some in (found.screened or {}).values() for trial in some]
-        if found.missing:
-            continue
-        for arm, choice in choose(spec, found, task).items():
-            choices[task, arm] = choice
-            finals[task, arm] = _finals(spec, book, choice)
-            for lr in choice.runners_up[: spec.tuning.runners_up if spec.tuning else 0]:
-                runs = {seed: book.find(arm, task, "final", lr, seed) for seed in spec.seeds}
-                extra[task, arm, lr] = {seed: run for seed, run in runs.items() if run is not None}
-    costs = {(job.task, job.arm): record for job in cost_jobs(spec) if (record := book.look(job)) is not None}
+    reached = progress(spec, store.read(spec.name))
+    finals, runners_up = _final_runs(spec, reached)
     return Study(
         spec=spec,
-        choices=choices,
-        trials=tuple(trials),
-        screened=tuple(screened),
+        choices=reached.choices,
+        trials=tuple(trial for tuned in reached.searches.values() for trial in tuned.full_length()),
+        screened=tuple(trial for tuned in reached.searches.values() for trial in tuned.short()),
         finals=finals,
-        runners_up=extra,
-        costs=costs,
+        runners_up=runners_up,
+        costs={(job.task, job.arm): record for job, record in reached.costs if record is not None},
         result=_judged(spec, finals, store if items else None),
-        stale=book.stale,
-        unasked=tuple(book.unasked()),
-        rest=next_round(spec, records),
+        stale=reached.stale,
+        unasked=reached.unasked,
+        rest=reached.next_round(),
         fixed_at=fixed_at(store.root, spec.name),
     )
 
@@ -94,10 +83,18 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
 def final_of(
     record: RunRecord, arm: str, task: str, seed: int | None, metric: str, store: Store | None = None
 ) -> Final:
-    """Turn a final record into what the statistics take.
+    """Turn a final record into the input of the statistics.
 
-    A diverged run counts with the score of the diverged model if it was evaluated, else with the
-    share of the majority class, else 0: it is a result, not a gap.
+    A diverged run is a result: it counts with its score if it was evaluated, else with the share of
+    the majority class, else with 0.
+
+    Args:
+        record: of the final run.
+        arm: its label.
+        task: its name.
+        seed: None for an arm that does not train.
+        metric: key of the record's scores.
+        store: where its items are; None: without items.
     """
     score = record.score("test", metric)
     items = None
@@ -110,19 +107,23 @@ def final_of(
     return Final(arm, task, seed, float(score), int(n_items), record.status == "diverged", items)
 
 
-def _finals(spec: StudySpec, book: Book, choice: Choice) -> dict[int | None, RunRecord]:
-    trained = spec.arm(choice.arm).trained
-    runs: dict[int | None, RunRecord] = {}
-    for seed in spec.seeds if trained else spec.seeds[:1]:
-        record = book.find(choice.arm, choice.task, "final", choice.lr, seed)
+def _final_runs(spec: StudySpec, reached: Progress) -> tuple[Finals, RunnersUp]:
+    """Part the final runs into those at the chosen rate and those at runners-up."""
+    finals: Finals = {key: {} for key in reached.choices}
+    runners_up: RunnersUp = {}
+    for job, record in reached.finals:
+        key = job.task, job.arm
+        if job.lr == reached.choices[key].lr:
+            runs = finals[key]
+        else:
+            assert job.lr is not None  # only a tuned rate has runners-up
+            runs = runners_up.setdefault((*key, job.lr), {})
         if record is not None:
-            runs[seed if trained else None] = record
-    return runs
+            runs[job.seed if spec.arm(job.arm).trained else None] = record
+    return finals, runners_up
 
 
-def _judged(
-    spec: StudySpec, finals: dict[tuple[str, str], dict[int | None, RunRecord]], store: Store | None
-) -> StudyResult | None:
+def _judged(spec: StudySpec, finals: Finals, store: Store | None) -> StudyResult | None:
     if not any(arm == spec.reference and runs for (_, arm), runs in finals.items()):
         return None
     entries = [
@@ -130,7 +131,7 @@ def _judged(
         for (task, arm), runs in finals.items()
         for seed, record in runs.items()
     ]
-    return judge(
+    return ESTIMANDS[spec.estimand](
         entries,
         reference=spec.reference,
         margin=spec.margin,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from lorax.records import RunRecord
-from lorax.studies.job_index import Book
+from lorax.stats.selection import Trial, best_first
+from lorax.studies.job_index import JobIndex
 from lorax.studies.jobs import Job, make_job
-from lorax.studies.spec import StudySpec
+from lorax.studies.spec import StudySpec, Tuning
 
 
 def rate(k: int, per_decade: int = 4) -> float:
@@ -43,12 +43,13 @@ class Choice:
     arm: str
     task: str
     lr: float | None
-    """None: the arm does not train, or the study does not tune and leaves it to base rate times prior."""
+    """None: the arm does not train, or the study does not tune and the default rate of the method applies."""
     edge: str = ""
-    """`low` or `high` where the best stands at an end of the grid after the last extension."""
+    """`low` or `high` where the best rate is at an end of the grid after the last extension."""
     points: int = 0
+    """Lattice points that were tuned at full length."""
     trials: int = 0
-    """Runs spent on it: points x seeds."""
+    """Runs at these points: points x seeds."""
     score: float = float("nan")
     """Mean validation score over the tuning seeds at lr."""
     runners_up: tuple[float, ...] = ()
@@ -56,53 +57,50 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One tuning run."""
-
-    arm: str
-    task: str
-    lr: float
-    seed: int
-    score: float
-    """On validation; -inf where the run diverged, the worst there is."""
-    loss: float
-    """On validation; inf where the run diverged or none was measured."""
-    record: RunRecord
-
-
-@dataclass
 class Search:
     """How far the tuning of one task has come."""
 
     rates: dict[str, list[int]]
-    """Arm -> lattice points so far."""
+    """Arm -> lattice points so far; of a halved tuning the survivors."""
     missing: list[Job]
     stage: str
     """screen | tune | extend: what the missing jobs are for."""
     trials: dict[str, list[Trial]]
-    """Arm -> full-length tuning runs so far."""
+    """Arm -> runs at these points so far: short ones while `stage` is still a screening."""
     tried: dict[str, list[int]] | None = None
-    """Arm -> lattice points that were screened, of which `rates` are the survivors; None: nothing was screened."""
-
-    screened: dict[str, list[Trial]] | None = None
+    """Arm -> lattice points that were screened; None: nothing was, or the screening is not complete."""
+    screened: dict[str, list[Trial]] = field(default_factory=dict)
     """Arm -> the short runs of all these points."""
 
     def edge(self, arm: str, best: int) -> str:
-        """Return `low` or `high` where a lattice point stands at an end of all that was tried, else nothing."""
+        """Return `low` or `high` where a lattice point is at an end of all points that were tried, else ""."""
         ks = (self.tried or self.rates)[arm]
         return "low" if best == ks[0] else "high" if best == ks[-1] else ""
 
+    def full_length(self) -> list[Trial]:
+        """Return all runs at the points of `rates`."""
+        return [trial for some in self.trials.values() for trial in some]
 
-def search(spec: StudySpec, book: Book, task: str) -> Search:
-    """Replay the tuning of one task from its records, up to the first round with missing runs."""
+    def short(self) -> list[Trial]:
+        """Return all runs of a complete screening."""
+        return [trial for some in self.screened.values() for trial in some]
+
+    def all_trials(self) -> list[Trial]:
+        """Return every run that the tuning has made use of."""
+        return self.full_length() + self.short()
+
+
+def search(spec: StudySpec, index: JobIndex, task: str) -> Search:
+    """Repeat the tuning of one task on its records, up to the first round with missing runs."""
     tuning = spec.tuning
     arms = [arm.label for arm in spec.arms if arm.trained]
     if tuning is None:
         return Search({arm: [] for arm in arms}, [], "tune", {arm: [] for arm in arms})
     rates = {arm: grid(spec.centre(arm, task), tuning.points, tuning.per_decade) for arm in arms}
     first = "screen" if tuning.halving else "tune"
+    trials: dict[str, list[Trial]] = {}
     for extension in range(tuning.rounds + 1):
-        trials, missing = _trials(spec, book, task, rates, first)
+        trials, missing = _trials(spec, tuning, index, task, rates, first, trials)
         if missing or extension == tuning.rounds:
             break
         best = {arm: ranked(rates[arm], trials[arm], tuning.per_decade)[0] for arm in arms}
@@ -113,31 +111,40 @@ def search(spec: StudySpec, book: Book, task: str) -> Search:
     if missing or not tuning.halving:
         return Search(rates, missing, "extend" if missing and longer else first, trials)
     keep = tuning.halving.survivors(tuning.points)
-    kept = {arm: _survivors(rates[arm], trials[arm], keep, tuning.per_decade) for arm in arms}
-    tuned, missing = _trials(spec, book, task, kept, "tune")
+    kept = {arm: sorted(ranked(rates[arm], trials[arm], tuning.per_decade)[:keep]) for arm in arms}
+    tuned, missing = _trials(spec, tuning, index, task, kept, "tune", {})
     return Search(kept, missing, "tune", tuned, rates, trials)
 
 
-def choose(spec: StudySpec, found: Search, task: str) -> dict[str, Choice]:
-    """Choose each arm's learning rate: best mean validation score, ties by loss, then the lower rate."""
+def choose(spec: StudySpec, tuned: Search, task: str) -> dict[str, Choice]:
+    """Choose each arm's learning rate: best mean validation score, ties by loss, then the lower rate.
+
+    Args:
+        spec: the study.
+        tuned: a search of this task without missing runs.
+        task: its name.
+
+    Returns:
+        Arm -> its choice, for the arms that do not train too.
+    """
     tuning = spec.tuning
-    out = {arm.label: Choice(arm.label, task, None if tuning else arm.lr) for arm in spec.arms}
+    choices = {arm.label: Choice(arm.label, task, None if tuning else arm.lr) for arm in spec.arms}
     if tuning is None:
-        return out
-    for arm, trials in found.trials.items():
+        return choices
+    for arm, trials in tuned.trials.items():
         if not trials:
             continue
-        ks = found.rates[arm]
+        ks = tuned.rates[arm]
         order = ranked(ks, trials, tuning.per_decade)
         best = order[0]
-        scores = {k: _scores(k, trials, tuning.per_decade) for k in ks}
+        scores = {k: [trial.score for trial in trials if trial.lr == rate(k, tuning.per_decade)] for k in ks}
         mean = float(np.mean(scores[best]))
         spread = np.std(scores[best], ddof=1) if len(scores[best]) > 1 and np.isfinite(mean) else 0.0
         within = mean - spread / math.sqrt(max(len(scores[best]), 1))
         near = [rate(k, tuning.per_decade) for k in order[1:] if np.mean(scores[k]) >= within]
-        lr, edge = rate(best, tuning.per_decade), found.edge(arm, best)
-        out[arm] = Choice(arm, task, lr, edge, len(ks), len(trials), mean, tuple(near))
-    return out
+        lr, edge = rate(best, tuning.per_decade), tuned.edge(arm, best)
+        choices[arm] = Choice(arm, task, lr, edge, len(ks), len(trials), mean, tuple(near))
+    return choices
 
 
 def as_trial(record: RunRecord, arm: str, task: str, lr: float, seed: int, metric: str) -> Trial:
@@ -149,54 +156,39 @@ def as_trial(record: RunRecord, arm: str, task: str, lr: float, seed: int, metri
     return Trial(arm, task, lr, seed, sign * score, math.inf if loss is None else loss, record)
 
 
-def _trials(
-    spec: StudySpec, book: Book, task: str, rates: dict[str, list[int]], stage: str
-) -> tuple[dict[str, list[Trial]], list[Job]]:
-    tuning = spec.tuning
-    assert tuning is not None
-    done: dict[str, list[Trial]] = {arm: [] for arm in rates}
-    missing = []
-    for arm, ks in rates.items():
-        for k in ks:
-            lr = rate(k, tuning.per_decade)
-            for seed in tuning.seeds:
-                record = book.find(arm, task, stage, lr, seed)
-                if record is None:
-                    missing.append(make_job(spec, arm, task, stage, lr, seed))
-                else:
-                    done[arm].append(as_trial(record, arm, task, lr, seed, spec.metric))
-    return done, missing
-
-
-def pick(scores: ArrayLike, losses: ArrayLike) -> np.ndarray:
-    """Return the index of the best rate: highest mean score, ties by lowest mean loss, then the lowest rate.
-
-    Args:
-        scores: (..., rates, seeds) validation scores; -inf where a run diverged.
-        losses: (..., rates, seeds) validation losses.
-    """
-    return _order(scores, losses)[..., 0]
-
-
-def _order(scores: ArrayLike, losses: ArrayLike) -> np.ndarray:
-    # Equal means are equal: 0.225 + 0.225 and 0.215 + 0.235 differ in the last bit, and the loss decides ties.
-    score, loss = np.round(np.mean(scores, axis=-1), 12), np.mean(losses, axis=-1)
-    return np.lexsort((np.broadcast_to(np.arange(score.shape[-1]), score.shape), loss, -score), axis=-1)
-
-
 def ranked(ks: Sequence[int], trials: Sequence[Trial], per_decade: int) -> list[int]:
     """Return lattice points from best to worst by one arm's trials; each has the same seeds."""
-    cells = {k: [trial for trial in trials if trial.lr == rate(k, per_decade)] for k in ks}
-    order = _order([[t.score for t in cells[k]] for k in ks], [[t.loss for t in cells[k]] for k in ks])
+    cells = [[trial for trial in trials if trial.lr == rate(k, per_decade)] for k in ks]
+    order = best_first([[t.score for t in cell] for cell in cells], [[t.loss for t in cell] for cell in cells])
     return [ks[at] for at in order]
 
 
-def _scores(k: int, trials: Sequence[Trial], per_decade: int) -> list[float]:
-    return [trial.score for trial in trials if trial.lr == rate(k, per_decade)]
-
-
-def _survivors(ks: Sequence[int], trials: Sequence[Trial], keep: int, per_decade: int) -> list[int]:
-    return sorted(ranked(ks, trials, per_decade)[:keep])
+def _trials(
+    spec: StudySpec,
+    tuning: Tuning,
+    index: JobIndex,
+    task: str,
+    rates: Mapping[str, Sequence[int]],
+    stage: str,
+    known: Mapping[str, Sequence[Trial]],
+) -> tuple[dict[str, list[Trial]], list[Job]]:
+    """Return arm -> the runs at its lattice points, and the jobs that have none; `known` ones are not looked up."""
+    earlier = {(trial.arm, trial.lr, trial.seed): trial for some in known.values() for trial in some}
+    done: dict[str, list[Trial]] = {arm: [] for arm in rates}
+    missing = []
+    for arm, ks in rates.items():
+        for lr in (rate(k, tuning.per_decade) for k in ks):
+            for seed in tuning.seeds:
+                trial = earlier.get((arm, lr, seed))
+                if trial is None:
+                    job = make_job(spec, arm, task, stage, lr, seed)
+                    record = index.find(job)
+                    if record is None:
+                        missing.append(job)
+                        continue
+                    trial = as_trial(record, arm, task, lr, seed, spec.metric)
+                done[arm].append(trial)
+    return done, missing
 
 
 def _extended(ks: Sequence[int], best: int, points: int) -> list[int]:

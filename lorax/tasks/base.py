@@ -1,4 +1,4 @@
-"""Example and Task: what every family of tasks hands over, and the rules they share. Torch-free."""
+"""Example and Task: what every task family returns, and the rules that families share. Torch-free."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Examples in disjoint splits, how they are asked, how they are scored, and defaults for training."""
+    """Examples in disjoint splits, how they are prompted and scored, and defaults for training."""
 
     name: str
     kind: str
@@ -45,7 +45,7 @@ class Task:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     heldout: tuple[Example, ...] = ()
-    """Neither trained on nor scored: calibration data that no run learns from."""
+    """Neither trained on nor scored: for gradients at initialisation, under `calibration=heldout`."""
     shots: tuple[Example, ...] = ()
     """Worked examples for few-shot prompts; in no other split."""
     labels: tuple[str, ...] | None = None
@@ -56,7 +56,7 @@ class Task:
     strict: str = "exact"
     """The extractor behind `score`."""
     tolerant: str = "text"
-    """The extractor behind `tolerant`: the answer counts however it is wrapped."""
+    """The extractor behind `tolerant`: an answer counts in any wrapping."""
     metric: str = "exact_match"
     direction: str = "max"
     lr: float = 1e-3
@@ -66,7 +66,7 @@ class Task:
     steps: int = 100
     batch_size: int = 8
     version: int = 1
-    """Raised by a family when the same settings mean other examples or another score."""
+    """Raised by a family when the same settings give other examples or another score."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ..."""
 
@@ -111,8 +111,8 @@ class Task:
 
 def _digest(task: Task) -> str:
     total = hashlib.sha256()
-    asked = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
-    total.update(canonical(asked).encode())
+    settings = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
+    total.update(canonical(settings).encode())
     for split in (*SPLITS, "shots"):
         for example in getattr(task, split):
             total.update(f"{split}\0{example.prompt}\0{example.answer}\0{example.gold}\0".encode())
@@ -120,7 +120,7 @@ def _digest(task: Task) -> str:
 
 
 def prompt_id(prompt: str) -> str:
-    """Return the digest by which a prompt is known; white space and case aside.
+    """Return the digest that stands for a prompt; white space and case do not count.
 
     Examples:
         >>> prompt_id("What is 2 + 2?") == prompt_id(" what is  2 + 2? ")
@@ -130,7 +130,7 @@ def prompt_id(prompt: str) -> str:
 
 
 def unique(examples: Iterable[Example], seen: set[str] | None = None) -> list[Example]:
-    """Return the examples whose prompt was not seen before, in order; `seen` is added to."""
+    """Return the examples whose prompt is not in `seen`, each prompt once, in order; adds them to `seen`."""
     seen = set() if seen is None else seen
     kept = []
     for example in examples:
@@ -141,5 +141,5 @@ def unique(examples: Iterable[Example], seen: set[str] | None = None) -> list[Ex
 
 
 def shuffled(examples: Sequence[Example], salt: str) -> list[Example]:
-    """Return the examples in an order fixed by their prompts and `salt`, not by the order of the file."""
+    """Return the examples in an order that follows from their prompts and `salt`, not from the file's order."""
     return sorted(examples, key=lambda example: hashlib.sha256(f"{salt} {example.id}".encode()).digest())

@@ -73,16 +73,16 @@ def _same_number(value: str, gold: str) -> bool:
 
 
 def _hash_int(text: str) -> str:
-    found = re.search(r"####\s*(\d+)", text)
-    return found.group(1) if found else "0"
+    match = re.search(r"####\s*(\d+)", text)
+    return match.group(1) if match else "0"
 
 
 def _metamath(text: str) -> str | None:
     _, marker, tail = text.rpartition("The answer is: ")
-    found = re.search(r"[\-+]?\d*[\.,/]?\d+", tail) if marker else None
-    if found is None:
+    match = re.search(r"[\-+]?\d*[\.,/]?\d+", tail) if marker else None
+    if match is None:
         return None
-    number = found.group().replace(",", "")
+    number = match.group().replace(",", "")
     top, slash, bottom = number.partition("/")
     if not slash:
         return str(round(Decimal(number)))
@@ -116,26 +116,26 @@ def _same_peft(value: str, gold: str) -> bool:
 
 
 def _last_number(text: str) -> str | None:
-    found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
-    return found[-1] if found else None
+    numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
+    return numbers[-1] if numbers else None
 
 
 _KEYWORDS = re.compile(r"true|false|solution[12]|answer[1-5]|ending[1-4]|option[12]")
 
 
 def _keyword_first(text: str) -> str | None:
-    found = _KEYWORDS.search(text)
-    return found.group() if found else None
+    match = _KEYWORDS.search(text)
+    return match.group() if match else None
 
 
 def _lm_eval_strict(text: str) -> str | None:
-    found = re.search(r"#### (-?[0-9.,]+)", text)
-    return found.group(1) if found else None
+    match = re.search(r"#### (-?[0-9.,]+)", text)
+    return match.group(1) if match else None
 
 
 def _lm_eval_flexible(text: str) -> str | None:
-    found = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", text)
-    return found[-1] if found else None
+    numbers = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", text)
+    return numbers[-1] if numbers else None
 
 
 def _same_lm_eval(value: str, gold: str) -> bool:

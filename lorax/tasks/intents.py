@@ -33,11 +33,11 @@ class Intents(TextClassification):
             raise UserError(f"task.path={self.path}: no such folder")
         else:
             rows = read_hub(str(self.path), self.subset)
-            pairs = {part: [(text(row, self.text), text(row, self.label)) for row in rows[part]] for part in rows}
-        pairs = {part: [pair for pair in found if self._kept(pair[1])] for part, found in pairs.items()}
+            pairs = {part: self.pairs(rows[part]) for part in rows}
+        pairs = {part: [pair for pair in some if self._is_kept(pair[1])] for part, some in pairs.items()}
         return classification(self, pairs, data_seed)
 
-    def _kept(self, label: str) -> bool:
+    def _is_kept(self, label: str) -> bool:
         return True
 
     def _local(self, folder: Path) -> Pairs:
@@ -72,7 +72,7 @@ class Clinc150(Intents):
     oos: bool = False
     """Keep the out-of-scope queries as a class of their own, 151 in all."""
 
-    def _kept(self, label: str) -> bool:
+    def _is_kept(self, label: str) -> bool:
         return self.oos or label != "oos"
 
     def _local(self, folder: Path) -> Pairs:
@@ -99,7 +99,7 @@ class Snips(Intents):
     def _local(self, folder: Path) -> Pairs:
         pairs: Pairs = {"train": [], "test": []}
         for part, pattern in (("train", "train_*_full.json"), ("test", "validate_*.json")):
-            for file in _found(folder, pattern):
+            for file in _files(folder, pattern):
                 for intent, queries in _json(file).items():
                     for query in queries:
                         words = "".join(piece["text"] for piece in query["data"])
@@ -113,7 +113,7 @@ def _file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _found(folder: Path, pattern: str) -> list[Path]:
+def _files(folder: Path, pattern: str) -> list[Path]:
     files = sorted({*folder.glob(pattern), *folder.glob(f"*/{pattern}")})
     if not files:
         raise UserError(f"task.path={folder}: holds no {pattern}")

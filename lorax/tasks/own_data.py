@@ -13,12 +13,11 @@ from lorax.tasks.registry import register
 from lorax.tasks.splitting import Sizes, split
 
 
-@register("jsonl")
 @dataclass(frozen=True, kw_only=True)
-class TextToText:
-    """Prompts and answers from JSONL, JSON, CSV, TSV or parquet files, or a hub dataset."""
+class Files:
+    """Where rows come from, and how many of them each split gets."""
 
-    name: str = "jsonl"
+    name: str
     path: str | None = None
     """A file, a folder with train.*, validation.* and test.*, or a hub id."""
     subset: str | None = None
@@ -27,6 +26,28 @@ class TextToText:
     """A file for each split, instead of or beside `path`."""
     validation: str | None = None
     test: str | None = None
+    n_train: int | None = None
+    """None: all there are, here and below."""
+    n_validation: int | None = 500
+    n_test: int | None = None
+    n_heldout: int | None = 64
+
+    def __post_init__(self) -> None:
+        if not (self.path or self.train):
+            raise UserError(f"task={self.name}: give task.path=<file, folder or hub id>")
+
+    def rows(self) -> dict[str, list[Row]]:
+        """Return the rows of every split that the source has."""
+        files = {"train": self.train, "validation": self.validation, "test": self.test}
+        return read_splits(self.path or "", self.subset, files)
+
+
+@register("jsonl")
+@dataclass(frozen=True, kw_only=True)
+class TextToText(Files):
+    """Prompts and answers from JSONL, JSON, CSV, TSV or parquet files, or a hub dataset."""
+
+    name: str = "jsonl"
     prompt: str = "prompt"
     """The field that holds the prompt."""
     answer: str = "answer"
@@ -36,27 +57,20 @@ class TextToText:
     """How the score reads a completion; see lorax/tasks/extractors.py."""
     tolerant: str = "text"
     max_new_tokens: int = 64
-    n_train: int | None = None
-    n_validation: int | None = 500
-    n_test: int | None = None
-    n_heldout: int | None = 64
     shots: int = 0
     lr: float = 1e-3
     steps: int = 100
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if not (self.path or self.train):
-            raise UserError(f"task={self.name}: give task.path=<file, folder or hub id>")
+        super().__post_init__()
         for name in (self.extractor, self.tolerant):
             if name not in extractors.names():
                 raise UserError(f"task.extractor={name}: {near(name, extractors.names())}")
 
     def load(self, data_seed: int) -> Task:
         """Read and split the rows; UserError names file and line of one that cannot be used."""
-        files = {"train": self.train, "validation": self.validation, "test": self.test}
-        rows = read_splits(self.path or "", self.subset, files)
-        official = {part: [self._example(row) for row in found] for part, found in rows.items()}
+        official = {part: [self.example(row) for row in rows] for part, rows in self.rows().items()}
         sizes = Sizes(self.n_train, self.n_validation, self.n_test, self.n_heldout, self.shots)
         splits, notes = split(official, sizes, data_seed, self.name)
         return Task(
@@ -73,45 +87,36 @@ class TextToText:
             notes=notes,
         )
 
-    def _example(self, row: Row) -> Example:
+    def example(self, row: Row) -> Example:
+        """Return one row as question and answer; a dataset with rules of its own overrides this."""
         prompt = text(row, self.prompt)
         return Example(prompt_id(prompt), prompt, text(row, self.answer))
 
 
 @register("text_classification")
 @dataclass(frozen=True, kw_only=True)
-class TextClassification:
+class TextClassification(Files):
     """Texts and classes from the same sources; the model gets a fresh head with one row a class."""
 
     name: str = "text_classification"
-    path: str | None = None
-    subset: str | None = None
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
     text: str = "text"
     """The field that holds the text."""
     label: str = "label"
     """The field that holds the class."""
-    n_train: int | None = None
     n_validation: int | None = 1000
-    n_test: int | None = None
     n_heldout: int | None = 256
     lr: float = 2e-3
     head_lr: float | None = 1e-2
     steps: int = 200
     batch_size: int = 32
 
-    def __post_init__(self) -> None:
-        if not (self.path or self.train):
-            raise UserError(f"task={self.name}: give task.path=<file, folder or hub id>")
-
     def load(self, data_seed: int) -> Task:
         """Read and split the rows; UserError names file and line of one that cannot be used."""
-        files = {"train": self.train, "validation": self.validation, "test": self.test}
-        rows = read_splits(self.path or "", self.subset, files)
-        pairs = {part: [(text(row, self.text), text(row, self.label)) for row in found] for part, found in rows.items()}
-        return classification(self, pairs, data_seed)
+        return classification(self, {part: self.pairs(rows) for part, rows in self.rows().items()}, data_seed)
+
+    def pairs(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
+        """Return rows as (text, class)."""
+        return [(text(row, self.text), text(row, self.label)) for row in rows]
 
 
 def classification(
@@ -122,8 +127,8 @@ def classification(
     Args:
         options: sizes and training defaults.
         pairs: train, and where given validation and test.
-        data_seed: decides the cut.
-        labels: class names in order; empty: the sorted names found in train.
+        data_seed: decides which example enters which split.
+        labels: class names in order; empty: those of train, sorted.
 
     Raises:
         UserError: a class in validation or test that train does not have; fewer than two classes.
@@ -132,13 +137,13 @@ def classification(
     number = {label: index for index, label in enumerate(names)}
     if len(names) < 2:
         raise UserError(f"task={options.name}: {len(names)} class in the training rows; at least two are needed")
-    for part, found in pairs.items():
-        for _, label in found:
+    for part, rows in pairs.items():
+        for _, label in rows:
             if label not in number:
                 raise UserError(f"task={options.name}: class {label!r} in {part}; {near(label, names)}")
     official = {
-        part: [Example(prompt_id(words), words, label, number[label]) for words, label in found]
-        for part, found in pairs.items()
+        part: [Example(prompt_id(words), words, label, number[label]) for words, label in rows]
+        for part, rows in pairs.items()
     }
     sizes = Sizes(options.n_train, options.n_validation, options.n_test, options.n_heldout)
     splits, notes = split(official, sizes, data_seed, options.name)

@@ -13,7 +13,7 @@ from lorax.errors import UserError, near
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands (`file, line 12`) and its fields."""
+"""The place of a row (`file, line 12`) and its fields."""
 
 
 def read_splits(
@@ -25,7 +25,7 @@ def read_splits(
         path: a file (all its rows become `train`), a folder with train.*, validation.*, test.*, or
             a hub id.
         subset: configuration name of a hub dataset.
-        files: explicit files for train, validation and test; they come before what `path` holds.
+        files: a file each for train, validation and test; they take precedence over what `path` holds.
 
     Returns:
         {split: rows}; only splits that exist.
@@ -34,22 +34,22 @@ def read_splits(
         UserError: missing path, no train split, unreadable row (with file and line).
     """
     given = {split: file for split, file in (files or {}).items() if file}
-    found = {split: list(read(existing(file, f"task.{split}"))) for split, file in given.items()}
+    rows = {split: list(read(existing(file, f"task.{split}"))) for split, file in given.items()}
     if path:
         here = Path(path).expanduser()
         if here.is_file():
-            found.setdefault("train", list(read(here)))
+            rows.setdefault("train", list(read(here)))
         elif here.is_dir():
             for split, file in folder_splits(here).items():
-                if split not in found:
-                    found[split] = list(read(file))
+                if split not in rows:
+                    rows[split] = list(read(file))
         elif looks_local(path):
             raise UserError(f"task.path={path}: no such file or folder")
         else:
-            found = read_hub(path, subset) | found
-    if not found.get("train"):
+            rows = read_hub(path, subset) | rows
+    if not rows.get("train"):
         raise UserError(f"task.path={path}: no training rows; give a file, a folder with train.jsonl, or a hub id")
-    return found
+    return rows
 
 
 def existing(path: str, key: str) -> Path:
@@ -67,13 +67,13 @@ def looks_local(path: str) -> bool:
 
 def folder_splits(folder: Path) -> dict[str, Path]:
     """Return {split: file} of a folder with one file a split."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for split, stems in ALIASES.items():
         for stem in stems:
             for suffix in SUFFIXES:
                 if (folder / f"{stem}{suffix}").is_file():
-                    found.setdefault(split, folder / f"{stem}{suffix}")
-    return found
+                    files.setdefault(split, folder / f"{stem}{suffix}")
+    return files
 
 
 def read(path: Path) -> Iterator[Row]:
@@ -125,13 +125,13 @@ def read_hub(path: str, subset: str | None) -> dict[str, list[Row]]:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"task.path={path}: no such file or folder, and not from the hub: {first}") from error
-    found = {}
+    splits = {}
     for split, stems in ALIASES.items():
         stem = next((stem for stem in stems if stem in loaded), None)
         if stem is not None:
-            rows = _named(loaded[stem])
-            found[split] = [(f"{path} {stem}, row {index}", dict(row)) for index, row in enumerate(rows)]
-    return found
+            named = _named(loaded[stem])
+            splits[split] = [(f"{path} {stem}, row {index}", dict(row)) for index, row in enumerate(named)]
+    return splits
 
 
 def _named(dataset: Any) -> Iterator[dict[str, Any]]:

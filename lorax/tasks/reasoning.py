@@ -6,16 +6,17 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import Any, cast
 
 from lorax.errors import UserError, near
 from lorax.tasks.base import Example, Task, prompt_id
 from lorax.tasks.registry import register
+from lorax.tasks.splitting import Splits
 
 SYSTEM = "Answer with only the final answer."
 SHARES = {"test": 0.30, "validation": 0.15, "heldout": 0.10, "shots": 0.05, "train": 0.40}
-"""Share of all prompts that can ever enter a split, by the prompt's hash."""
+"""Share of all prompts that may enter each split, by the prompt's hash."""
 PROBE = 2000
 """Least number of prompts drawn to estimate how many there are."""
 LIMIT = 200_000
@@ -27,9 +28,8 @@ LIMIT = 200_000
 class ReasoningGym:
     """A reasoning-gym generator with its settings.
 
-    One pool is drawn per data seed and de-duplicated. A prompt's hash decides, for every data seed
-    and every size alike, which split it may enter: no prompt is ever trained on in one run and
-    tested in another.
+    One pool is drawn per data seed and de-duplicated. A prompt's hash alone decides which split it may enter,
+    whatever the data seed and the sizes: no prompt is trained on in one run and tested in another.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ReasoningGym:
     system: str | None = SYSTEM
     max_new_tokens: int = 32
     tolerant: str = "auto"
-    """The extractor of the format-tolerant score; auto: number where all answers are, else text."""
+    """The extractor of the format-tolerant score; auto: `number` if all answers are numbers, else `text`."""
     lr: float = 1e-3
     steps: int = 100
     batch_size: int = 8
@@ -72,12 +72,14 @@ class ReasoningGym:
                 f"{distinct:.0f} distinct prompts; at most a tenth, {distinct / 10:.0f}, may be drawn"
             )
         splits, drawn, repeats = fill(wanted, iter(probe), stream, self.name)
-        answers = [example.answer for examples in splits.values() for example in examples]
-        tolerant = ("number" if all(map(_is_number, answers)) else "text") if self.tolerant == "auto" else self.tolerant
+        tolerant = self.tolerant
+        if tolerant == "auto":
+            answers = [example.answer for split in wanted for example in cast(dict[str, Any], splits)[split]]
+            tolerant = "number" if all(map(_is_number, answers)) else "text"
         return Task(
             name=self.name,
             kind="generation",
-            **{split: tuple(examples) for split, examples in splits.items()},
+            **splits,
             system=self.system,
             max_new_tokens=self.max_new_tokens,
             tolerant=tolerant,
@@ -95,15 +97,14 @@ def effective_size(ids: list[str]) -> float:
 
         N = n (n - 1) / (2 * pairs that met)
 
-    estimates 1 / sum_i p_i^2: the number of prompts if all are equally likely, and fewer if some
-    are commoner than others, which is what counts for repetition. Prompts known only by rumour do
-    not make a test set fresh: where generators mix easy and hard settings, this is the stricter number.
+    estimates 1 / sum_i p_i^2: the number of prompts if all are equally likely, and fewer if some are more
+    likely than others. That smaller number is the one that decides how often prompts repeat.
 
     Args:
         ids: prompt ids of independent draws, repetitions included.
 
     Returns:
-        The estimate; if no two draws met, n (n - 1) / 2, which is then too low rather than too high.
+        The estimate; if no two draws met, n (n - 1) / 2, a lower bound.
 
     Examples:
         >>> effective_size(["a", "b", "a", "c"])
@@ -115,7 +116,7 @@ def effective_size(ids: list[str]) -> float:
 
 
 def bucket(identity: str) -> str:
-    """Return the split that a prompt may enter: a function of its hash alone.
+    """Return the split that a prompt may enter; follows from its hash alone.
 
     Examples:
         >>> bucket(prompt_id("What is 1 + 1?")) in SHARES
@@ -131,7 +132,7 @@ def bucket(identity: str) -> str:
 
 def fill(
     wanted: Mapping[str, int], probe: Iterator[Example], stream: Iterator[Example], name: str
-) -> tuple[dict[str, list[Example]], int, int]:
+) -> tuple[Splits, int, int]:
     """Fill every split in order of drawing, each prompt once and only where its hash allows.
 
     Returns:
@@ -140,31 +141,29 @@ def fill(
     Raises:
         UserError: `LIMIT` draws did not fill them.
     """
-    splits: dict[str, list[Example]] = {split: [] for split in wanted}
+    splits: dict[str, list[Example]] = {split: [] for split in SHARES}
     seen: set[str] = set()
     missing, drawn, repeats = sum(wanted.values()), 0, 0
-    for source in (probe, stream):
-        for example in source:
-            if not missing:
-                return splits, drawn, repeats
-            drawn += 1
-            if drawn > LIMIT:
-                break
-            if example.id in seen:
-                repeats += 1
-                continue
-            seen.add(example.id)
-            split = bucket(example.id)
-            if len(splits[split]) < wanted[split]:
-                splits[split].append(example)
-                missing -= 1
+    for example in chain(probe, stream):
+        if not missing or drawn == LIMIT:
+            break
+        drawn += 1
+        if example.id in seen:
+            repeats += 1
+            continue
+        seen.add(example.id)
+        split = bucket(example.id)
+        if len(splits[split]) < wanted[split]:
+            splits[split].append(example)
+            missing -= 1
     if missing:
         raise UserError(f"task={name}: {missing} examples still missing after {drawn} draws, {repeats} of them repeats")
-    return splits, drawn, repeats
+    done = {split: tuple(examples) for split, examples in splits.items()}
+    return cast(Splits, done), drawn, repeats
 
 
 def _stream(generator: str, settings: dict[str, Any], data_seed: int) -> Iterator[Example]:
-    """Yield examples for ever. The seed is hashed: neighbouring seeds of reasoning-gym overlap but for one item."""
+    """Yield examples without end. The seed is hashed: neighbouring seeds of reasoning-gym share all items but one."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 

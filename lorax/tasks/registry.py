@@ -1,15 +1,14 @@
-"""The registry of task families: one frozen dataclass each, its fields are what conf/task may set."""
+"""What a task family is, and the registry of them: a frozen dataclass each, whose fields conf/task may set."""
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorax.errors import UserError, near
+from lorax.errors import UserError
+from lorax.registry import Registry
 from lorax.tasks.base import Task
 
 
@@ -22,32 +21,8 @@ class Family(Protocol):
         """Read or draw the examples and split them; `data_seed` alone decides which and how."""
 
 
-_FAMILIES: dict[str, str] = {
-    "banking77": "lorax.tasks.intents",
-    "clinc150": "lorax.tasks.intents",
-    "gsm8k": "lorax.tasks.gsm8k",
-    "jsonl": "lorax.tasks.own_data",
-    "reasoning_gym": "lorax.tasks.reasoning",
-    "snips": "lorax.tasks.intents",
-    "text_classification": "lorax.tasks.own_data",
-    "toy": "lorax.tasks.toy",
-}
-_REGISTERED: dict[str, type] = {}
-
-
-def register(name: str) -> Callable[[type], type]:
-    """Make a task family known as `name` (class decorator)."""
-
-    def add(cls: type) -> type:
-        _REGISTERED[name] = cls
-        return cls
-
-    return add
-
-
-def names() -> list[str]:
-    """Return the names of all task families, sorted."""
-    return sorted({*_FAMILIES, *_REGISTERED})
+_families: Registry[Family] = Registry("task", "lorax.tasks")
+register, names = _families.register, _families.names
 
 
 def build(spec: Mapping[str, Any]) -> Family:
@@ -60,19 +35,9 @@ def build(spec: Mapping[str, Any]) -> Family:
     Raises:
         UserError: unknown family or field, with near misses; a value the family does not take.
     """
-    name = spec.get("family") or spec.get("name")
-    if name not in names():
-        raise UserError(f"task={name}: unknown task family; {near(name, names())}")
-    if name not in _REGISTERED:
-        importlib.import_module(_FAMILIES[name])
-    family = _REGISTERED[name]
-    own = {key: value for key, value in spec.items() if key != "family"}
-    known = [item.name for item in fields(family)]
-    for key, value in own.items():
-        if key not in known:
-            raise UserError(f"task.{key}={value}: {name} has no such field; {near(key, known)}")
-        _positive(name, key, value)
-    return family(**own)
+    for key, value in spec.items():
+        _check_number(spec.get("family") or spec.get("name"), key, value)
+    return _families.build(spec)
 
 
 def load(spec: Mapping[str, Any], data_seed: int = 0) -> Task:
@@ -92,11 +57,12 @@ def load(spec: Mapping[str, Any], data_seed: int = 0) -> Task:
     return build(spec).load(data_seed)
 
 
+# The least value of every whole number that families have in common.
 _COUNTS = {"n_train": 1, "n_validation": 1, "n_test": 1, "n_heldout": 0, "shots": 0, "steps": 1,
            "batch_size": 1, "max_new_tokens": 1}  # fmt: skip
 
 
-def _positive(family: str, key: str, value: Any) -> None:
+def _check_number(family: str | None, key: str, value: Any) -> None:
     if key in _COUNTS and value is not None:
         if not isinstance(value, int) or isinstance(value, bool) or value < _COUNTS[key]:
             raise UserError(f"task.{key}={value}: {family} takes an integer of at least {_COUNTS[key]}")

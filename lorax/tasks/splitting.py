@@ -1,11 +1,11 @@
-"""Splits of given data: official test sets stay, the rest is cut by the hash of the prompt."""
+"""Splits of data that exists: an official test set stays, the rest is cut by the hash of the prompt."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from lorax.errors import UserError
 from lorax.tasks.base import Example, shuffled, unique
@@ -22,17 +22,27 @@ class Sizes:
     shots: int = 0
 
 
+class Splits(TypedDict):
+    """The splits of a `Task`."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    heldout: tuple[Example, ...]
+    shots: tuple[Example, ...]
+
+
 def split(
     official: Mapping[str, Sequence[Example]], sizes: Sizes, data_seed: int, name: str
-) -> tuple[dict[str, tuple[Example, ...]], dict[str, Any]]:
-    """Make disjoint splits out of what a dataset comes with.
+) -> tuple[Splits, dict[str, Any]]:
+    """Make disjoint splits out of those that a dataset has.
 
-    An official test set is kept whole; a prompt that it repeats gets an id of its own. Elsewhere a
-    prompt is kept once, and only where test and then validation do not have it. Without an official test set a
-    fifth of train becomes test, without an official validation set a tenth of the rest becomes
-    validation; a twentieth, at most `n_heldout`, is held out for calibration. The order within a
-    split, and hence what a size limit keeps, follows the prompt's hash and the data seed; official
-    test sets are limited in an order of their own that no data seed moves.
+    An official test set is kept whole; where it repeats a prompt, the repetitions get ids of their own. In the
+    other splits a prompt is kept once: in validation if test does not have it, in train if neither has it.
+    Without an official test set a fifth of train becomes test. Without an official validation set a tenth of
+    the rest becomes validation. A twentieth, at most `n_heldout`, is held out for calibration. The order within
+    a split, and hence what a size limit keeps, follows from the prompt's hash and the data seed; that of an
+    official test or validation set from the hash alone.
 
     Args:
         official: train, and where the dataset has them validation and test.
@@ -62,11 +72,14 @@ def split(
     shots, pool = _cut(pool, sizes.shots)
     if not pool or not validation or not test:
         raise UserError(f"task={name}: {total} rows, {notes['duplicates']} of them duplicates, are too few to split")
-    splits = {
-        "train": pool[: sizes.n_train], "validation": validation[: sizes.n_validation],
-        "test": test[: sizes.n_test], "heldout": heldout, "shots": shots,
-    }  # fmt: skip
-    return {part: tuple(examples) for part, examples in splits.items()}, notes
+    splits = Splits(
+        train=tuple(pool[: sizes.n_train]),
+        validation=tuple(validation[: sizes.n_validation]),
+        test=tuple(test[: sizes.n_test]),
+        heldout=tuple(heldout),
+        shots=tuple(shots),
+    )
+    return splits, notes
 
 
 def _numbered(examples: Sequence[Example]) -> list[Example]:

@@ -1,4 +1,4 @@
-"""A task that the toy model learns within about fifty steps: which letter comes first."""
+"""A task that the toy model learns in about fifty steps: name the first letter of a word."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Toy:
         return Task(
             name=self.name,
             kind=self.kind,
-            **{split: tuple(examples) for split, examples in splits.items()},
+            **splits,
             labels=tuple(LETTERS[: self.letters]) if classes else None,
             metric="accuracy" if classes else "exact_match",
             max_new_tokens=4,

@@ -1,4 +1,4 @@
-"""Mid-run checkpoints: one file a lane, written whole or not at all, read without pickle's code."""
+"""Mid-run checkpoints: one file a run, written whole or not at all, read without running pickled code."""
 
 from __future__ import annotations
 
@@ -16,20 +16,14 @@ from lorax.records.store import write_together
 VERSION = 1
 
 
-def save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any]) -> None:
-    """Write the state of one lane; a kill at any moment leaves the old or the new file, whole.
+def save_checkpoints(states: Sequence[tuple[Path, str, dict[str, Any]]]) -> None:
+    """Write the states of a pack's runs together; a kill at any moment leaves all of one step or all of the next.
 
     Args:
-        path: the lane's file.
-        fingerprint: what the state belongs to; another run's state is not resumed from.
-        state: tensors, numbers, texts and mappings or lists of them.
+        states: for each run: its file; its fingerprint, which another run's state does not have; and its state,
+            made of tensors, numbers, texts and mappings or lists of them.
     """
-    save_checkpoints([(path, fingerprint, state)])
-
-
-def save_checkpoints(lanes: Sequence[tuple[Path, str, dict[str, Any]]]) -> None:
-    """Write the states of a pack's lanes together: a kill leaves all of one step or all of the next."""
-    write_together((path, _bytes(fingerprint, state)) for path, fingerprint, state in lanes)
+    write_together((path, _bytes(fingerprint, state)) for path, fingerprint, state in states)
 
 
 def _bytes(fingerprint: str, state: dict[str, Any]) -> bytes:
@@ -39,10 +33,10 @@ def _bytes(fingerprint: str, state: dict[str, Any]) -> bytes:
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Read a lane's state, or return None if there is none to go on from.
+    """Return a run's saved state, or None where there is none to continue from.
 
-    A damaged file, another version's or another run's is reported and passed over: the run then
-    starts from its beginning.
+    A file that is damaged, or from another version or another run, is not used: a warning says so, and the run starts
+    from its beginning.
     """
     if not path.is_file():
         return None

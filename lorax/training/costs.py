@@ -1,4 +1,4 @@
-"""What a stretch of work costs: seconds and peak memory."""
+"""What a block of code costs: seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 class Meter:
     """Seconds and peak memory of the block inside `with`.
 
-    On CUDA the peak is that of the allocator. Elsewhere it is the resident set of the process:
-    Linux can restart its high-water mark, so the peak belongs to the block; where it cannot
-    (macOS, locked-down containers) it is the peak since the process began, an upper bound.
+    On CUDA the peak is that of torch's allocator. Elsewhere it is the largest resident set of the process. Linux can
+    reset that maximum, so the peak belongs to the block. Where it cannot be reset (macOS, some containers) it is the
+    peak since the process began, an upper bound.
 
     Examples:
         >>> with Meter() as meter:
@@ -25,7 +25,7 @@ class Meter:
         True
     """
 
-    def __init__(self, device: torch.device | str = "cpu"):
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.seconds = 0.0
         self.peak_mb = 0.0
@@ -41,15 +41,15 @@ class Meter:
 
 
 def reset_peak(device: torch.device | str = "cpu") -> None:
-    """Restart the high-water mark of memory, where the system allows it."""
+    """Reset the peak of memory, where the system allows it."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    _give_back()
+    _release_freed()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
     except OSError:
-        pass  # no such file, or not ours to write: `peak_mb` is then that of the whole process
+        pass  # no such file, or no right to write it: `peak_mb` is then that of the whole process
 
 
 def peak_mb(device: torch.device | str = "cpu") -> float:
@@ -66,8 +66,8 @@ def peak_mb(device: torch.device | str = "cpu") -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _give_back() -> None:
-    """Return freed memory to the system, so that a run's peak does not hold what the run before it left."""
+def _release_freed() -> None:
+    """Return freed memory to the system, so that a run's peak does not include what an earlier run has freed."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc only
     if trim is not None:

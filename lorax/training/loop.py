@@ -16,16 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorax.errors import UserError
-from lorax.forward.active import active, one_base, set_live, set_widths
-from lorax.forward.batch import widths
-from lorax.forward.prefix_tree import lay_out
-from lorax.forward.readout import Readout, autocast, device_of, run_batch
+from lorax.forward.active import active, pack_of, set_unpadded, set_widths
+from lorax.forward.modality import modality_of
+from lorax.forward.readout import autocast, device_of
 from lorax.training.checkpoint import save_checkpoints
 from lorax.training.run import Outcome, Run, TrainPlan
 from lorax.training.state import RunState
 from lorax.training.update import Update, make_updates
 
 if TYPE_CHECKING:
+    from lorax.models.modality import Modality
     from lorax.models.registry import Loaded
 
 __all__ = ["Outcome", "Run", "TrainPlan", "train"]
@@ -34,7 +34,7 @@ __all__ = ["Outcome", "Run", "TrainPlan", "train"]
 def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]:
     """Train the runs of a pack on one frozen base, each as it would train alone.
 
-        loss_k = sum over the labels of run k's batch of the cross-entropy / their number
+        loss_k = sum over the labels of run k's batch of their losses / their number
         differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; 1 / T in a group of T runs
 
     The losses are added and differentiated once; runs share no parameter (unless tied, in a group), so
@@ -55,6 +55,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
         UserError: runs of one pack that differ in batch shape or autocast; a batch that cannot be
             split into `accumulation` parts; no training data.
     """
+    modality = modality_of(loaded)
     states = [RunState(run, run.plan or plan, device_of(loaded.model)) for run in runs]
     _check(states)
     updates = make_updates(states)
@@ -63,11 +64,11 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
     for run in runs:
         run.adapters.train(True)
     try:
-        with Readout(loaded) as readout, _bar(states, plan) as bar:
+        with modality.open(), _bar(states, plan) as bar:
             while moving := [update for update in updates if update.going]:
                 going = [state for update in moving for state in update.states]
                 start = time.perf_counter()
-                losses = _step(loaded, readout, moving, going)
+                losses = _step(modality, moving, going)
                 elapsed = time.perf_counter() - start
                 for state in going:
                     state.add_time(elapsed)
@@ -77,18 +78,18 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
                 bar.update(max(state.step for state in states) - bar.n)
     finally:
         set_widths([run.adapters for run in runs], [{} for _ in runs])
-        set_live([run.adapters for run in runs], None)
+        set_unpadded([run.adapters for run in runs], None)
         for module, mode in modes.items():
             module.training = mode
     return [state.outcome() for state in states]
 
 
-def _step(loaded: Loaded, readout: Readout, moving: list[Update], going: list[RunState]) -> list[float]:
+def _step(modality: Modality[Any], moving: list[Update], going: list[RunState]) -> list[float]:
     """Take one step with every run that is going; return their losses."""
     for state in going:
         state.before_forward()
     with active([state.run.adapters for state in going], [state.run.head for state in going]):
-        losses = _gradients(loaded, readout, going)
+        losses = _gradients(modality, going)
     penalties = _penalties(going)
     for update in moving:
         update.unscale()
@@ -115,28 +116,29 @@ def _penalties(going: list[RunState]) -> list[Tensor | None]:
     return [None if penalty is None else penalty.detach() for penalty in penalties]
 
 
-def _gradients(loaded: Loaded, readout: Readout, going: list[RunState]) -> Tensor:
+def _gradients(modality: Modality[Any], going: list[RunState]) -> Tensor:
     """Accumulate the gradient of every run that is going; return their losses, (K,)."""
     plan, device = going[0].plan, going[0].device
+    adapters = [state.run.adapters for state in going]
     parts = [state.micro_batches() for state in going]
-    labels = [sum(len(row.labels) for part in lane for row in part) for lane in parts]
+    labels = [sum(len(row.labels) for part in run_parts for row in part) for run_parts in parts]
     scale = going[0].loss_scale
-    share = plan.share_prefix and not any(state.drops for state in going)  # rows draw masks of their own
     weights = [state.loss_weight for state in going]
     weighted = any(weight != 1 for weight in weights)
-    losses: Any = 0
-    for rows in zip(*parts, strict=True):
-        batch = lay_out([row for part in rows for row in part], loaded, len(going), share)
-        set_widths([state.run.adapters for state in going], widths(rows, loaded.kind))
-        set_live([state.run.adapters for state in going], batch if plan.skip_padding else None)
+    share = plan.share_prefix and not any(state.drops for state in going)  # under dropout each row has its own mask
+    total = torch.zeros(len(going), device=device)
+    for blocks in zip(*parts, strict=True):
+        batch = modality.collate([row for block in blocks for row in block], len(going), share=share)
+        set_widths(adapters, batch.widths)
+        set_unpadded(adapters, batch if plan.skip_padding else None)
         with autocast(device, plan.autocast):
-            _, token = run_batch(readout, batch)
-        blocks = token.split([sum(len(row.labels) for row in part) for part in rows])
-        shares = torch.stack([block.sum() / count for block, count in zip(blocks, labels, strict=True)])
-        total = (shares * shares.new_tensor(weights)).sum() if weighted else shares.sum()
-        (total * scale).backward()
-        losses = losses + shares.detach()
-    return losses
+            losses = modality.losses(modality.forward(batch), batch)
+        per_run = losses.split([sum(len(row.labels) for row in block) for block in blocks])
+        shares = torch.stack([part.sum() / count for part, count in zip(per_run, labels, strict=True)])
+        mean = (shares * shares.new_tensor(weights)).sum() if weighted else shares.sum()
+        (mean * scale).backward()
+        total = total + shares.detach()
+    return total
 
 
 def _check(states: list[RunState]) -> None:
@@ -146,7 +148,7 @@ def _check(states: list[RunState]) -> None:
     for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding"):
         if len({getattr(state.plan, key) for state in states}) > 1:
             raise UserError(f"runs of one pack differ in {key}")
-    one_base([state.run.adapters for state in states])
+    pack_of([state.run.adapters for state in states])
 
 
 def _bar(states: list[RunState], plan: TrainPlan) -> tqdm:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorax.adapters.face import Trainable, TrainingRule
-    from lorax.forward.batch import Encoded
     from lorax.forward.heads import Head
+    from lorax.models.modality import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Run:
     """One run: adapters, data and optimisation."""
 
     adapters: Trainable
-    data: Sequence[Encoded]
+    data: Sequence[Row]
     lr: float
     seed: int = 0
     """Moves the data order and dropout, alike for all methods."""

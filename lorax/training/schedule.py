@@ -15,14 +15,13 @@ def factor(step: int, steps: int, schedule: str = "cosine", warmup: float = 0.0)
         w = round(warmup * steps);  (step + 1) / w  while step < w
         then, with p = (step - w) / (steps - w):  (1 + cos(pi p)) / 2  |  1 - p  |  1
 
-    The first step already moves (no step at rate 0) and the first step after the warm-up has
-    factor 1.
+    No step has rate 0: the warm-up starts at 1 / w, and the first step after it has factor 1.
 
     Args:
         step: 0 ... steps - 1.
         steps: optimiser steps of the run.
         schedule: cosine | linear | constant.
-        warmup: share of the steps spent rising, in [0, 1).
+        warmup: share of the steps in which the rate rises, in [0, 1).
 
     Raises:
         UserError: an unknown schedule, with the near misses.

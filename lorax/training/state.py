@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from lorax.adapters.face import Step
-from lorax.forward.batch import Encoded, order
+from lorax.forward.batch import order
 from lorax.training.checkpoint import load_checkpoint
 from lorax.training.run import Outcome, Run, TrainPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lorax.models.modality import Row
 
 
 class RunState:
@@ -60,7 +62,7 @@ class RunState:
         """Whether there is a step left to take."""
         return self.trains and self.error is None and self.step < self.plan.steps
 
-    def micro_batches(self) -> list[list[Encoded]]:
+    def micro_batches(self) -> list[list[Row]]:
         """Return the step's examples in `accumulation` parts of equal size, alike in length within each."""
         rows = [self.run.data[index] for index in self.order[self.step]]
         if self.plan.accumulation > 1:

@@ -1,4 +1,4 @@
-"""Where a run's curves go: plain files always, W&B beside them, offline unless asked."""
+"""The log of a run: always plain files, and W&B beside them, offline unless the user asks for online."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Tracker:
     """One run's log.
 
     In `folder`: config.yaml, metrics.jsonl (a line a step), summary.json, one CSV a table, and with
-    W&B its own folder `wandb/`. Several trackers may be open at once (packed lanes). Nothing that
-    goes wrong with W&B stops a run.
+    W&B its own folder `wandb/`. Several trackers may be open at once, one for each run of a pack. No error
+    of W&B stops a run.
 
     Args:
         folder: the run's output folder.
         config: the resolved configuration, plain values.
         mode: offline | online | none; `$WANDB_MODE` decides between the first two, or opts out.
         project: W&B project.
-        name: how the run is called.
-        group: the multirun it belongs to.
+        name: the run's name in W&B.
+        group: of the runs that are compared, the name of their study or grid.
         tags: W&B tags.
     """
 
@@ -71,7 +71,7 @@ class Tracker:
         values = plain(row)
         self._metrics.write(json.dumps(values) + "\n")
         shown = {f"train/{key}": value for key, value in values.items() if key != "step" and value is not None}
-        self._tell(lambda run: run.log(shown, step=int(row["step"])))
+        self._to_wandb(lambda run: run.log(shown, step=int(row["step"])))
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write rows as `<name>.csv` and as a W&B table; columns are those of the first row."""
@@ -82,19 +82,19 @@ class Tracker:
             writer.writerows(rows)
         if rows:
             data = [[plain(row.get(column)) for column in columns] for row in rows]
-            self._tell(lambda run: run.log({name: _wandb().Table(columns=columns, data=data)}))
+            self._to_wandb(lambda run: run.log({name: _wandb().Table(columns=columns, data=data)}))
         return path
 
     def images(self, paths: Mapping[str, Path | str]) -> None:
         """Add pictures by name, to W&B only: they are files already."""
         if paths:
-            self._tell(lambda run: run.log({name: _wandb().Image(str(path)) for name, path in paths.items()}))
+            self._to_wandb(lambda run: run.log({name: _wandb().Image(str(path)) for name, path in paths.items()}))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set final values: scores, costs."""
         self._summary |= plain(values)
         write_atomic(self.folder / "summary.json", json.dumps(self._summary, indent=1) + "\n")
-        self._tell(lambda run: run.summary.update(self._summary))
+        self._to_wandb(lambda run: run.summary.update(self._summary))
 
     def finish(self, status: str = "finished") -> None:
         """Close the log; may be called twice."""
@@ -102,15 +102,15 @@ class Tracker:
             return
         self.summary({"status": status})
         self._metrics.close()
-        self._tell(lambda run: run.finish(exit_code=1 if status == "failed" else 0))
+        self._to_wandb(lambda run: run.finish(exit_code=1 if status == "failed" else 0))
         self.run = None
 
-    def _tell(self, what: Callable[[Any], Any]) -> None:
-        """Do something with the W&B run, if there is one; after trouble go on without it."""
+    def _to_wandb(self, action: Callable[[Any], Any]) -> None:
+        """Do something with the W&B run, if there is one; after an error go on without it."""
         if self.run is None:
             return
         try:
-            what(self.run)
+            action(self.run)
         except Exception as error:  # whatever W&B raises must not stop a run
             self.run = None
             _warn(f"W&B: {error}; logging on in plain files only")
@@ -142,10 +142,10 @@ def effective_mode(mode: str, environment: Mapping[str, str]) -> str:
 
 
 def reachable(url: str, seconds: float = 3.0) -> bool:
-    """Say whether a host answers a request (through the proxy, if one is set) within `seconds`.
+    """Return whether a host answers a request (through the proxy, if one is set) within `seconds`.
 
-    An open port is not enough: a filtering network may accept a connection and never answer. In a
-    thread of its own, because looking a name up has no time limit.
+    An open port is not enough: a filtering network may accept a connection and never answer. The request is
+    made in a thread, because looking up a host name has no time limit.
     """
     answered: list[bool] = []
 
@@ -181,7 +181,7 @@ def plain(value: Any) -> Any:
 
 
 def _open(mode: str, folder: Path, facts: dict[str, Any]) -> tuple[str, Any]:
-    """Start a W&B run; online falls back to offline, and offline to the plain files, with one warning."""
+    """Start a W&B run; where online fails take offline, and where that fails the plain files, with one warning each."""
     try:
         wandb = _wandb()
     except ImportError:
@@ -213,7 +213,7 @@ def _init(wandb: Any, mode: str, folder: Path, facts: dict[str, Any]) -> Any:
 
 
 def _obstacle(wandb: Any) -> str | None:
-    """Say why an online run would block or prompt, or None."""
+    """Return why an online run would block or ask for input, or None if it would not."""
     url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     try:
         url = wandb.api.settings("base_url") or url

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from lorax.api import attach
 from lorax.diagnostics.forgetting import forgetting, windows
-from lorax.diagnostics.text import Text, load_text
+from lorax.diagnostics.natural_text import Text, load_text
 from lorax.errors import UserError
 from lorax.models.registry import load
 from lorax.probing.cache import Cache

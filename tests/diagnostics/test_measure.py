@@ -6,33 +6,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorax.adapters.baselines import Frozen, FullModel
+from lorax.adapters.baselines import FullModel
 from lorax.adapters.install import find_targets, install
 from lorax.adapters.kinds import effective
 from lorax.api import attach, make_factors
-from lorax.diagnostics.alignment import measure_init
-from lorax.diagnostics.measure import base_gradients, measure
+from lorax.diagnostics.alignment import first_step_alignment
+from lorax.diagnostics.layer_summary import short
+from lorax.diagnostics.measure import References, Settings, measure
 from lorax.errors import UserError
 from lorax.initializers.registry import build
 from lorax.models.registry import load
+from lorax.probing.gradient import layer_gradients
 from lorax.records import RunRecord
-from lorax.tasks.base import Example, Task
 
 TEXT = {"forgetting_tokens": 200, "window": 64}
-
-
-def example(number):
-    return Example(str(number), f"What is {number} + 1?", str(number + 1))
-
-
-@pytest.fixture(scope="module")
-def task():
-    return Task(name="add", kind="generation", train=tuple(map(example, range(24))), validation=(), test=())
 
 
 @pytest.fixture(scope="module")
 def toy():
     return load({"name": "toy"})
+
+
+def gradients_of(loaded, targets):
+    rows = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(1))
+    return layer_gradients(loaded.model, targets, None, [{"input_ids": rows, "labels": rows}])
 
 
 def descend(adapters, loaded, steps=2, lr=1e-2):
@@ -46,79 +43,87 @@ def descend(adapters, loaded, steps=2, lr=1e-2):
     opt.zero_grad()
 
 
-def test_an_arm_from_first_step_to_forgetting(toy, task):
+def test_an_arm_from_first_step_to_forgetting(toy):
     before = {key: value.clone() for key, value in toy.model.state_dict().items()}
-    factors = make_factors(toy.model, build("pissa", shared={"rank": 4}), find_targets(toy.model))
+    targets = find_targets(toy.model)
+    gradients = gradients_of(toy, targets)
+    factors = make_factors(toy.model, build("pissa", shared={"rank": 4}), targets)
     adapters = install(toy.model, factors)
-    gradients = base_gradients(toy, task, adapters, adapters.names())
     descend(adapters, toy)
-    again = base_gradients(toy, task, adapters, adapters.names())
-    assert all(torch.equal(again[name], gradients[name]) for name in gradients)  # of W0, whatever trained
     full = {name: -gradient for name, gradient in gradients.items()}
-    found = measure(toy, task, adapters, factors=factors, full_delta=full, **TEXT)
+    references = References(factors=factors, gradients=gradients, full_update=full)
+    found = measure(toy, adapters, Settings(**TEXT), references)
     assert found["cosine_final"] == found["cosine_final_gradient"] and found["overall"]["cosine_final"] < 1
     assert 0 < found["cosine_first"] <= found["optimum_2r"] <= 1 and found["reach"] >= found["cosine_first"]
     assert found["relative_norm"] > 0 and 1 <= found["stable_rank"] <= found["effective_rank"] <= 8.01
     assert found["forgetting"] == found["forgetting_text"]["change"] != 0
     assert found["about"]["n_measured"] == len(found["layers"]["names"]) == 14
-    init = measure_init(factors, gradients)
-    assert init["layers"]["cosine_first"] == found["layers"]["cosine_first"]
+    for name, value in zip(found["layers"]["names"], found["layers"]["cosine_first"], strict=True):
+        assert value == short(first_step_alignment(factors[name], gradients[name], 4)["cosine_first"])
     record = RunRecord("id", "name", "finished", {}, {}, diagnostics=json.loads(json.dumps(found)))
     assert RunRecord.from_json(record.to_json()).diagnostics["kinds"]["mlp.up_proj"]
     adapters.detach()
     assert all(torch.equal(value, before[key]) for key, value in toy.model.state_dict().items())
 
 
-def test_full_fine_tuning_needs_no_factors_and_agrees_with_itself(toy, task):
+def test_full_fine_tuning_needs_no_factors_and_agrees_with_itself(toy):
     targets = list(find_targets(toy.model))
+    gradients = gradients_of(toy, find_targets(toy.model, ["q_proj"]))
     arm = FullModel(toy.model, find_targets(toy.model, ["q_proj"]))
-    gradients = base_gradients(toy, task, arm, arm.names())
     for name, gradient in gradients.items():
         toy.model.get_submodule(name).weight.data -= 0.1 * gradient
-    found = measure(toy, task, arm, full_delta=arm.delta(), **TEXT)
+    references = References(gradients=gradients, full_update=arm.delta())
+    found = measure(toy, arm, Settings(**TEXT), references)
     assert found["cosine_first"] == found["cosine_final"] == pytest.approx(1)
     assert found["cosine_final_gradient"] == pytest.approx(1, abs=1e-4)
     with pytest.raises(UserError, match="is not adapted"):
-        measure(toy, task, arm, targets=targets, **TEXT)
+        measure(toy, arm, Settings(targets=targets, **TEXT), references)
     arm.detach()
 
 
-def test_a_frozen_base_has_nothing_but_zero_forgetting(toy, task):
+def test_a_frozen_base_has_nothing_but_zero_forgetting(toy):
     arm = attach(toy.model, init="none")
-    found = measure(toy, task, arm, **TEXT)
+    found = measure(toy, arm, Settings(**TEXT), References())
     assert found["forgetting"] == 0 and "cosine_first" not in found
     arm.detach()
 
 
 def test_layers_are_sampled_by_kind(toy):
     adapters = attach(toy.model, init="lora", rank=2)
-    found = measure(toy, None, adapters, layers=2, forgetting_tokens=0)
+    found = measure(toy, adapters, Settings(every=2, forgetting_tokens=0), References())
     names = found["layers"]["names"]
     assert len(names) == 7 and all(".0." in name for name in names) and len(found["kinds"]) == 7
     assert found["relative_norm"] == 0 and found["forgetting"] is None and found["effective_rank"] is None
     adapters.detach()
 
 
-def test_classification_heads_have_trained_so_gradients_must_be_given(task):
-    loaded = load({"name": "toy"}, labels=["a", "b"])
-    adapters = attach(loaded.model, init="lora", rank=2)
-    assert base_gradients(loaded, task, adapters, adapters.names()) == {}
-    found = measure(loaded, task, adapters)
-    assert found["forgetting"] is None and found["cosine_final_gradient"] is None
+def test_what_is_not_known_is_not_measured_and_a_missing_gradient_is_named(toy):
+    targets = find_targets(toy.model)
+    factors = make_factors(toy.model, build("lora", shared={"rank": 2}), targets)
+    adapters = install(toy.model, factors)
+    settings = Settings(forgetting_tokens=0)
+    found = measure(toy, adapters, settings, References(factors=factors))
+    assert found["cosine_final_gradient"] is None and found["cosine_final"] is None and "cosine_first" not in found
+    gradients = gradients_of(toy, dict([targets.popitem()]))
+    with pytest.raises(UserError, match="no gradient for layer"):
+        measure(toy, adapters, settings, References(factors=factors, gradients=gradients))
+    adapters.detach()
 
 
 @pytest.mark.parametrize("recenter", ["carry", "fold"])
-def test_gradients_are_those_of_w0_on_conv1d_too(toy, task, recenter):
+def test_conv1d_is_measured_as_m_by_n_against_w0(toy, recenter):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=261)).double().eval()
     loaded = replace(toy, model=model)
     targets = find_targets(model)
-    expected = base_gradients(loaded, task, Frozen(model), list(targets))
+    W0 = {name: effective(module).clone() for name, module in targets.items()}
     adapters = attach(model, init="pissa", rank=2, recenter=recenter)
-    found = base_gradients(loaded, task, adapters, adapters.names())
-    for name, module in targets.items():
-        assert torch.allclose(found[name], expected[name], rtol=1e-9, atol=1e-12), name
-        assert found[name].shape == effective(module).shape == adapters.delta([name])[name].shape
+    descend(adapters, loaded)
+    found = measure(loaded, adapters, Settings(forgetting_tokens=0), References())
+    for name, norm in zip(found["layers"]["names"], found["layers"]["relative_norm"], strict=True):
+        delta = adapters.delta([name])[name]
+        assert delta.shape == W0[name].shape
+        assert norm == pytest.approx(float(delta.norm() / W0[name].norm()), rel=1e-5)
     adapters.detach()

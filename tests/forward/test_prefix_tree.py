@@ -1,12 +1,11 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 import transformers
 
-from lorax.forward.batch import Encoded, collate
+from lorax.forward.batch import Encoded, pad_causal
+from lorax.forward.modality import modality_of
 from lorax.forward.prefix_tree import lay_out, takes_masks, tree
-from lorax.forward.readout import Readout, run_batch
+from lorax.models.registry import Loaded
 
 BEGIN = list(range(30, 42))
 
@@ -19,8 +18,10 @@ def rows(*shapes):
 
 
 def outputs(loaded, batch):
-    with Readout(loaded) as readout:
-        logits, losses = run_batch(readout, batch)
+    modality = modality_of(loaded)
+    with modality.open():
+        logits = modality.forward(batch)
+    losses = modality.losses(logits, batch)
     (gradient,) = torch.autograd.grad(losses.sum(), loaded.model.model.layers[0].mlp.up_proj.weight)
     return logits.detach(), gradient, batch.targets, batch.counts
 
@@ -30,7 +31,10 @@ def test_one_sequence_says_what_whole_rows_say(toy, attention):
     loaded = toy(dtype="float64", attention=attention)
     several = rows((1, 2), (5, 3), (3, 1), (2, 3))
     for lanes in (1, 2):
-        one, whole = outputs(loaded, tree(several, loaded, 12, lanes)), outputs(loaded, collate(several, loaded))
+        one, whole = (
+            outputs(loaded, tree(several, loaded.tokenizer, 12, lanes)),
+            outputs(loaded, pad_causal(several, 0)),
+        )
         for mine, theirs in zip(one[:2], whole[:2], strict=True):
             assert torch.linalg.norm(mine - theirs) < 1e-6 * torch.linalg.norm(theirs)  # rotary angles are fp32
         assert torch.equal(one[2], whole[2]) and one[3] == whole[3]
@@ -40,7 +44,7 @@ def test_a_row_does_not_see_the_others(toy):
     loaded = toy(dtype="float64")
     first, second = rows((1, 2), (5, 3)), rows((1, 2), (5, 3))
     second[1].ids[-1] = 7
-    told = [outputs(loaded, tree(part, loaded, 12))[0] for part in (first, second)]
+    told = [outputs(loaded, tree(part, loaded.tokenizer, 12))[0] for part in (first, second)]
     assert torch.equal(told[0][:2], told[1][:2]) and not torch.equal(told[0][2:], told[1][2:])
 
 
@@ -53,22 +57,21 @@ def test_models_that_count_or_mask_otherwise(toy, kind):
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    loaded, several = (
-        SimpleNamespace(model=model, kind="causal", tokenizer=toy().tokenizer),
-        rows(*[(2, 2), (4, 3)] * 4),
-    )
-    batch = lay_out(several, loaded)
-    assert takes_masks(loaded) is (kind in ("gpt2", "mixtral")) is ("attention_mask" in batch.inputs)
-    with Readout(loaded) as readout, torch.no_grad():
-        mine, whole = (run_batch(readout, part)[1] for part in (batch, lay_out(several, loaded, share=False)))
+    modality = modality_of(Loaded(model, toy().tokenizer, "causal", kind, ""))
+    several = rows(*[(2, 2), (4, 3)] * 4)
+    batch = modality.collate(several)
+    assert takes_masks(model) is (kind in ("gpt2", "mixtral")) is ("attention_mask" in batch.inputs)
+    with modality.open(), torch.no_grad():
+        parts = (batch, modality.collate(several, share=False))
+        mine, whole = (modality.losses(modality.forward(part), part) for part in parts)
     torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_lanes_of_unequal_length_leave_their_padding_out(toy):
     loaded, several = toy(dtype="float64"), rows((1, 2), (2, 1), (20, 3), (20, 3))
-    one = tree(several, loaded, 12, 2)
-    assert len(one.live) == 12 + 2 + 2 + 12 + 22 + 22 and one.inputs["input_ids"].shape == (2, 56)
-    for mine, theirs in zip(outputs(loaded, one)[:2], outputs(loaded, collate(several, loaded))[:2], strict=True):
+    one = tree(several, loaded.tokenizer, 12, 2)
+    assert len(one.unpadded) == 12 + 2 + 2 + 12 + 22 + 22 and one.inputs["input_ids"].shape == (2, 56)
+    for mine, theirs in zip(outputs(loaded, one)[:2], outputs(loaded, pad_causal(several, 0))[:2], strict=True):
         assert torch.linalg.norm(mine - theirs) < 1e-6 * torch.linalg.norm(theirs)
 
 
@@ -77,7 +80,7 @@ def test_only_models_that_hand_a_mask_on_and_short_sequences_get_one(toy):
     assert lay_out(several, toy()).inputs.keys() == {"input_ids", "position_ids", "attention_mask"}
     assert lay_out(several, toy(), share=False).prefix is None
     eager = toy(attention="eager")
-    assert not takes_masks(eager) and lay_out(several, eager).prefix.shape == (1, 12)
+    assert not takes_masks(eager.model) and lay_out(several, eager).prefix.shape == (1, 12)
     assert lay_out(rows(*[(60, 2)] * 9), toy()).prefix is None  # the beginning is too small a share
     assert lay_out(several * 25, toy()).prefix is not None  # too long for one sequence
-    assert lay_out(several * 25, toy(), cached=False).prefix is None
+    assert lay_out(several * 25, toy(), single_pass=True).prefix is None

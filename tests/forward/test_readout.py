@@ -17,7 +17,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lorax.forward.batch import Encoded, collate
+from lorax.forward.batch import Encoded, pad_causal
+from lorax.forward.modality import modality_of
 from lorax.forward.readout import Readout
 from lorax.models.registry import Loaded
 
@@ -59,34 +60,40 @@ def test_logits_at_the_labels_are_those_of_the_whole_model(name):
     model = MODELS[name]().double().eval()
     kind = "seq2seq" if name.startswith(("t5", "bart")) else "causal"
     loaded = Loaded(model, _Tokens, kind, name, "")
-    batch = collate([Encoded([5, 6, 7, 8], [9, 2], None), Encoded([5, 6], [3, 4, 2], None)], loaded)
-    with Readout(loaded) as readout:
-        some, _ = readout(batch.inputs, batch.positions)
-        assert readout._used
+    head, seen = model.get_output_embeddings(), []
+    plain = head.forward
+    head.forward = lambda hidden: seen.append(hidden.flatten(0, -2).shape[0]) or plain(hidden)
+    rows = [Encoded([5, 6, 7, 8], [9, 2], None), Encoded([5, 6], [3, 4, 2], None)]
+    batch = modality_of(loaded).collate(rows, share=False)
+    with Readout(model) as readout:
+        some = readout(batch.inputs, batch.positions)
+    assert seen == [len(batch.targets)]  # the head's product has no other rows
     whole = model(**batch.inputs, use_cache=False).logits
     assert whole.ndim == 3 and torch.allclose(some, whole.flatten(0, 1)[batch.positions], atol=1e-12)
 
 
-def test_the_head_is_cast_once_for_autocast_and_left_as_it_was(toy):
-    loaded = toy()
-    batch = collate([Encoded([5, 6, 7], [9, 257], None)], loaded)
+def test_the_head_is_cast_once_for_autocast_and_left_as_it_was(toy, monkeypatch):
+    loaded, used, linear = toy(), [], torch.nn.functional.linear
+    batch = pad_causal([Encoded([5, 6, 7], [9, 257], None)], 0)
     loaded.model.requires_grad_(False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         whole = loaded.model(**batch.inputs).logits[0]
-        with Readout(loaded) as readout:
-            first, _ = readout(batch.inputs, batch.positions)
+        monkeypatch.setattr(torch.nn.functional, "linear", lambda x, W, b=None: used.append(W) or linear(x, W, b))
+        with Readout(loaded.model) as readout:
+            first = readout(batch.inputs, batch.positions)
             readout(batch.inputs, batch.positions)
-            assert len(readout._casts) == 1
+    heads = [W for W in used if W.shape == loaded.model.lm_head.weight.shape]
+    assert len(heads) == 2 and heads[0] is heads[1] and heads[0].dtype == torch.bfloat16
     assert torch.equal(first, whole[batch.positions]) and "forward" not in vars(loaded.model.lm_head)
 
 
 def test_a_head_that_is_not_called_gives_the_full_logits(toy):
     loaded = toy()
-    batch = collate([Encoded([5, 6, 7], [9, 257], None)], loaded)
+    batch = pad_causal([Encoded([5, 6, 7], [9, 257], None)], 0)
     whole = loaded.model(**batch.inputs).logits[0]
     head, loaded.model.lm_head = loaded.model.lm_head, torch.nn.Identity()
     loaded.model.get_output_embeddings = lambda: head
     loaded.model.lm_head.forward = lambda hidden: torch.nn.functional.linear(hidden, head.weight)
-    with Readout(loaded) as readout:
-        some, _ = readout(batch.inputs, batch.positions)
+    with Readout(loaded.model) as readout:
+        some = readout(batch.inputs, batch.positions)
     assert torch.equal(some, whole[batch.positions])

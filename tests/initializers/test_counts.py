@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from lorax.adapters.install import find_targets
+from lorax.adapters.kinds import shape_of
 from lorax.initializers.registry import build
-from lorax.probing.weight import shape_of
 
 
 def on_meta(kind, config):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from small_training import encode
 
 from lorax.api import attach
 from lorax.errors import UserError
-from lorax.forward.encode import encode
 from lorax.initializers.registry import build
 from lorax.training.loop import Run, TrainPlan, train
 

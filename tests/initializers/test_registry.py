@@ -9,6 +9,7 @@ import yaml
 import lorax
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed, get, names
+from lorax.records import knobs
 
 CONF = Path(__file__).parents[2] / "conf" / "init"
 
@@ -23,8 +24,7 @@ def test_the_yaml_says_the_methods_own_defaults(name):
     assert data.pop("name") == name and data.pop("lr_prior") > 0
     own = {field.name: field.default for field in dataclasses.fields(get(name))}
     assert data == {key: own[key] for key in data}
-    shared = {"rank", "alpha", "scaling", "zeta", "zeta_rule", "gamma"}
-    assert set(data) == set(own) - shared
+    assert set(data) == set(own) - set(knobs.METHOD)
 
 
 def test_registry_and_build_need_no_torch():
@@ -35,9 +35,9 @@ def test_registry_and_build_need_no_torch():
 
 @pytest.mark.parametrize("name", names())
 def test_unused_shared_fields_do_not_split_a_method(name):
-    shared = {"rank": 4, "alpha": None, "zeta": 16.0, "zeta_rule": None, "gamma": None, "scaling": None}
+    shared = dict.fromkeys(knobs.METHOD) | {"rank": 4}
     first, second = (consumed(build(name, shared=shared | {"zeta": zeta})) for zeta in (16.0, 64.0))
-    assert (first == second) == (name != "lora_ga")
+    assert (first == second) == ("zeta" not in {field.name for field in dataclasses.fields(get(name))})
     assert first["name"] == name and first["version"] >= 1
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lorax.probing.cache import Cache, digest, fingerprint, key_of, remembered
-from lorax.probing.gradient import Gradients
+from lorax.probing.cache import Cache
+from lorax.probing.calibration import Calibration
+from lorax.probing.fingerprint import key_of
 from lorax.probing.probe import Probe
 
 PARTS = {"U": torch.arange(12.0).view(4, 3), "S": torch.arange(4.0), "Vh": torch.ones(4, 5)}
@@ -87,31 +88,6 @@ def test_concurrent_processes_compute_an_entry_once(tmp_path):
     assert (tmp_path / "calls").read_text() == "x" and [job.exitcode for job in jobs] == [0, 0, 0]
 
 
-def test_fingerprints_tell_values_shapes_and_dtypes_apart():
-    x = torch.randn(40, 7)
-    others = [x.T, x.view(7, 40), x.double(), x.bfloat16(), -x, x.flip(0), x + 1e-6 * (x == x[3, 3])]
-    negated = x.clone()
-    negated[2, 1], negated[2, 3] = -negated[2, 1], -negated[2, 3]
-    assert len({fingerprint(t) for t in [x, negated, *others]}) == 9
-    assert fingerprint(x) == fingerprint(x.clone()) == fingerprint(x.T.contiguous().T)
-    assert fingerprint(torch.zeros(0)) and fingerprint(torch.tensor(3))
-    assert digest([{"x": x, "n": 3}, "a"]) != digest([{"x": x, "n": 4}, "a"])
-
-
-def test_a_remembered_fingerprint_notices_every_change():
-    weight = nn.Parameter(torch.randn(30, 40))
-    seen = [remembered(weight)]
-    assert seen[0] == remembered(weight) == fingerprint(weight)
-    with torch.no_grad():
-        weight[3, 4] += 1
-    seen.append(remembered(weight))
-    weight.data.add_(1)
-    seen.append(remembered(weight))
-    weight.data = weight.data * 2
-    seen.append(remembered(weight))
-    assert len(set(seen)) == 4 and seen[-1] == fingerprint(weight)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("dense", [1024, 16])
 def test_with_or_without_a_cache_the_bits_are_the_same(tmp_path, monkeypatch, dtype, dense):
@@ -126,8 +102,8 @@ def test_with_or_without_a_cache_the_bits_are_the_same(tmp_path, monkeypatch, dt
             return model(batch).square().mean()
 
         loss.digest = "square"
-        gradients = Gradients(module, {"a": module}, loss, batches)
-        probe = Probe("a", module, cache=cache, gradients=gradients)
+        calibration = Calibration(module, {"a": module}, loss, batches)
+        probe = Probe("a", module, cache=cache, calibration=calibration)
         asked = (probe.top_svd(3), probe.top_svd(5, randomised=True), probe.bottom_svd(4), probe.full_svd())
         return [tensor for found in (*asked, probe.gradient_svd(4)) for tensor in found], probe.facts
 
@@ -148,8 +124,8 @@ def test_a_cached_gradient_needs_no_second_pass_and_a_changed_model_does(tmp_pat
     def ask(**attributes):
         for key, value in attributes.items():
             setattr(loss, key, value)
-        gradients = Gradients(module, {"a": module}, loss, [torch.ones(2, 12)])
-        return Probe("a", module, cache=Cache(tmp_path), gradients=gradients).gradient_svd(2)
+        calibration = Calibration(module, {"a": module}, loss, [torch.ones(2, 12)])
+        return Probe("a", module, cache=Cache(tmp_path), calibration=calibration).gradient_svd(2)
 
     ask(), ask()
     assert len(passes) == 2  # an anonymous loss cannot be told from another

@@ -78,7 +78,7 @@ def blas():
     return [one.num_threads for one in ThreadpoolController().select(internal_api="openblas").lib_controllers]
 
 
-def test_an_error_is_told_and_the_threads_are_put_back(threads):
+def test_an_error_is_raised_and_the_threads_are_put_back(threads):
     threads(3)
     before = blas()
 

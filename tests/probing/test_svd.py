@@ -56,21 +56,23 @@ def test_repeated_singular_values_compare_by_projector():
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_large_matrices_take_blocks_at_either_end(monkeypatch, flip):
+def test_ends_of_large_matrices_are_those_of_the_whole_spectrum(monkeypatch, flip):
     monkeypatch.setattr(svd, "DENSE", 64)
     W = matrix(320, 200, torch.logspace(0, -3, 200, dtype=torch.float64)).float()
     W = W.T if flip else W
     whole = svd.full(W)
     assert sine(svd.top(W, 6).U, whole.U[:, :6]) < 1e-4  # block Krylov, float32
-    assert sine(svd.top(W, 40).U, whole.U[:, :40]) < 1e-9  # the Gram route: 40 is too wide for Krylov
+    assert sine(svd.top(W, 40).U, whole.U[:, :40]) < 1e-9  # by the Gram matrix: 40 is too wide for Krylov
     assert sine(svd.bottom(W, 6).Vh.mT, whole.Vh[-6:].mT) < 1e-8
 
 
-def test_block_at_the_bottom_of_a_deficient_large_matrix_is_its_null_space(monkeypatch):
+def test_the_bottom_of_a_large_rank_deficient_matrix_is_its_null_space(monkeypatch):
     monkeypatch.setattr(svd, "DENSE", 32)
-    W = matrix(60, 90, torch.cat([torch.ones(50), torch.zeros(10)]).double())
-    found = svd._checked(W, svd._gram(W, first=5), slice(55, 60))
-    assert orthonormal(found) < 1e-12 and float((W @ found.Vh.mT).abs().max()) < 1e-9
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randint(-3, 4, shape, generator=draw).float() for shape in ((60, 50), (50, 90)))
+    W = left @ right  # of rank 50, exactly: whole numbers
+    found = svd.bottom(W, 5)
+    assert orthonormal(found) < 1e-12 and float((W.double() @ found.Vh.mT).abs().max()) < 1e-9 * float(W.norm())
 
 
 def test_the_residual_sees_a_wrong_vector():

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from lorax.forward.batch import Encoded
-from lorax.forward.prefix_tree import size
+from lorax.forward.modality import modality_of
 from lorax.models.registry import load
 from lorax.probing.gradient import layer_gradients
-from lorax.running.gradient_batches import gradient_batches, join_small
+from lorax.running.gradient_batches import gradient_batches
 
 
 def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are():
@@ -33,12 +33,13 @@ def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are()
 
 def test_batches_are_joined_only_where_that_takes_no_more_tokens():
     loaded = load({"name": "toy", "hidden": 32})
+    causal = modality_of(loaded)
     long, short = Encoded([5] * 400, [1], None), Encoded([6] * 10, [1], None)
-    short_ones = [[Encoded([number] * 10, [1], None)] for number in range(8, 20)]
-    apart = [[short], [long], [short]]  # joined, the padding would outgrow the rest
-    assert join_small(apart, loaded) == apart
-    assert [len(part) for part in join_small(short_ones, loaded)] == [12]
+    different = [[Encoded([number] * 10, [1], None)] for number in range(8, 20)]
+    apart = [[short], [long], [short]]
+    assert causal.regroup(apart) == apart  # padding would outgrow the rest
+    assert [len(part) for part in causal.regroup(different)] == [12]
     alike = [[Encoded([7] * 440 + [number], [1], None)] for number in range(8, 12)]
-    assert [size(part, loaded) for part in join_small(alike, loaded)] == [size(sum(alike, []), loaded)] == [444]
-    encoder = replace(loaded, kind="classification")  # it computes every row whole
-    assert join_small(alike, encoder) == alike
+    assert causal.regroup(alike) == [sum(alike, [])] and causal.tokens(sum(alike, [])) == 444
+    encoder = modality_of(replace(loaded, kind="classification"))  # it computes every row whole
+    assert encoder.regroup(alike) == alike

@@ -6,7 +6,10 @@ import pytest
 from lorax.calibration.measure import rules
 from lorax.errors import UserError
 from lorax.stats import effects
-from lorax.stats.judge import VERDICTS, Final, compact_letters, decide, judge, would_need
+from lorax.stats.judge import judge, would_need
+from lorax.stats.letters import compact_letters
+from lorax.stats.result import Final
+from lorax.stats.rule import VERDICTS, decide
 
 
 def runs(arm: str, mean: float, wobble: float = 0.002, seeds: int = 6, task: str = "t", n: int = 1000) -> list[Final]:
@@ -29,8 +32,8 @@ def test_four_verdicts():
 
 def test_inside_the_margin_is_equivalent_even_off_zero():
     effect = effects.Effect(np.array([0.004]), np.array([0.0005]), np.array([5.0]))
-    found = decide(effect, margin=0.01)
-    assert VERDICTS[found.code[0]] == "equivalent" and found.low[0] > 0
+    judged = decide(effect, margin=0.01)
+    assert VERDICTS[judged.code[0]] == "equivalent" and judged.low[0] > 0
 
 
 def test_verdict_is_what_its_interval_says():
@@ -45,14 +48,14 @@ def test_verdict_is_what_its_interval_says():
 def test_stepping_down_finds_what_simultaneous_intervals_miss():
     far, near = [0.5] * 7, 0.003
     effect = effects.Effect(np.array([*far, near]), np.full(8, 0.001), np.full(8, 9.0))
-    found = decide(effect, margin=0.001)
-    assert VERDICTS[found.code[-1]] == "better" and 1 - 0.05 / 8 > found.confidence[-1]
-    assert effects.interval(effect, 1 - 0.05 / 8)[0][-1] < 0 < found.low[-1]
+    judged = decide(effect, margin=0.001)
+    assert VERDICTS[judged.code[-1]] == "better" and 1 - 0.05 / 8 > judged.confidence[-1]
+    assert effects.interval(effect, 1 - 0.05 / 8)[0][-1] < 0 < judged.low[-1]
 
 
 def test_false_verdicts_stay_rare_where_plain_holm_fails():
-    found = rules(20_000)
-    assert found["stepped"] <= 0.053 and found["plain"] > 0.06
+    shares = rules(20_000)
+    assert shares["stepped"] <= 0.053 and shares["plain"] > 0.06
 
 
 def test_the_planned_family_counts_arms_without_runs():
@@ -136,5 +139,5 @@ def test_bad_input_is_one_line():
 def test_other_test_items_are_noted():
     ours = [Final("lora", "t", seed, 0.5, 2, items={"a": 1.0, "b": 0.0}) for seed in range(3)]
     theirs = [Final("longer", "t", seed, 0.5, 2, items={"a": 1.0, "c": 0.0}) for seed in range(3)]
-    (found,) = judge(ours + theirs, reference="lora", margin=0.02).comparisons
-    assert "not the same test items" in found.note
+    (comparison,) = judge(ours + theirs, reference="lora", margin=0.02).comparisons
+    assert "not the same test items" in comparison.note

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorax.stats import effects, power
-from lorax.stats.judge import VERDICTS, decide
+from lorax.stats.rule import VERDICTS, decide
 
 
 def simulated(effect: float, sd: float, n: int, margin: float, family: int) -> dict[str, float]:
@@ -15,9 +15,9 @@ def simulated(effect: float, sd: float, n: int, margin: float, family: int) -> d
 
 @pytest.mark.parametrize("effect,margin", [(0.0, 0.03), (0.02, 0.03), (0.03, 0.005), (-0.03, 0.02)])
 def test_probabilities_are_those_of_the_verdicts(effect, margin):
-    found = simulated(effect, 0.01, 6, margin, 4)
+    shares = simulated(effect, 0.01, 6, margin, 4)
     promised = power.verdict_probabilities(effect, 0.01, 6, 0.05 / 4, margin)
-    assert promised == pytest.approx([found["better"], found["worse"], found["equivalent"]], abs=0.012)
+    assert promised == pytest.approx([shares["better"], shares["worse"], shares["equivalent"]], abs=0.012)
 
 
 @pytest.mark.parametrize("n,margin", [(3, 0.001), (6, 0.001), (6, 0.03)])
@@ -53,5 +53,5 @@ def test_items_help_only_with_the_spread_they_make():
 
 def test_what_is_needed_is_more_than_there_is():
     """Spread is one item's worth at least, as in the verdict; present seeds have already left it undecided."""
-    found = power.need(0.0, 0.0, 4, 64, 0.025, 0.02, item_noise=0.0)
-    assert found.seeds > 4 and (found.items is None or found.items > 64)
+    needed = power.need(0.0, 0.0, 4, 64, 0.025, 0.02, item_noise=0.0)
+    assert needed.seeds > 4 and (needed.items is None or needed.items > 64)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from lorax.errors import UserError
+from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind, plan
-from lorax.studies.spec import from_mapping
 
 DATA = {
     "name": "s",
@@ -44,25 +44,25 @@ def test_trained_agrees_with_the_method():
 
 
 def test_the_plan_counts_what_the_protocol_asks_for():
-    found = plan(bound(), seconds=10.0)
+    planned = plan(bound(), seconds=10.0)
     tuned, longer, final = 2 * 2 * 6 * 2, 2 * 2 * 2 * 2 * 2, 2 * (2 * 6 + 1)
-    assert found.jobs == {"cost": 4, "screen": 0, "tune": tuned, "extend": longer, "final": final}
-    assert found.seconds == 10 * (48 + 26)
+    assert planned.jobs == {"cost": 4, "screen": 0, "tune": tuned, "extend": longer, "final": final}
+    assert planned.seconds == 10 * (48 + 26)
     assert plan(bound(), {"t/lora": 1.0}).seconds is None
 
 
 def test_the_plan_counts_a_screening_by_its_share_of_the_steps():
     tuning = {"points": 6, "seeds": [101, 102], "halving": {"steps": 20, "keep": 0.33}}
-    found = plan(bound(tuning=tuning, fixed={"steps": 50}), seconds=10.0)
+    planned = plan(bound(tuning=tuning, fixed={"steps": 50}), seconds=10.0)
     runs = 2 * 2 * 2  # arms, tasks, seeds; the screening may be extended by two rates, twice
-    assert found.jobs | {"cost": 0, "final": 0} == {
+    assert planned.jobs | {"cost": 0, "final": 0} == {
         "cost": 0,
         "screen": 6 * runs,
         "tune": 2 * runs,
         "extend": 4 * runs,
         "final": 0,
     }
-    assert found.seconds == pytest.approx(10 * (48 * 20 / 50 + 16 + 26))
+    assert planned.seconds == pytest.approx(10 * (48 * 20 / 50 + 16 + 26))
 
 
 def test_a_hopeless_design_says_so_before_it_runs():

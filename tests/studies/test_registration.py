@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lorax.errors import UserError
 from lorax.reports.study import protocol
+from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind
-from lorax.studies.registration import fixed_at, freeze, frozen, frozen_path
-from lorax.studies.spec import from_mapping
+from lorax.studies.registration import digest, fixed_at, freeze, frozen, frozen_path
 from lorax.studies.study import read_study
 
+COMMITTED = sorted((Path(__file__).parents[2] / "results" / "studies").glob("*.json"))
 DATA = {"name": "s", "model": "toy", "tasks": ["t"], "reference": "lora", "margin": 0.01, "arms": ["lora", "svft"]}
 
 
@@ -77,3 +79,21 @@ def test_an_older_file_without_a_date_gets_none(tmp_path):
     path.write_text(json.dumps(data))
     freeze(bound(), tmp_path)
     assert fixed_at(tmp_path, "s") is None and fixed_at(tmp_path, "other") is None
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_studies_keep_their_digest(path, tmp_path):
+    """A key that came after they were fixed is not stored at the value that they stand for."""
+    kept = json.loads(path.read_text())
+    spec = frozen(path.parents[1], path.stem)
+    again = json.loads(freeze(spec, tmp_path).read_text())
+    assert digest(spec) == again["digest"] == kept["digest"] and again["spec"] == kept["spec"]
+    assert spec.estimand == "rate" and "estimand" not in kept["spec"]
+
+
+def test_the_estimand_of_a_stored_design_without_one_is_the_selected_rates(tmp_path):
+    said, unsaid = bound(estimand="rate"), bound()
+    assert said == unsaid and digest(said) == digest(unsaid)
+    path = freeze(unsaid, tmp_path)
+    assert "estimand" not in json.loads(path.read_text())["spec"] and frozen(tmp_path, "s").estimand == "rate"
+    assert digest(replace(unsaid, estimand="another")) != digest(unsaid), "another one is part of the design"

@@ -6,10 +6,11 @@ import random
 import pytest
 
 from lorax.records import RunRecord, Store, canonical, run_id
+from lorax.studies.job_index import JobIndex
 from lorax.studies.jobs import Job
+from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind
 from lorax.studies.rounds import next_round
-from lorax.studies.spec import from_mapping
 from lorax.studies.study import read_study
 from lorax.studies.tuning import grid, rate
 
@@ -143,7 +144,7 @@ def test_diverged_is_the_worst_and_failed_is_asked_again():
     assert this.kind == "final" and [job.seed for job in this.jobs] == [victim.identity["seed"]]
 
 
-def test_twins_are_run_once_and_answer_both_arms():
+def test_arms_that_ask_for_the_same_run_share_it():
     arms = ["lora", {"init": "svft", "rank": 8}, {"init": "svft", "rank": 4}, {"init": "lora", "rank": 4}]
     spec = spec_of(arms=arms, costs=None)
     log, known = play(spec, answer=record)
@@ -152,14 +153,14 @@ def test_twins_are_run_once_and_answer_both_arms():
 
 
 def test_a_run_that_used_more_than_was_asked_for_answers_nothing():
-    """A twin with diagnostics, made by hand under the study's name, does not replace the study's own run."""
+    """The same run with diagnostics, made by hand under the study's name, does not replace the study's own run."""
     spec = spec_of()
     _, known = play(spec)
     final = next(one for one in known.values() if one.label == "pissa" and one.identity["evaluate"] == "test")
-    twin = RunRecord(**vars(final) | {"run_id": "0", "identity": final.identity | {"diagnostics": [1, 200]}})
-    assert next_round(spec, [*known.values(), twin]).kind == "done"
+    measured = RunRecord(**vars(final) | {"run_id": "0", "identity": final.identity | {"diagnostics": [1, 200]}})
+    assert next_round(spec, [*known.values(), measured]).kind == "done"
     rest = [one for one in known.values() if one is not final]
-    assert next_round(spec, [*rest, twin]).kind == "final"
+    assert next_round(spec, [*rest, measured]).kind == "final"
 
 
 def one_of_both(given):
@@ -204,8 +205,8 @@ def test_arms_that_differ_in_a_field_get_their_own_runs(tmp_path, knob, field):
         store.write(one)
     study = read_study(spec, store)
     assert not study.stale and not study.unasked
-    found = {arm: {run.score("test") for run in runs.values()} for (_, arm), runs in study.finals.items()}
-    assert found == {"lora": {0.1}, "other": {0.9}}
+    scores = {arm: {run.score("test") for run in runs.values()} for (_, arm), runs in study.finals.items()}
+    assert scores == {"lora": {0.1}, "other": {0.9}}
 
 
 def test_tasks_go_on_their_own_and_together():
@@ -287,3 +288,15 @@ def test_overrides_are_hydras():
     job = next_round(spec_of(arms=arms), []).jobs[1]
     parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(job.overrides)}
     assert parsed["label"] == "it's a=b, c" and parsed["targets"] == ["q", "v"] and parsed["base"] is False
+
+
+def test_a_study_is_read_by_one_search(tmp_path, monkeypatch):
+    """Every job is looked up once, however often the tuning was extended."""
+    monkeypatch.setitem(PEAK, "pissa", 1e-9)
+    spec, store = spec_of(tuning={"extend": 2, "rounds": 2, "runners_up": 1}), Store(tmp_path)
+    for one in play(spec)[1].values():
+        store.write(one)
+    asked, find = [], JobIndex.find
+    monkeypatch.setattr(JobIndex, "find", lambda self, job: asked.append(tuple(job.overrides)) or find(self, job))
+    assert read_study(spec, store).complete
+    assert len(asked) == len(set(asked)) > 0

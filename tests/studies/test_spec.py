@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorax.errors import UserError
-from lorax.studies.spec import from_mapping, from_yaml
+from lorax.studies.parse import from_mapping, from_yaml
 
 GOOD = {"name": "s", "model": "toy", "tasks": "t", "arms": ["lora", "pissa"], "reference": "lora", "margin": 0.01}
 CONF = Path(__file__).parents[2] / "conf" / "study"
@@ -28,6 +28,8 @@ CONF = Path(__file__).parents[2] / "conf" / "study"
         ({"blocks": {"b": ["pisa"]}}, "did you mean 'pissa'"),
         ({"alpha": "x"}, "a number is needed"),
         ({"procedure": "crosed"}, "did you mean 'crossed'"),
+        ({"estimand": "method"}, "study.estimand=method: choose from rate"),
+        ({"estimand": ["rate"]}, "study.estimand=.*a text is needed"),
         ({"costs": {"seed": 0}}, "choose another"),
         ({"arms": [{"rank": 4}]}, "an arm needs init"),
         ({"fixed": {"lr": 1e-3}}, "fixed.lr: rates are tuned"),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import encode
 
 from lorax.api import attach
-from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
-from lorax.training.checkpoint import load_checkpoint, save_checkpoint
+from lorax.training.checkpoint import load_checkpoint, save_checkpoints
 from lorax.training.loop import Run, TrainPlan, train
 
 PLAN = TrainPlan(steps=10, batch_size=4, checkpoint_every=4)
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from lorax.api import attach
 from lorax.models.registry import load
-from lorax.forward.encode import Encoded
+from lorax.forward.batch import Encoded
 from lorax.training.loop import Run, TrainPlan, train
 
 def data():
@@ -119,10 +119,11 @@ def test_heads_travel_along(toy, parity, tmp_path):
     assert torch.equal(run(8, path), first)  # read back, not trained again
 
 
-def test_damaged_and_foreign_files_are_passed_over_with_a_word(tmp_path):
+def test_damaged_and_foreign_files_are_not_used_and_a_warning_says_so(tmp_path):
     path = tmp_path / "a.pt"
     assert load_checkpoint(path, "me") is None
-    save_checkpoint(path, "me", {"step": 3, "values": torch.arange(3), "curve": [{"step": 0, "loss": float("nan")}]})
+    saved = {"step": 3, "values": torch.arange(3), "curve": [{"step": 0, "loss": float("nan")}]}
+    save_checkpoints([(path, "me", saved)])
     state = load_checkpoint(path, "me")
     assert state["step"] == 3 and state["values"].tolist() == [0, 1, 2]
     with pytest.warns(UserWarning, match="belongs to another run"):

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from small_training import encode
 from torch import nn
 from tqdm import tqdm
 
@@ -10,8 +11,7 @@ from lorax.adapters.fused import function
 from lorax.api import attach
 from lorax.errors import UserError
 from lorax.forward import prefix_tree
-from lorax.forward.batch import collate, order
-from lorax.forward.encode import encode
+from lorax.forward.batch import order
 from lorax.forward.heads import install_heads
 from lorax.training.loop import Run, TrainPlan, train
 from lorax.training.schedule import factor
@@ -212,9 +212,3 @@ def test_the_bar_shows_loss_only_when_asked(toy, sums, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     train(loaded, [one], TrainPlan(steps=3, batch_size=4, progress=True))
     assert "loss=" in capsys.readouterr().err
-
-
-def test_collated_batches_move_whole(toy, sums):
-    loaded = toy()
-    batch = collate(encode(sums, loaded, "train")[:2], loaded).to("meta")
-    assert batch.positions.is_meta and batch.targets.is_meta and batch.inputs["input_ids"].is_meta

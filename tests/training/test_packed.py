@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_training import encode
 
 from lorax.adapters.install import install
 from lorax.api import make_factors
 from lorax.errors import UserError
 from lorax.evaluation.evaluate import evaluate
-from lorax.forward.encode import encode
 from lorax.forward.heads import install_heads
 from lorax.initializers.registry import build
 from lorax.training.loop import Run, TrainPlan, train

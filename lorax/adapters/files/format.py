@@ -30,7 +30,7 @@ def digest(tensor: Tensor) -> str:
     """Return 16 hexadecimal digits of a tensor's dtype, shape and bytes."""
     data = tensor.detach().cpu().contiguous()
     head = hashlib.sha256(f"{data.dtype}{tuple(data.shape)}".encode())
-    head.update(memoryview(data.view(-1).view(torch.uint8).numpy()))
+    head.update(data.view(-1).view(torch.uint8).numpy().data)
     return head.hexdigest()[:16]
 
 

@@ -142,8 +142,9 @@ def export_merged(adapters: Adapters, path: str | Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with adapters.installation.plain():
-            if hasattr(type(model), "save_pretrained"):
-                type(model).save_pretrained(model, folder)
+            save_pretrained = getattr(type(model), "save_pretrained", None)  # transformers' own, not the patched one
+            if save_pretrained is not None:
+                save_pretrained(model, folder)
             else:
                 save_model(model, str(folder / "model.safetensors"))
     except OSError as error:

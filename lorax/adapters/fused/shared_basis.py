@@ -10,6 +10,8 @@ output still comes from W itself, so that step 0 stays exact.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -70,7 +72,7 @@ class SharedBasisGroup:
             return None
         if learns or frozen is None or self._kept is None or self._kept[0] is not frozen:
             M, B = adapter.core(adapter.current("M")), adapter.start("B")
-            left = B * core.diagonal(M) if self.diagonal else core.left_multiply(B, M)
+            left = B * core.diagonal(cast(core.Sparse, M)) if self.diagonal else core.left_multiply(B, M)
             matrix = weight + adapter.eta * (left @ adapter.start("A"))
             self._kept = None if learns or frozen is None else (frozen, matrix)
         else:
@@ -94,7 +96,7 @@ class SharedBasisGroup:
         for adapter, s in zip(self.adapters, self._scales(each), strict=True):
             M = adapter.core(adapter.current("M").detach())
             like = adapter.start("A")
-            matrix = core.diagonal(M)[None] if self.diagonal else core.dense(M, 0, like)
+            matrix = core.diagonal(cast(core.Sparse, M))[None] if self.diagonal else core.dense(M, 0, like)
             stacked.append(s * matrix)
         return torch.stack(stacked).to(dtype)
 
@@ -130,7 +132,7 @@ class SharedBasisGroup:
             dx3: gradient of the input.
             sigma: from `singular_values`; then `dx3` is filled with all of the gradient, W's part included.
         """
-        h, C, A, B, drawn = saved
+        h, C, A, B, drawn = cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]", saved)
         gh2 = self.blocks.take(g3) @ B
         grads = self._grads(gh2, h, self._scales(each)) if self.leaves else []
         if dx3 is not None:

@@ -12,6 +12,7 @@ Rows and columns beyond a lane's rank are zero, which is exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class Stack:
     D: Tensor
     U: Tensor
     C: Tensor | None
+
+
+_Saved = tuple[Any, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+"""x where A trains, h, D, U, C where there is a core, random bytes under dropout."""
 
 
 class StackedGroup:
@@ -135,9 +140,9 @@ class StackedGroup:
         g3: Tensor,
         dx3: Tensor | None,
         sigma: Tensor | None = None,
-    ) -> list[Tensor | None]:
+    ) -> list[Tensor]:
         """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
-        x, h, D, U, C, drawn = saved
+        x, h, D, U, C, drawn = cast("_Saved", saved)
         g = self._take(g3)
         gh2 = product(g, U)
         gC = product(gh2.mT, h) if self.trains["M"] else None
@@ -166,8 +171,8 @@ class StackedGroup:
         r = self.R // 2
         return h[..., :r], gh[..., :r] + gh[..., r:]
 
-    def _split(self, gD: Tensor | None, gU: Tensor | None, gC: Tensor | None) -> list[Tensor]:
-        """Return the gradients of `leaves`."""
+    def _split(self, gD: Any, gU: Any, gC: Any) -> list[Tensor]:
+        """Return the gradients of `leaves` from those of D, U and C, None where nothing in them trains."""
         if self.carried is not None:
             if self.one:
                 return [gU, gD]
@@ -230,7 +235,7 @@ def _fill(adapter: LowRankAdapter, D: Tensor, U: Tensor) -> None:
         U[:, at : at + r].copy_(adapter.start("B"))
 
 
-def _split(adapter: LowRankAdapter, k: int, gD: Tensor | None, gU: Tensor | None, gC: Tensor | None) -> list[Tensor]:
+def _split(adapter: LowRankAdapter, k: int, gD: Any, gU: Any, gC: Any) -> list[Tensor]:
     """The gradients of one adapter's trained tensors, in the order B, M, A."""
     grads = []
     for name in "BMA":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lorax.studies.tuning import Trial, pick
+from lorax.stats.selection import Trial, pick
 
 
 @dataclass(frozen=True)

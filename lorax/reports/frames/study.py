@@ -11,8 +11,8 @@ from lorax.records import RunRecord
 from lorax.reports.frames.asymmetries import Asymmetry, lint
 from lorax.reports.frames.factor_lines import Line, factor_lines
 from lorax.reports.frames.learning_rates import Selection, selection
+from lorax.stats.selection import Trial
 from lorax.studies.study import Study
-from lorax.studies.tuning import Trial
 
 
 def final_runs(study: Study, task: str | None = None) -> list[RunRecord]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lorax.reports.frames.learning_rates import curve, means_along, selection, stretches
-from lorax.studies.tuning import Trial, pick
+from lorax.stats.selection import Trial, pick
 
 
 def trials(arm: str, scores: dict[float, list[float]]) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""The shape of an update: its size, its effective rank, and where it lies with respect to W0."""
+"""The shape of an update W' - W0: its size, its effective rank, and its overlap with the singular vectors of W0."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def best_cosines(base: Tensor, new: Tensor) -> Tensor:
 
 
 def intruders(base: Tensor, new: Tensor, epsilon: float = EPSILON) -> int:
-    """Return how many of the new singular vectors have no |cosine| of `epsilon` or more with any of the base's.
+    """Return how many of the new singular vectors have a |cosine| below `epsilon` with each of the base's.
 
     Source: intruder dimensions, arXiv:2410.21228, algorithm 1: the top k = 10 left singular vectors of W'
     against all left singular vectors of W0, epsilon = 0.5 unless stated.
@@ -81,23 +81,23 @@ def update_shape(
     top_k: int = TOP_K,
     epsilon: float = EPSILON,
 ) -> dict[str, float | None]:
-    """Return the numbers of one layer's update.
+    """Return what is measured of one layer's update.
 
     Args:
         W0: (m, n) pretrained weight, float32 or float64.
         delta: (m, n) W' - W0.
         base: all min(m, n) triplets of W0.
         subspace: dimension r of W0's top and bottom subspaces.
-        top_k: singular vectors of W' looked at for intruders.
+        top_k: how many singular vectors of W' are checked for intruders.
         epsilon: threshold on the cosine.
 
     Returns:
         relative_norm ||dW||_F / ||W0||_F; effective_rank, stable_rank; intruders (a count) and
-        intruder_cosine (the smallest of the top_k best cosines); overlap_top, overlap_bottom: the share
-        of ||dW||^2 in W0's top-r and bottom-r singular subspaces, the mean of that of the columns (left)
-        and of the rows (right), which follow apart; overlap_chance is what a random update has of either,
-        the mean of r/m and r/n. The bottom is that of the min(m, n) triplets, not the null space. Where
-        the update is not finite, only relative_norm, which is None.
+        intruder_cosine (the smallest of the top_k best cosines); overlap_top and overlap_bottom, the shares
+        of ||dW||_F^2 in W0's top-r and bottom-r singular subspaces: each is the mean of the share of the columns
+        (`_left`) and of the rows (`_right`), which are given too; overlap_chance, the expected overlap of a random
+        update, the mean of r/m and r/n. The bottom subspace is that of the last of the min(m, n) triplets, not the
+        null space. Where the update is not finite, only relative_norm, which is None.
 
     Raises:
         UserError: `subspace` or `top_k` below 1.
@@ -107,7 +107,7 @@ def update_shape(
     k = min(W0.shape)
     r, top_k = min(subspace, k), min(top_k, k)
     if not bool(torch.isfinite(delta).all()):
-        return {"relative_norm": None}  # a diverged arm has no shape
+        return {"relative_norm": None}  # training diverged
     S = singular_values(delta)
     moved = bool(S[0] > 0)
     best = best_cosines(base.U.double(), svd.top(W0 + delta.to(W0.dtype), top_k).U) if moved else torch.ones(top_k)

@@ -1,9 +1,9 @@
-"""Natural text that no task trains on, to measure what is forgotten: CPython's manual, or the user's own."""
+"""Natural text that no task trains on, for forgetting: CPython's language reference, or a text of the user's."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ COLUMN = "text"
 
 @dataclass(frozen=True)
 class Text:
-    """A text and where it is from."""
+    """A text and its source."""
 
     text: str
     source: str
@@ -37,7 +37,7 @@ def load_text(path: str | None = None, column: str = COLUMN, characters: int | N
             licence); a .txt, .md or .rst file; a .jsonl, .json, .csv or .parquet file with a column of
             texts; or the id of a hub dataset (its train split; needs `datasets`).
         column: of tables and datasets.
-        characters: stop after the row or topic with which there are this many; None: read all.
+        characters: stop after the row or topic that reaches this number of characters; None: read all.
 
     Raises:
         UserError: no such file or column, an empty text, or an unreadable one.
@@ -81,10 +81,15 @@ def _some(parts: Iterable[str], source: str, characters: int | None) -> Text:
 def _table(file: Path, column: str) -> Iterable[str]:
     import pandas as pd
 
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".json": pd.read_json,
+        ".jsonl": lambda path: pd.read_json(path, lines=True),
+    }
     try:
-        frame = readers[file.suffix](file) if file.suffix in readers else pd.read_json(file, lines=True)
-    except Exception as error:  # each reader has its own
+        frame = readers[file.suffix](file)
+    except Exception as error:  # each reader raises types of its own
         raise UserError(f"text={file}: cannot be read: {error}") from None
     if column not in frame:
         raise UserError(f"text={file}: no column {column!r}; {near(column, frame.columns)}")
@@ -98,8 +103,8 @@ def _hub(name: str, column: str) -> Iterable[str]:
         raise UserError(f"text={name}: a hub dataset needs `pip install lorax-bench[hub]`") from None
     try:
         rows = load_dataset(name, split="train", streaming=True)
-        first = next(iter(rows), {})
-    except Exception as error:  # network, authorisation, unknown name: the library has a class for each
+        first: Mapping[str, object] = next(iter(rows), {})
+    except Exception as error:  # network, authorisation, unknown name: of many types
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"text={name}: no such file, and not readable from the hub: {line}") from None
     if column not in first:

@@ -2,13 +2,13 @@
 
     W' = W_fz + eta B M A     g_B = eta G A^T M^T     g_M = eta B^T G A^T (on M's pattern)     g_A = eta M^T B^T G
 
-A step (dB, dM, dA) of what trains changes the weight by
+A step (dB, dM, dA) of the trained tensors changes the weight by
 
     eta [ dB M A + B dM A + B M dA ] + higher orders                                             `tangent`
     eta [ dB (M + dM)(A + dA) + B dM (A + dA) + B M dA ]                                         `applied`, exact
 
-so that plain SGD, in the limit of a small step, goes in the direction -(P_B G + G P_A + ...) that
-`tangent` gives for (-g_B, -g_M, -g_A), whatever the core and whatever trains.
+So plain SGD, in the limit of a small step, changes the weight in the direction that `tangent` gives for
+(-g_B, -g_M, -g_A); this holds for every core M and every choice of trained tensors.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from lorax.diagnostics.angles import energy
 
 Changes = dict[str, Tensor]
 """A change of each trained tensor: B (m, r_out), A (r_in, n), M as the core's values."""
-ORTHONORMAL = 1e-4  # |Q^T Q - I| up to which fp32 singular vectors count as orthonormal
+ORTHONORMAL = 1e-4  # largest entry of |Q^T Q - I| with which the columns of Q count as orthonormal, in fp32
 
 
 def gradients(factors: Factors, G: Tensor) -> Changes:
-    """Return dL/dB, dL/dM, dL/dA, of those that train.
+    """Return dL/dB, dL/dM and dL/dA, for those of them that train.
 
     Args:
         factors: at the point where the gradient is taken.
-        G: (m, n) dL/dW' of the effective weight, in the factors' dtype and place.
+        G: (m, n) dL/dW' of the effective weight, in the factors' dtype and on their device.
     """
     B, M, A, eta = factors.B, factors.M, factors.A, factors.eta
-    found: Changes = {}
+    by_tensor: Changes = {}
     if "B" in factors.trainable:
-        found["B"] = eta * (G @ core.apply(M, A.mT))
+        by_tensor["B"] = eta * (G @ core.apply(M, A.mT))
     if "M" in factors.trainable:
-        found["M"] = eta * on_pattern(M, B.mT @ G, A)
+        by_tensor["M"] = eta * on_pattern(M, B.mT @ G, A)
     if "A" in factors.trainable:
-        found["A"] = eta * (core.left_multiply(B, M).mT @ G)
-    return found
+        by_tensor["A"] = eta * (core.left_multiply(B, M).mT @ G)
+    return by_tensor
 
 
 def on_pattern(M: Core, left: Tensor, A: Tensor) -> Tensor:
-    """Return left A^T, (r_out, r_in), where the core has values, in the order of its values.
+    """Return the entries of left A^T, (r_out, r_in), at the places of the core's values, in their order.
 
     Raises:
         TypeError: the identity has none.
@@ -66,10 +66,11 @@ def tangent(factors: Factors, changes: Changes) -> Tensor:
 
 
 def applied(factors: Factors, changes: Changes) -> Tensor:
-    """Return the whole change of the weight, (m, n), in the telescoped form that loses no digits."""
+    """Return the exact change of the weight, (m, n), in the telescoped form, which has no cancellation."""
     M, A = factors.M, factors.A
-    if "M" in changes:
-        M = core.with_values(M, core.values(M) + changes["M"])
+    values = core.values(M)
+    if values is not None and "M" in changes:
+        M = core.with_values(M, values + changes["M"])
     return _change(factors, changes, M, A + changes["A"] if "A" in changes else A)
 
 
@@ -102,7 +103,7 @@ def adam(factors: Factors, G: Tensor, lr: float = 1e-4, eps: float = 1e-8) -> Te
     Args:
         factors: at step 0.
         G: (m, n) gradient, on the scale of the loss (eps is absolute).
-        lr: size of the step; enters through the products dB dA only.
+        lr: size of the step; the direction depends on it through the products dB dA only.
         eps: Adam's.
     """
     steps = {name: -lr * g / (g.abs() + eps) for name, g in gradients(factors, G).items()}
@@ -112,27 +113,28 @@ def adam(factors: Factors, G: Tensor, lr: float = 1e-4, eps: float = 1e-8) -> Te
 def reach(factors: Factors, G: Tensor) -> float | None:
     """Return the largest cosine with G that any small step of the trained tensors can have.
 
-    It is ||T G|| / ||G||, with T the projector onto { dB M A + B dM A + B M dA }: for A and B, all but
-    (I - P_BM) G (I - P_MA); for a dense core alone, P_B G P_A; for a sparse or diagonal core alone
-    between orthonormal factors, the part of B^T G A^T on the pattern.
+    It is ||T G|| / ||G||, with T the projector onto the tangent space { dB M A + B dM A + B M dA }. T G is, where A
+    and B train, G - (I - P_BM) G (I - P_MA); where a dense core alone trains, P_B G P_A; where a sparse or diagonal
+    core alone trains between orthonormal factors, the part of B^T G A^T on the core's pattern.
 
     Returns:
-        A share in [0, 1]; None for other combinations and for G = 0.
+        A number in [0, 1]; None for other combinations and for G = 0.
     """
-    kept = _reachable(factors, G)
-    whole = energy(G)
-    return None if kept is None or not whole else min(1.0, (kept / whole) ** 0.5)
+    reachable = _reachable_energy(factors, G)
+    total = energy(G)
+    return None if reachable is None or not total else min(1.0, (reachable / total) ** 0.5)
 
 
-def _reachable(factors: Factors, G: Tensor) -> float | None:
+def _reachable_energy(factors: Factors, G: Tensor) -> float | None:
+    """Return ||T G||_F^2."""
     trains, B, M, A = factors.trainable, factors.B, factors.M, factors.A
     if trains <= {"A", "B"}:
-        kept = 0.0
+        by_a = 0.0
         if "A" in trains:
             Q = _basis(core.left_multiply(B, M))
-            part = Q.mT @ G
-            kept, G = energy(part), G - Q @ part
-        return kept + energy(G @ _basis(core.apply(M, A.mT))) if "B" in trains else kept
+            inside = Q.mT @ G
+            by_a, G = energy(inside), G - Q @ inside
+        return by_a + energy(G @ _basis(core.apply(M, A.mT))) if "B" in trains else by_a
     if trains == {"M"} and isinstance(M, Dense):
         return energy(_basis(B).mT @ G @ _basis(A.mT))
     if trains == {"M"} and not isinstance(M, Identity) and _orthonormal(B) and _orthonormal(A.mT):
@@ -141,7 +143,7 @@ def _reachable(factors: Factors, G: Tensor) -> float | None:
 
 
 def _basis(X: Tensor) -> Tensor:
-    """Return an orthonormal basis of the columns of X, (m, rank)."""
+    """Return an orthonormal basis of the column space of X, (m, rank)."""
     U, S, _ = torch.linalg.svd(X, full_matrices=False)
     bound = max(X.shape) * torch.finfo(X.dtype).eps * (float(S[0]) if len(S) else 0.0)
     return U[:, S > bound]

@@ -2,13 +2,16 @@ import json
 
 import pytest
 import torch
+from small_training import encode
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lorax.errors import UserError
 from lorax.forward import token_cache
-from lorax.forward.batch import collate, order
-from lorax.forward.encode import encode
+from lorax.forward.batch import Encoded, order, pad_causal
+from lorax.forward.generation import pad_seq2seq
+from lorax.forward.modality import modality_of
+from lorax.forward.prompts import causal_pair
 
 
 def test_prompt_and_answer_are_the_chat_template_s_own_text(toy, sums):
@@ -45,7 +48,7 @@ def test_labels_are_masked_by_position_so_the_end_is_learnt_though_it_is_the_pad
     loaded = toy()
     loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
     rows = encode(sums, loaded, "train")[:5]
-    batch = collate(rows, loaded)
+    batch = pad_causal(rows, loaded.tokenizer.eos_token_id)
     ids = batch.inputs["input_ids"]
     flat, start = ids.flatten(), 0
     for number, row in enumerate(rows):
@@ -67,15 +70,13 @@ def test_without_a_template_the_tokenizer_s_own_start_token_is_kept_and_the_end_
 
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    from lorax.forward.encode import _causal_pair
-
-    assert _causal_pair(tokenizer, None, [], "what is it", "four") == ([0, 2, 3, 4, 6], [5, 1])
+    assert causal_pair(tokenizer, None, [], "what is it", "four") == ([0, 2, 3, 4, 6], [5, 1])
 
 
 def test_classes_are_encoded_as_one_label(toy, parity):
     loaded = toy(labels=parity.labels)
     rows = encode(parity, loaded, "train")
-    batch = collate(rows[:4], loaded)
+    batch = modality_of(loaded).collate(rows[:4])
     assert [row.labels for row in rows] == [[example.label] for example in parity.train]
     assert batch.inputs["attention_mask"].sum(1).tolist() == [len(row.ids) for row in rows[:4]]
 
@@ -111,13 +112,19 @@ def test_the_order_is_full_epochs_moved_by_the_seed_alone():
 
 
 def test_seq2seq_predicts_the_answer_from_the_start_token():
-    from types import SimpleNamespace
-
-    from lorax.forward.batch import Encoded
-
-    config = SimpleNamespace(decoder_start_token_id=0)
-    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)
-    loaded = SimpleNamespace(kind="seq2seq", model=SimpleNamespace(config=config), tokenizer=tokenizer)
-    batch = collate([Encoded([5, 6, 1], [7, 8, 1], None), Encoded([5, 1], [9, 1], None)], loaded)
+    rows = [Encoded([5, 6, 1], [7, 8, 1], None), Encoded([5, 1], [9, 1], None)]
+    batch = pad_seq2seq(rows, pad=0, start=0)
     assert torch.equal(batch.inputs["decoder_input_ids"], torch.tensor([[0, 7, 8], [0, 9, 0]]))
     assert batch.positions.tolist() == [0, 1, 2, 3, 4] and batch.targets.tolist() == [7, 8, 1, 9, 1]
+
+
+def test_batches_move_whole(toy, sums):
+    modality = modality_of(toy())
+    batch = modality.collate(modality.encode(sums, "train")[:2]).to("meta")
+    assert batch.positions.is_meta and batch.targets.is_meta and batch.inputs["input_ids"].is_meta
+
+
+def test_a_lane_knows_how_wide_its_rows_are_when_it_is_alone():
+    rows = [Encoded([5] * n, [1, 2], None) for n in (3, 4, 8, 2)]
+    assert pad_causal(rows, 0, lanes=2).widths == [{9: 5}, {9: 9}]
+    assert pad_seq2seq(rows, 0, 0, lanes=2).widths == [{8: 4, 2: 2}, {8: 8, 2: 2}]

@@ -1,4 +1,4 @@
-"""Which layers are looked at, what kind each is, and how per-layer numbers become a summary."""
+"""Which layers are measured, what kind each is, and the summary of numbers by layer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lorax.errors import UserError
 Row = dict[str, float | None]
 """{metric: number} of one layer; None where the metric is not defined."""
 LARGE_IS_WORST = frozenset({"relative_norm", "intruders", "overlap_top", "overlap_bottom"})
-"""Metrics whose worst layer has the largest value; for all others it is the smallest."""
+"""Metrics whose worst layer is the one with the largest value; for all others it has the smallest."""
 COUNTED = frozenset({"intruders"})
-"""Counts, mostly zero: their headline is the mean over layers, the median would hide them."""
-DIGITS = 6
+"""Counts, mostly zero: their headline is the mean over layers, since the median would hide them."""
+DIGITS = 6  # significant, of what records hold
 
 
 def kind(name: str) -> str:
-    """Return a layer's kind: its name after the last number, which tells block from block.
+    """Return a layer's kind: its name after the last number, which is the number of its block.
 
     Examples:
         >>> kind("model.layers.3.self_attn.q_proj"), kind("encoder.layer.0.output.dense"), kind("body.2")
@@ -33,7 +33,7 @@ def kind(name: str) -> str:
 
 
 def sample(names: Iterable[str], every: int = 1) -> list[str]:
-    """Return every `every`-th layer of each kind, in the order of depth, so that no kind is left out.
+    """Return one layer in `every` of each kind, in order of depth, so that no kind is left out.
 
     Raises:
         UserError: `every` is below 1.
@@ -43,26 +43,26 @@ def sample(names: Iterable[str], every: int = 1) -> list[str]:
         ['h.0.q', 'h.0.v', 'h.5.q', 'h.5.v', 'h.10.q', 'h.10.v']
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise UserError(f"diagnostics layers={every}: every how many-th layer, a whole number of at least 1")
+        raise UserError(f"diagnostics_every={every}: a whole number of at least 1 is needed")
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=_depth):
         groups.setdefault(kind(name), []).append(name)
     return sorted((name for group in groups.values() for name in group[::every]), key=_depth)
 
 
-def report(
+def summarise(
     names: Sequence[str], rows: Sequence[Row], angles: Mapping[str, Angle] | None = None
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Return per-layer numbers as a record keeps them: the headlines, and the details.
+    """Return numbers by layer as a record keeps them: the headlines, and the details.
 
     Args:
         names: the layers.
         rows: their numbers.
-        angles: cosines gathered over all layers.
+        angles: {metric: angle between the vectors that all layers make up together}.
 
     Returns:
-        {metric: headline}, the median over layers, or the mean for counts; and the details: `worst`
-        {metric: number}, `overall` {metric: cosine of the joint vector over layers}, `kinds`
+        Two mappings. Headlines: {metric: the median over layers, or the mean for counts}. Details: `worst`
+        {metric: number}, `overall` {metric: cosine of the vectors over all layers}, `kinds`
         {kind: {metric: [headline, worst]}} and `layers` {"names": [...], metric: [a number a layer]}.
         A metric that is defined in no layer is null.
     """
@@ -71,27 +71,28 @@ def report(
     kinds = [kind(name) for name in names]
     by_kind = {
         one: {
-            metric: list(_summary(metric, [v for v, here in zip(values, kinds, strict=True) if here == one]))
+            metric: list(_summary(metric, [v for v, other in zip(values, kinds, strict=True) if other == one]))
             for metric, values in columns.items()
         }
         for one in sorted(set(kinds))
     }
-    pairs = {metric: _summary(metric, values) for metric, values in columns.items()}
+    summaries = {metric: _summary(metric, values) for metric, values in columns.items()}
     details = {
-        "worst": {metric: worst for metric, (_, worst) in pairs.items()},
+        "worst": {metric: worst for metric, (_, worst) in summaries.items()},
         "overall": {metric: short(angle.cosine) for metric, angle in (angles or {}).items()},
         "kinds": by_kind,
         "layers": {"names": list(names), **{m: [short(v) for v in values] for m, values in columns.items()}},
     }
-    return {metric: headline for metric, (headline, _) in pairs.items()}, details
+    return {metric: headline for metric, (headline, _) in summaries.items()}, details
 
 
 def short(value: float | None) -> float | None:
-    """Return a number cut to six significant digits, as it is stored."""
+    """Return a number rounded to six significant digits, as records hold it."""
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
 def _summary(metric: str, values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Return (headline, worst)."""
     known = [value for value in values if value is not None]
     if not known:
         return None, None
@@ -100,5 +101,5 @@ def _summary(metric: str, values: Sequence[float | None]) -> tuple[float | None,
 
 
 def _depth(name: str) -> list[tuple[int, int, str]]:
-    """A sort key that counts: layer 10 comes after layer 9."""
+    """Return a sort key by which layer 10 comes after layer 9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"\.", name)]

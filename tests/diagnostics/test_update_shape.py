@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorax.diagnostics.spectrum import effective_rank, singular_values, stable_rank, update_shape
+from lorax.diagnostics.update_shape import effective_rank, singular_values, stable_rank, update_shape
 from lorax.probing import svd
 
 M, N, R = 30, 22, 4

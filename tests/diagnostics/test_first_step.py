@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from lorax.adapters.adapted import reference_mode
-from lorax.adapters.core import Dense, Diagonal, Identity, Sparse
+from lorax.adapters.core import Dense, Diagonal, Sparse
 from lorax.adapters.factors import Factors
 from lorax.adapters.install import install
-from lorax.diagnostics.alignment import captured, first_step, measure_init
-from lorax.diagnostics.angles import cosine
-from lorax.diagnostics.step import adam, gradients, reach, sgd, tangent
+from lorax.diagnostics.alignment import captured, first_step_alignment
+from lorax.diagnostics.angles import Angle, cosine
+from lorax.diagnostics.first_step import adam, gradients, reach, sgd, tangent
+from lorax.diagnostics.layer_summary import summarise
 from lorax.initializers.registry import build, get, names
+from lorax.probing.calibration import Given
 from lorax.probing.probe import Probe
 
 M, N, R = 18, 14, 3
@@ -29,7 +31,7 @@ G, W = randn(M, N, seed=1), randn(M, N, seed=2)
 def probe():
     layer = nn.Linear(N, M, bias=False, dtype=torch.float64)
     layer.weight.data = W.clone()
-    return Probe("0", layer, gradients={"0": G})
+    return Probe("0", layer, calibration=Given({"0": G}))
 
 
 def made(name, **own):
@@ -89,16 +91,16 @@ def test_reach_is_the_least_squares_cosine(factors):
 
 
 def test_lora_ga_reaches_the_rank_2r_optimum_and_plain_lora_does_not():
-    found = first_step(CASES["lora_ga"], G, R)
+    found = first_step_alignment(CASES["lora_ga"], G, R)
     S = torch.linalg.svdvals(G)
     assert found["optimum_2r"] == pytest.approx(float(S[: 2 * R].norm() / S.norm()), rel=1e-12)
     assert found["cosine_first"] == pytest.approx(found["optimum_2r"], rel=1e-9)
-    assert first_step(CASES["lora"], G, R)["cosine_first"] < found["optimum_r"] < found["optimum_2r"]
-    assert first_step(CASES["pissa"], G, R)["cosine_first"] < found["optimum_2r"]
+    assert first_step_alignment(CASES["lora"], G, R)["cosine_first"] < found["optimum_r"] < found["optimum_2r"]
+    assert first_step_alignment(CASES["pissa"], G, R)["cosine_first"] < found["optimum_2r"]
 
 
 def test_full_fine_tuning_is_its_own_gradient():
-    found = first_step(None, G, R)
+    found = first_step_alignment(None, G, R)
     assert found["cosine_first"] == pytest.approx(1) and found["reach"] == 1
     assert found["cosine_first_adam_full"] == pytest.approx(1)
     mean_over_rms = float(G.abs().mean() / G.square().mean().sqrt())
@@ -108,15 +110,17 @@ def test_full_fine_tuning_is_its_own_gradient():
 def test_undefined_is_none():
     zero = torch.zeros_like(G)
     assert captured(zero, R) == [None] and captured(G, 99) == [1]
-    assert set(first_step(CASES["lora"], zero, R).values()) == {None}
+    assert set(first_step_alignment(CASES["lora"], zero, R).values()) == {None}
 
 
 def test_summary_over_layers_weighs_by_gradient():
     other = replace(CASES["lora"], A=randn(R, N, seed=11))
-    found = measure_init({"h.0.q": CASES["lora"], "h.1.q": other}, {"h.0.q": G, "h.1.q": 1e-6 * G}, rank=R)
-    first, second = found["layers"]["cosine_first"]
-    assert found["cosine_first"] == pytest.approx((first + second) / 2, rel=1e-4)
-    assert found["worst"]["cosine_first"] == min(first, second)
-    assert found["overall"]["cosine_first"] == pytest.approx(first, rel=1e-4)
-    assert found["kinds"]["q"]["captured_r"] == [found["captured_r"], found["worst"]["captured_r"]]
-    assert Identity() == CASES["lora"].M
+    angles: dict[str, Angle] = {}
+    rows = [first_step_alignment(CASES["lora"], G, R, angles=angles)]
+    rows.append(first_step_alignment(other, 1e-6 * G, R, angles=angles))
+    headlines, details = summarise(["h.0.q", "h.1.q"], rows, angles)
+    first, second = details["layers"]["cosine_first"]
+    assert headlines["cosine_first"] == pytest.approx((first + second) / 2, rel=1e-4)
+    assert details["worst"]["cosine_first"] == min(first, second)
+    assert details["overall"]["cosine_first"] == pytest.approx(first, rel=1e-4)
+    assert details["kinds"]["q"]["captured_r"] == [headlines["captured_r"], details["worst"]["captured_r"]]

@@ -1,0 +1,90 @@
+"""Classes of a text: one label and one row of logits an example."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lorax.forward.batch import Encoded, flat_labels, grid, lane_widths, pad_id, unpadded_tokens
+from lorax.forward.text import Text, limit
+from lorax.models.modality import Batch
+
+if TYPE_CHECKING:
+    from lorax.forward.prompts import Pair, Turns
+    from lorax.tasks.base import Example, Task
+
+
+class TextClassification(Text):
+    """The text goes in as it is, without template or shots; the most likely class is the answer."""
+
+    task_kinds = ("classification",)
+
+    @property
+    def logits_per_label(self) -> int:
+        """One: with few classes, tokens alone decide how many rows fit."""
+        return 1
+
+    def texts(self, example: Example) -> tuple[str, str]:
+        """Return the text and the class's number."""
+        return example.prompt, str(example.label)
+
+    def tokenise(self, system: str | None, turns: Turns, texts: Sequence[tuple[str, str]]) -> Iterable[Pair]:
+        """Return the ids of each text, cut to the model's context, and its one label."""
+        bound = limit(self.loaded)
+        encoded = self.loaded.tokenizer([text for text, _ in texts], truncation=bound is not None, max_length=bound)
+        return [(list(ids), [int(label)]) for ids, (_, label) in zip(encoded["input_ids"], texts, strict=True)]
+
+    def collate(
+        self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
+    ) -> Batch:
+        """Return a padded row for each text, with an attention mask; every row is computed whole."""
+        return pad_classification(rows, pad_id(self.loaded.tokenizer), lanes).to(self.device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the logits, (rows, classes)."""
+        return self.loaded.model(**self._options, **batch.inputs).logits
+
+    @cached_property
+    def _options(self) -> dict[str, bool]:
+        takes_cache = "use_cache" in inspect.signature(self.loaded.model.forward).parameters
+        return {"use_cache": False} if takes_cache else {}
+
+    def read(self, output: Tensor, task: Task) -> str:
+        """Return the name of the most likely class.
+
+        Args:
+            output: (1, classes) logits.
+            task: names the classes.
+        """
+        assert task.labels is not None
+        return task.labels[int(output.argmax(-1))]
+
+
+def pad_classification(rows: Sequence[Encoded], pad: int, lanes: int = 1) -> Batch:
+    """Return a row for each text, padded on the right to the longest, with an attention mask.
+
+    Args:
+        rows: the examples; those of a lane next to each other, equally many each.
+        pad: the token to pad with.
+        lanes: K.
+    """
+    lengths = [len(row.ids) for row in rows]
+    return Batch(
+        inputs=masked([row.ids for row in rows], pad),
+        positions=torch.arange(len(rows)),
+        targets=flat_labels(rows),
+        counts=[1] * len(rows),
+        unpadded=unpadded_tokens(torch.tensor(lengths), max(lengths)),
+        widths=lane_widths([lengths], lanes),
+    )
+
+
+def masked(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Return right-padded ids (rows, longest) and their attention mask, 1 for tokens and 0 for padding."""
+    ids, lengths = grid(rows, pad), torch.tensor([len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}

@@ -1,0 +1,191 @@
+"""Greedy decoding for K lanes at once, with a key-value cache; reference answers are checked first.
+
+The rows of the first pass are prompts followed by their reference answers. That one causal pass gives the
+losses of the answers. Its argmax at each position of an answer is also the greedy token there, as long as
+all tokens before it agree with the answer. So a row keeps the tokens that agree, and goes on from the first
+that does not with the cache that it has; a row that agrees up to the end token is finished at once. The
+result is that of greedy decoding, token for token (up to rounding between the two forms of the same
+product), in far fewer steps.
+
+Columns of the cache that a row does not use (padding, tokens of the answer that do not agree) are masked,
+and positions are given to the model explicitly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from lorax.forward.batch import Encoded, pad_causal, shared_prefix
+from lorax.forward.readout import Readout, device_of
+from lorax.forward.text import token_losses
+from lorax.models.modality import row_means
+
+if TYPE_CHECKING:
+    from lorax.models.modality import ActiveLanes
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a completion ends."""
+
+    tokens: frozenset[int]
+    """The tokens that end one."""
+    most: int
+    """Most tokens of a completion, the end token included."""
+
+    def reached(self, completion: Sequence[int]) -> bool:
+        """Return whether a completion has come to its end."""
+        return completion[-1] in self.tokens or len(completion) >= self.most
+
+    def cut(self, completion: list[int]) -> list[int]:
+        """Return a completion up to its first end token, without it."""
+        end = next((place for place, token in enumerate(completion) if token in self.tokens), len(completion))
+        return completion[:end]
+
+
+@dataclass
+class _Completion:
+    """What a row has said so far."""
+
+    tokens: list[int]
+    past: int
+    """Columns of the first pass that the row goes on from: its prompt and the tokens that agreed, but the last."""
+    position: int
+    """Position of its last token, which is the next that the model is given."""
+    finished: bool
+
+    @classmethod
+    def checked(cls, row: Encoded, greedy: list[int], stop: Stop, verify: bool) -> _Completion:
+        """Accept the reference answer's tokens as far as they are the greedy ones, and the next greedy token."""
+        agreed = 0
+        while verify and agreed < len(greedy) and greedy[agreed] == row.labels[agreed] not in stop.tokens:
+            agreed += 1
+        # All labels agree without an end token among them only if the answer has none.
+        tokens = (row.labels[:agreed] + greedy[agreed : agreed + 1])[: stop.most]
+        past = len(row.ids) + min(agreed, len(tokens) - 1)
+        return cls(tokens, past, past, stop.reached(tokens))
+
+    def add(self, token: int, stop: Stop) -> None:
+        self.tokens.append(token)
+        self.position += 1
+        self.finished = stop.reached(self.tokens)
+
+
+def decode(
+    readout: Readout,
+    rows: Sequence[Encoded],
+    pad: int,
+    lanes: int,
+    active: ActiveLanes,
+    stop: Stop,
+    verify: bool = True,
+    share: bool = True,
+) -> tuple[list[list[int]], list[float]]:
+    """Decode one batch for every lane.
+
+    Args:
+        readout: of a causal model that caches keys and values by position.
+        rows: b rows; every lane gets each of them, so the batch has K b rows.
+        pad: the token to pad with.
+        lanes: K.
+        active: restricts the model to lanes that still have unfinished rows.
+        stop: when a completion ends.
+        verify: accept the reference answer's tokens as far as they are the greedy ones; False decodes every
+            token from the prompt (the slow twin).
+        share: compute what all prompts begin with once a lane; False computes every row whole.
+
+    Returns:
+        For the rows of lane 0, then those of lane 1, ...: the greedy tokens without the end token, and the
+        mean loss of the reference answer with its end token.
+    """
+    device = device_of(readout.model)
+    repeated = [*rows] * lanes
+    prefix = shared_prefix(rows, 1, device) if share else 0
+    batch = pad_causal(repeated, pad, prefix, lanes).to(device)
+    cache = DynamicCache(config=readout.model.config)
+    with active(range(lanes)):
+        logits = readout.run(batch, cache)
+    losses = row_means(token_losses(logits, batch.targets), batch.counts)
+    greedy = [part.tolist() for part in logits.argmax(-1).cpu().split(batch.counts)]
+    completions = [_Completion.checked(row, tokens, stop, verify) for row, tokens in zip(repeated, greedy, strict=True)]
+    _complete(readout, cache, prefix + batch.inputs["input_ids"].shape[1], completions, lanes, active, stop)
+    return [stop.cut(completion.tokens) for completion in completions], losses
+
+
+def _complete(
+    readout: Readout,
+    cache: DynamicCache,
+    width: int,
+    completions: list[_Completion],
+    lanes: int,
+    active: ActiveLanes,
+    stop: Stop,
+) -> None:
+    """Decode what is left, a token a step; finished rows are dropped when enough have finished.
+
+    Args:
+        readout: the model.
+        cache: keys and values of the first pass, a row for each completion.
+        width: tokens in a row of the first pass.
+        completions: equally many for each lane.
+        lanes: K.
+        active: restricts the model to some lanes.
+        stop: when a completion ends.
+    """
+    device = device_of(readout.model)
+    current, going = completions, list(range(lanes))
+    mask: Tensor | None = None
+    while not all(completion.finished for completion in current):
+        kept, lanes_kept = _rows_to_keep(current, going)
+        if mask is None:
+            longest = max(current[row].past for row in kept)
+            if longest < width:
+                cache.crop(longest - width)
+            past = torch.tensor([completion.past for completion in current], device=device)
+            mask = (torch.arange(longest, device=device) < past[:, None]).long()
+        if len(kept) < len(current):
+            chosen = torch.tensor(kept, device=device)
+            cache.batch_select_indices(chosen)
+            mask, current, going = mask[chosen], [current[row] for row in kept], lanes_kept
+        mask = torch.cat([mask, mask.new_ones(len(current), 1)], dim=1)
+        next_tokens = [[completion.tokens[-1], completion.position] for completion in current]
+        ids, positions = torch.tensor(next_tokens, device=device).split(1, dim=1)
+        inputs: dict[str, Any] = {
+            "input_ids": ids,
+            "position_ids": positions,
+            "attention_mask": mask,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        with active(going):
+            logits = readout(inputs, torch.arange(len(current), device=device))
+        for completion, token in zip(current, logits.argmax(-1).tolist(), strict=True):
+            if not completion.finished:
+                completion.add(token, stop)
+
+
+def _rows_to_keep(current: list[_Completion], going: list[int]) -> tuple[list[int], list[int]]:
+    """Return the rows to go on with, in equal blocks for the lanes that are not finished, and those lanes.
+
+    A lane with fewer unfinished rows than the fullest keeps finished ones to fill its block. Rows are
+    dropped only when a quarter of the batch can go: dropping copies the cache.
+    """
+    block = len(current) // len(going)
+    numbers = [range(start, start + block) for start in range(0, len(current), block)]
+    unfinished = [[row for row in rows if not current[row].finished] for rows in numbers]
+    size = max(map(len, unfinished))
+    lanes_kept = [lane for lane, rows in zip(going, unfinished, strict=True) if rows]
+    if size * len(lanes_kept) > 0.75 * len(current):
+        return list(range(len(current))), going
+    kept = []
+    for all_rows, rows in zip(numbers, unfinished, strict=True):
+        if rows:
+            finished = [row for row in all_rows if current[row].finished]
+            kept += sorted([*rows, *finished[: size - len(rows)]])
+    return kept, lanes_kept

@@ -1,0 +1,178 @@
+"""Text that is generated: by causal models, which continue a prompt, and by encoder-decoders, which answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lorax.forward.batch import Encoded, flat_labels, grid, label_positions, lane_widths, pad_id
+from lorax.forward.classification import masked
+from lorax.forward.decode import Stop, decode
+from lorax.forward.prefix_tree import lay_out, size
+from lorax.forward.prompts import causal_pair, ended, prompt_text
+from lorax.forward.readout import Readout, caches_by_position
+from lorax.forward.text import Text
+from lorax.models.modality import Batch, Prediction, by_lane, row_means
+
+if TYPE_CHECKING:
+    from lorax.forward.prompts import Pair, Turns
+    from lorax.models.modality import ActiveLanes
+    from lorax.models.registry import Loaded
+    from lorax.tasks.base import Task
+
+
+class GeneratedText(Text):
+    """Greedy completions, scored as texts; the loss is that of the reference answer and its end token."""
+
+    task_kinds = ("generation",)
+
+    def __init__(self, loaded: Loaded):
+        super().__init__(loaded)
+        self.readout = Readout(loaded.model)
+
+    def open(self) -> AbstractContextManager[Readout]:
+        """Have the model compute logits only where labels are predicted."""
+        return self.readout
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the logits at the labels, (N, V)."""
+        return self.readout.run(batch)
+
+    def stop(self, task: Task) -> Stop:
+        """Return when a completion ends."""
+        return Stop(end_tokens(self.loaded), task.max_new_tokens)
+
+    def answers(self, completions: Sequence[list[int]], losses: Sequence[float], lanes: int) -> list[list[Prediction]]:
+        """Return completions as texts, lane by lane."""
+        texts = [self.loaded.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
+        return by_lane([Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)], lanes)
+
+    def generate(self, ids: Tensor, mask: Tensor, start: int, stop: Stop) -> list[list[int]]:
+        """Return greedy completions by transformers' own `generate`, without their end tokens.
+
+        Args:
+            ids: (rows, T) padded prompts.
+            mask: (rows, T) 1 for tokens, 0 for padding.
+            start: tokens of its output that come before the completion.
+            stop: when a completion ends.
+        """
+        output = self.loaded.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=stop.most,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=sorted(stop.tokens),
+            pad_token_id=pad_id(self.loaded.tokenizer),
+        )
+        return [stop.cut(tokens) for tokens in output[:, start:].tolist()]
+
+
+class CausalText(GeneratedText):
+    """The answer continues the prompt; the loss is on the answer alone.
+
+    Args:
+        loaded: a causal language model.
+        verify: see `decode`; False decodes every token.
+        share: see `decode`; False computes every row from its first token.
+    """
+
+    def __init__(self, loaded: Loaded, *, verify: bool = True, share: bool = True):
+        super().__init__(loaded)
+        self.verify, self.share = verify, share
+
+    def tokenise(self, system: str | None, turns: Turns, texts: Sequence[tuple[str, str]]) -> Iterable[Pair]:
+        """Return prompts and answers; an answer continues exactly the prompt that generation starts from."""
+        return [causal_pair(self.loaded.tokenizer, system, turns, prompt, answer) for prompt, answer in texts]
+
+    def length(self, ids: list[int], labels: list[int]) -> int:
+        """Return the tokens of prompt and answer."""
+        return len(ids) + len(labels)
+
+    def collate(
+        self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
+    ) -> Batch:
+        """Return the rows with what they begin with once a lane, where that pays (`prefix_tree.lay_out`)."""
+        return lay_out(rows, self.loaded, lanes, share and self.share, single_pass)
+
+    def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
+        """Decode greedily: with reference answers checked first where the model's cache allows it."""
+        pad, stop = pad_id(self.loaded.tokenizer), self.stop(task)
+        if caches_by_position(self.loaded.model):
+            completions, losses = decode(self.readout, rows, pad, lanes, active, stop, self.verify, self.share)
+            return self.answers(completions, losses, lanes)
+        batch = self.collate([*rows] * lanes, lanes, share=False)
+        # Padding is on the left here: `generate` goes on from the last column.
+        width = max(len(row.ids) for row in rows)
+        padding = [width - len(row.ids) for row in rows]
+        ids = torch.tensor([[pad] * n + row.ids for n, row in zip(padding, rows, strict=True)] * lanes)
+        mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding] * lanes)
+        with active(range(lanes)):
+            losses = row_means(self.losses(self.forward(batch), batch), batch.counts)
+            completions = self.generate(ids.to(self.device), mask.to(self.device), width, stop)
+        return self.answers(completions, losses, lanes)
+
+    def tokens(self, rows: Sequence[Encoded]) -> int:
+        """Return how many tokens, padding included, the model runs for rows of one lane in a single pass."""
+        return size(rows, self.loaded.model)
+
+
+class Seq2SeqText(GeneratedText):
+    """The encoder reads the prompt, the decoder writes the answer."""
+
+    def tokenise(self, system: str | None, turns: Turns, texts: Sequence[tuple[str, str]]) -> Iterable[Pair]:
+        """Return prompts (plain where the task has neither system text nor shots) and answers."""
+        tokenizer = self.loaded.tokenizer
+        for text, answer in texts:
+            prompt = prompt_text(tokenizer, system, turns, text) if system or turns else text
+            yield tokenizer(prompt)["input_ids"], ended(tokenizer, tokenizer(text_target=answer)["input_ids"])
+
+    def collate(
+        self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
+    ) -> Batch:
+        """Return a padded row for each prompt and each answer."""
+        start = self.loaded.model.config.decoder_start_token_id
+        return pad_seq2seq(rows, pad_id(self.loaded.tokenizer), start, lanes).to(self.device)
+
+    def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
+        """Decode with transformers' own `generate`; losses in a pass of their own.
+
+        Prompts stay padded on the right: on the left, absolute positions (BART) would count the padding.
+        """
+        batch = self.collate([*rows] * lanes, lanes)
+        with active(range(lanes)):
+            losses = row_means(self.losses(self.forward(batch), batch), batch.counts)
+            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+            completions = self.generate(ids, mask, 1, self.stop(task))
+        return self.answers(completions, losses, lanes)
+
+
+def pad_seq2seq(rows: Sequence[Encoded], pad: int, start: int, lanes: int = 1) -> Batch:
+    """Return two grids, of prompts with their attention mask and of the decoder's inputs.
+
+    Args:
+        rows: the examples; those of a lane next to each other, equally many each.
+        pad: the token to pad with.
+        start: the token that the decoder starts from.
+        lanes: K.
+    """
+    counts, prompts = [len(row.labels) for row in rows], [row.ids for row in rows]
+    answers = grid([[start, *row.labels[:-1]] for row in rows], pad)
+    return Batch(
+        inputs={**masked(prompts, pad), "decoder_input_ids": answers},
+        positions=label_positions([0] * len(rows), counts, answers.shape[1]),
+        targets=flat_labels(rows),
+        counts=counts,
+        widths=lane_widths([[*map(len, prompts)], counts], lanes),
+    )
+
+
+def end_tokens(loaded: Loaded) -> frozenset[int]:
+    """Return the tokens that end an answer: the tokenizer's and those of the model's generation settings."""
+    settings = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
+    tokens = [loaded.tokenizer.eos_token_id, *(settings if isinstance(settings, list) else [settings])]
+    return frozenset(int(token) for token in tokens if token is not None)

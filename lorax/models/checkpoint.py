@@ -1,0 +1,184 @@
+"""Model families that lie in a folder of transformers: configuration, tokenizer and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorax.errors import UserError
+from lorax.models.attention import choose
+from lorax.models.fresh_head import init_head, modules_without_weights
+from lorax.models.placement import pick_device, torch_dtype
+from lorax.models.quiet import quiet
+from lorax.models.registry import Loaded
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What families of this sort share. Each says where its folder is, and what its digest is."""
+
+    name: str
+    kind: str = "auto"
+    """causal | classification | seq2seq | auto: from the task and the checkpoint's architecture."""
+    attention: str | None = None
+    """The attention kernel; None: by device, from measured steps (`attention`)."""
+
+    def folder(self, weights: bool = True) -> Path:
+        """Return the folder, fetched or converted on first use.
+
+        Args:
+            weights: False where configuration and tokenizer are enough.
+        """
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Return the digest of the pretrained weights and of what decides the tokens."""
+        raise NotImplementedError
+
+    def skeleton_digest(self) -> str:
+        """Return the digest for a skeleton; "" where it would need the weights."""
+        return self.digest()
+
+    def model_class(self, kind: str) -> Any:
+        """Return the class to build, one of transformers' automatic classes by default."""
+        import transformers
+
+        return {
+            "causal": transformers.AutoModelForCausalLM,
+            "classification": transformers.AutoModelForSequenceClassification,
+            "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        }[kind]
+
+    def skeleton(self, labels: Sequence[str] | None) -> Loaded:
+        """Return the architecture on the meta device: names and shapes."""
+        import torch
+
+        with quiet():
+            folder = self.folder(weights=False)
+            config = read_config(folder, labels)
+            kind = kind_of(config, self.kind, labels, str(folder))
+            with torch.device("meta"):
+                model = self.build(kind, config)
+        head = modules_without_weights(model, weight_names(folder)) if kind == "classification" else []
+        return Loaded(model.eval(), None, kind, self.name, self.skeleton_digest(), head)
+
+    def build(self, kind: str, config: PretrainedConfig) -> Any:
+        """Return the model of a configuration, without pretrained weights."""
+        return self.model_class(kind).from_config(config, attn_implementation="eager")
+
+    def load(self, labels: Sequence[str] | None, dtype: str, device: str, seed: int) -> Loaded:
+        """Return the model with its weights, in eval mode; a head that they lack is drawn from `seed`.
+
+        Raises:
+            UserError: the folder cannot be read as a model.
+        """
+        import torch
+        from transformers import AutoTokenizer
+
+        device, folder = pick_device(device), self.folder()
+        with quiet(), torch.random.fork_rng(devices=[]):
+            config = read_config(folder, labels)
+            kind = kind_of(config, self.kind, labels, str(folder))
+            kernel: str | None = choose(self.attention, device)
+            if kernel != self.attention and not _takes_kernels(self.model_class(kind), config):
+                kernel = None  # transformers' own choice for an attention of the model's own kind
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+                model, info = self.model_class(kind).from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=torch_dtype(dtype),
+                    attn_implementation=kernel,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                )
+            except (OSError, ValueError, ImportError) as error:
+                raise UserError(f"model.path={folder}: {first_line(error)}") from error
+        head = []
+        if kind == "classification":
+            missing = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+            head = sorted({key.rpartition(".")[0] for key in missing})
+            init_head(model, head, seed)
+            if getattr(model.config, "pad_token_id", None) is None:
+                model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        attention = kernel or getattr(model.config, "_attn_implementation", None) or "eager"
+        return Loaded(model.to(device).eval(), tokenizer, kind, self.name, self.digest(), head, attention)
+
+
+def read_config(folder: Path, labels: Sequence[str] | None) -> PretrainedConfig:
+    """Read a checkpoint's configuration, with the task's classes put in.
+
+    Raises:
+        UserError: transformers does not know the architecture, or the file is broken.
+    """
+    from transformers import AutoConfig
+
+    extra = {} if labels is None else {"num_labels": len(labels)}
+    try:
+        config = AutoConfig.from_pretrained(folder, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.path={folder}: {first_line(error)}") from error
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+    return config
+
+
+def kind_of(config: PretrainedConfig, asked: str | None, labels: Sequence[str] | None, where: str) -> str:
+    """Return causal, classification or seq2seq: what was asked for, else what task and checkpoint say.
+
+    Raises:
+        UserError: a task without classes on a checkpoint that cannot generate.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if asked not in (None, "auto"):
+        return str(asked)
+    if labels is not None:
+        return "classification"
+    architectures = " ".join(config.architectures or ())
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    if "ForCausalLM" in architectures or "LMHead" in architectures:
+        return "causal"
+    if "ForConditionalGeneration" in architectures and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "causal"  # a language model that also takes images or sound
+    raise UserError(
+        f"{where}: {architectures or config.model_type} is no text generator; "
+        "choose a classification task, or set model.kind"
+    )
+
+
+def weight_names(folder: Path) -> set[str]:
+    """Return the names of the tensors in a folder's safetensors files; empty where there are none yet."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _takes_kernels(model_class: Any, config: PretrainedConfig) -> bool:
+    """Return whether the model takes attention kernels by name; older ones (Falcon, T5) bring classes of their own."""
+    classes: Any = model_class
+    if hasattr(model_class, "_model_mapping"):
+        try:
+            classes = model_class._model_mapping[type(config)]
+        except KeyError:  # code that comes with the checkpoint
+            return False
+    options = classes if isinstance(classes, list | tuple) else [classes]
+    return all(getattr(option, "_supports_attention_backend", False) for option in options)

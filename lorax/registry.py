@@ -1,0 +1,106 @@
+"""Classes by name: methods, task families, model families. A class registers itself in the file that defines it.
+
+The folder of a package is the list. When a name is looked up, the module of that name is imported if there is one;
+else every module of the package whose name does not begin with an underscore, and then other packages' entry points.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from lorax.errors import UserError, near
+
+Class = TypeVar("Class", bound=type)
+Interface = TypeVar("Interface")
+
+
+class Registry(Generic[Interface]):
+    """The registered classes of one package; each is a frozen dataclass whose fields are its options.
+
+    Args:
+        group: the configuration group that names them, for messages: task, model.
+        package: where their modules are, such as `lorax.tasks`.
+        entry_points: group of entry points by which another package brings classes: each names a module that
+            registers them, or a registered class.
+    """
+
+    def __init__(self, group: str, package: str, entry_points: str | None = None):
+        self.group, self.package, self.entry_points = group, package, entry_points
+        self._classes: dict[str, type] = {}
+        self._is_complete = False
+
+    def register(self, name: str) -> Callable[[Class], Class]:
+        """Return a class decorator that makes a class known under `name`.
+
+        Raises:
+            UserError: another class already has that name.
+        """
+
+        def enter(cls: Class) -> Class:
+            taken = self._classes.get(name)
+            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UserError(f"{self.group}={name} is taken by {taken.__module__}.{taken.__qualname__}")
+            self._classes[name] = cls
+            return cls
+
+        return enter
+
+    def names(self) -> list[str]:
+        """Return the registered names, sorted."""
+        self._import_all()
+        return sorted(self._classes)
+
+    def get(self, name: str) -> type:
+        """Return the class registered under `name`.
+
+        Raises:
+            UserError: unknown name; the line holds the near misses.
+        """
+        if name not in self._classes and str(name).isidentifier():
+            module = f"{self.package}.{name}"
+            if importlib.util.find_spec(module) is not None:
+                importlib.import_module(module)
+        if name not in self._classes and name not in self.names():
+            raise UserError(f"{self.group}={name} is unknown: {near(name, self.names())}")
+        return self._classes[name]
+
+    def build(self, spec: Mapping[str, Any]) -> Interface:
+        """Build an instance from the mapping of a YAML file, without reading what it stands for.
+
+        Args:
+            spec: `name`, an optional `family` (the registered name, where it is not `name`), and the class's fields.
+
+        Raises:
+            UserError: unknown name or field, with the near misses; a value that the class does not take.
+        """
+        name = spec.get("family") or spec.get("name")
+        cls = self.get(str(name))
+        values = {key: value for key, value in spec.items() if key != "family"}
+        known = [item.name for item in fields(cls)]
+        for key, value in values.items():
+            if key not in known:
+                raise UserError(f"{self.group}.{key}={value}: {name} has no such field; {near(key, known)}")
+        return cls(**values)
+
+    def _import_all(self) -> None:
+        """Import the package's modules, then other packages' entry points; of these one that fails is left out."""
+        if self._is_complete:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self.package}.{module.name}")
+        self._is_complete = True
+        for entry in entry_points(group=self.entry_points) if self.entry_points else ():
+            try:
+                entry.load()
+            except Exception as error:
+                line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                warnings.warn(f"{self.group}={entry.name} ({entry.value}) cannot be loaded: {line}", stacklevel=4)

@@ -1,0 +1,218 @@
+"""Reading a study: from conf/study/<name>.yaml to a checked StudySpec, with errors of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorax.errors import UserError, near
+from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.judge import PROCEDURES
+from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
+
+METRICS = ("score", "tolerant")
+LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
+
+
+def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
+    """Read and check a study.
+
+    Args:
+        data: the mapping of the YAML file.
+        where: its name in error lines.
+
+    Raises:
+        UserError: an unknown or missing key, a wrong value; one line that names it.
+    """
+    data = {key: value for key, value in dict(data).items() if key != "plan"}
+    _known(data, StudySpec, where, without={"centres", "matched", "consumes"})
+    for key, kinds in _SHAPES.items():
+        _shaped(data.get(key), kinds, f"{where}.{key}")
+    for key in ("name", "model", "tasks", "arms", "reference", "margin"):
+        if data.get(key) is None:
+            raise UserError(f"{where}: {key} is required")
+    read: dict[str, Any] = dict(data)
+    read["arms"] = tuple(_arm(arm, f"{where}.arms[{at}]") for at, arm in enumerate(data["arms"]))
+    read["tasks"] = tuple([data["tasks"]] if isinstance(data["tasks"], str) else data["tasks"])
+    read["blocks"] = {title: tuple(labels) for title, labels in (data.get("blocks") or {}).items()}
+    for key in ("fixed", "per_task"):
+        read[key] = dict(data.get(key) or {})
+    for key in ("margin", "alpha", "assumed_sd"):
+        if key in data:
+            read[key] = _number(data[key], f"{where}.{key}")
+    read["seeds"] = _seeds(data.get("seeds", StudySpec.__dataclass_fields__["seeds"].default), f"{where}.seeds")
+    read["tuning"] = _tuning(data.get("tuning", {}), f"{where}.tuning")
+    costs = data.get("costs", {})
+    read["costs"] = None if costs in (None, False) else _build(Costs, costs, f"{where}.costs")
+    spec = StudySpec(**read)
+    _check(spec, where)
+    return spec
+
+
+def from_yaml(path: str | Path) -> StudySpec:
+    """Read a study from its YAML file; comments may stand on the first lines."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    return from_mapping(data or {}, path.stem)
+
+
+_LIST, _MAPPING, _TEXT = (list, tuple), (dict,), (str,)
+_SHAPES = {
+    "name": _TEXT, "model": _TEXT, "reference": _TEXT, "estimand": _TEXT,
+    "arms": _LIST, "tasks": (*_LIST, *_TEXT), "blocks": _MAPPING, "fixed": _MAPPING,
+    "per_task": _MAPPING, "tuning": (*_MAPPING, bool, str), "costs": (*_MAPPING, bool),
+}  # fmt: skip
+
+
+def _shaped(value: Any, kinds: tuple[type, ...], where: str) -> None:
+    if value is not None and not isinstance(value, kinds):
+        words = {list: "a list", dict: "a mapping", str: "a text"}
+        wanted = " or ".join(words[kind] for kind in kinds if kind in words)
+        raise UserError(f"{where}={value}: {wanted} is needed")
+
+
+def _arm(data: Any, where: str) -> Arm:
+    _shaped(data, (*_MAPPING, *_TEXT), where)
+    if isinstance(data, str):
+        data = {"init": data}
+    known = {item.name for item in fields(Arm)}
+    if "init" not in data:
+        raise UserError(f"{where}: an arm needs init")
+    # A key that is no field of Arm is an override of its jobs: `rank: 4`, `init.pattern: banded`.
+    overrides = dict(data.get("overrides") or {}) | {k: v for k, v in data.items() if k not in known}
+    fields_of_arm = {k: v for k, v in data.items() if k in known and k != "overrides"}
+    if fields_of_arm.get("match") is not None:
+        fields_of_arm["match"] = _build(Match, fields_of_arm["match"], f"{where}.match")
+    if fields_of_arm.get("lr") is not None:
+        fields_of_arm["lr"] = _number(fields_of_arm["lr"], f"{where}.lr")
+        if not fields_of_arm["lr"] > 0:
+            raise UserError(f"{where}.lr={fields_of_arm['lr']:g}: must be above 0")
+    settings = (f"{k.split('.')[-1]}={v}" for k, v in overrides.items())
+    fields_of_arm.setdefault("label", " ".join([fields_of_arm["init"], *settings]))
+    return Arm(**fields_of_arm, overrides=overrides)
+
+
+def _tuning(data: Any, where: str) -> Tuning | None:
+    if data in (None, False, "off"):
+        return None
+    _shaped(data, _MAPPING, where)
+    read = dict(data)
+    if "seeds" in read:
+        read["seeds"] = _seeds(read["seeds"], f"{where}.seeds")
+    halving = read.get("halving")
+    read["halving"] = None if halving in (None, False, "off") else _build(Halving, halving, f"{where}.halving")
+    return _build(Tuning, read, where)
+
+
+def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
+    _shaped(data, _MAPPING, where)
+    _known(data, kind, where)
+    for key in _WHOLE & data.keys():
+        if isinstance(data[key], bool) or not isinstance(data[key], int):
+            raise UserError(f"{where}.{key}={data[key]}: a whole number is needed")
+    try:
+        return kind(**data)
+    except TypeError as error:
+        raise UserError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
+
+
+_WHOLE = {"points", "per_decade", "extend", "rounds", "runners_up", "steps", "seed", "low", "high"}
+
+
+def _known(data: Mapping[str, Any], kind: type, where: str, without: frozenset[str] | set[str] = frozenset()) -> None:
+    names = [item.name for item in fields(kind) if item.name not in without]
+    for key in data:
+        if key not in names:
+            raise UserError(f"{where}: no key {key!r}; {near(key, names)}")
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}={value}: a number is needed") from None
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    seeds = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
+        raise UserError(f"{where}={value}: a list of whole numbers from 0 is needed")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}={list(seeds)}: a seed occurs twice")
+    return seeds
+
+
+OWNED = {
+    "init": "the arm says which method it is (`arms: [{label: ..., init: ...}]`)",
+    "task": "a study lists its tasks under `tasks`",
+    "model": "a study names its model under `model`",
+    "lr": "rates are tuned, or given by an arm (`arms: [{init: lora, lr: 1e-3}]`)",
+    "seed": "a study lists its seeds under `seeds`",
+    "evaluate": "tuning looks at validation, final runs at test",
+    "base": "an arm `none` scores the frozen base",
+    "label": "an arm's label stands beside its `init`",
+    "tag": "a study sets it",
+    "name": "a study's records carry the study's name",
+}
+"""What a study sets in every job itself: another setting would be lost, or would make all arms the same run."""
+
+
+def _check(spec: StudySpec, where: str) -> None:
+    labels = list(spec.labels)
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UserError(f"{where}.arms: label {twice[0]!r} occurs twice")
+    named = [("reference", spec.reference)]
+    named += [(f"blocks.{title}", label) for title, block in spec.blocks.items() for label in block]
+    named += [(f"arms.{arm.label}.match.to", arm.match.to) for arm in spec.arms if arm.match]
+    for place, label in named:
+        if label not in labels:
+            raise UserError(f"{where}.{place}: no arm {label!r}; {near(label, labels)}")
+    for task in spec.per_task:
+        if task not in spec.tasks:
+            raise UserError(f"{where}.per_task: no task {task!r}; {near(task, spec.tasks)}")
+    for arm in spec.arms:
+        if arm.match and spec.arm(arm.match.to).match:
+            line = f"{arm.match.to}: that arm is matched itself; name its target"
+            raise UserError(f"{where}.arms.{arm.label}.match.to={line}")
+    settings = {"fixed": spec.fixed, **{f"per_task.{task}": given for task, given in spec.per_task.items()}}
+    for place, given in (settings | {f"arms.{arm.label}": arm.overrides for arm in spec.arms}).items():
+        for key in given:
+            if key in OWNED:
+                raise UserError(f"{where}.{place}.{key}: {OWNED[key]}")
+    if not 0 < spec.margin < 1:
+        raise UserError(f"{where}.margin={spec.margin:g}: a fraction between 0 and 1 (0.01 is one point)")
+    if not 0 < spec.alpha < 0.5:
+        raise UserError(f"{where}.alpha={spec.alpha:g}: must be between 0 and 0.5")
+    if spec.metric not in METRICS:
+        raise UserError(f"{where}.metric={spec.metric}: {near(spec.metric, METRICS)}")
+    if spec.procedure not in PROCEDURES:
+        raise UserError(f"{where}.procedure={spec.procedure}: {near(spec.procedure, PROCEDURES)}")
+    if spec.estimand not in ESTIMANDS:
+        raise UserError(f"{where}.estimand={spec.estimand}: {near(spec.estimand, ESTIMANDS)}")
+    if spec.tuning is not None:
+        _check_tuning(spec, spec.tuning, f"{where}.tuning")
+
+
+def _check_tuning(spec: StudySpec, tuning: Tuning, where: str) -> None:
+    if tuning.points < LEAST_POINTS:
+        raise UserError(f"{where}.points={tuning.points}: at least {LEAST_POINTS} learning rates")
+    if tuning.per_decade < 1 or tuning.extend < 0 or tuning.rounds < 0:
+        raise UserError(f"{where}: per_decade is at least 1, extend and rounds at least 0")
+    if len(tuning.seeds) < LEAST_TUNING_SEEDS:
+        raise UserError(f"{where}.seeds={list(tuning.seeds)}: at least {LEAST_TUNING_SEEDS} tuning seeds")
+    shared = sorted(set(tuning.seeds) & set(spec.seeds))
+    if shared:
+        raise UserError(f"{where}.seeds: {shared[0]} is a final seed too; tuning and final seeds must differ")
+    steps = spec.fixed.get("steps")
+    if tuning.halving and (steps is None or tuning.halving.steps >= steps):
+        raise UserError(f"{where}.halving.steps={tuning.halving.steps}: must be below fixed.steps={steps}")
+    if spec.costs and spec.costs.seed in (*tuning.seeds, *spec.seeds):
+        raise UserError(f"{where}: costs.seed={spec.costs.seed} is a tuning or final seed; choose another")

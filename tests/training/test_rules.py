@@ -1,0 +1,165 @@
+"""The contract of training rules and rates: packed, resumed, accumulated, clipped, for every method that has one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_training import encode
+
+from lorax.adapters.face import TrainingRule
+from lorax.adapters.install import install
+from lorax.api import attach, make_factors
+from lorax.initializers.registry import build, get, names
+from lorax.training.loop import Run, TrainPlan, train
+
+PLAN = TrainPlan(steps=8, batch_size=4, warmup=0.2)
+RULED = [name for name in names() if get(name).has_factors and (build(name).rule() or build(name).rates)]
+VARIANTS = [(name, {}) for name in RULED] + [
+    ("dylora", {"variant": "frozen"}),
+    ("dylora", {"variant": "strict", "ranks": [1, 3]}),
+    ("adalora", {"orth": "paper", "every": 2}),
+    ("adalora", {"orth_weight": 0.0, "init_rank": 3}),
+]
+each_variant = pytest.mark.parametrize("name,fields", VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])
+
+
+def method(name, fields, rank=3):
+    return build(name, shared={"rank": rank}, own=fields)
+
+
+def run(adapters, initializer, data, seed, **more):
+    rates, rule = initializer.rates, initializer.rule()
+    return Run(adapters=adapters, data=data, lr=1e-2, seed=seed, rates=rates, rule=rule, **more)
+
+
+def alone(toy, sums, initializer, seed=0, dropout=0.0, plan=PLAN, **more):
+    loaded = toy(dtype="float64")
+    adapters = attach(loaded.model, initializer, seed=seed, dropout=dropout)
+    [outcome] = train(loaded, [run(adapters, initializer, encode(sums, loaded, "train"), seed, **more)], plan)
+    return adapters, outcome
+
+
+def values(adapters):
+    return {key: value.detach().clone() for key, value in adapters.state_dict().items()}
+
+
+def assert_close(ours, theirs, tolerance=1e-10):
+    for key, value in theirs.items():
+        assert (ours[key] - value).norm() <= tolerance * (1 + value.norm()), key
+
+
+def test_the_methods_with_rules_and_rates_are_found():
+    assert {"lora_plus", "dylora", "adalora"} <= set(RULED) and "lora" not in RULED
+
+
+@each_variant
+def test_three_lanes_are_three_single_runs(toy, sums, name, fields):
+    """Another method beside it, other seeds, dropout: a rule acts on its own run and draws from it alone."""
+    methods = [method(name, fields), method("lora", {}), method(name, fields, rank=2 if "ranks" not in fields else 3)]
+    drops = [0.0, 0.1, 0.2]
+    loaded = toy(dtype="float64")
+    plans = [make_factors(loaded.model, one, seed=seed) for seed, one in enumerate(methods)]
+    handles = install(loaded.model, plans, dropout=drops)
+    data = encode(sums, loaded, "train")
+    runs = [run(handle, one, data, seed) for seed, (handle, one) in enumerate(zip(handles, methods, strict=True))]
+    outcomes = train(loaded, runs, PLAN)
+    for seed, (handle, one, outcome) in enumerate(zip(handles, methods, outcomes, strict=True)):
+        adapters, expected = alone(toy, sums, one, seed, drops[seed])
+        assert_close(values(handle), values(adapters))
+        assert outcome.rule_report == expected.rule_report
+        for ours, theirs in zip(outcome.curve, expected.curve, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-8)
+
+
+@each_variant
+def test_a_run_resumes_to_the_same_bits(toy, sums, tmp_path, name, fields):
+    one, plan = method(name, fields), replace(PLAN, checkpoint_every=3)
+    whole, expected = alone(toy, sums, one, dropout=0.1)
+
+    def killed(row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        alone(toy, sums, one, dropout=0.1, plan=plan, checkpoint=tmp_path / "c.pt", on_step=killed)
+    resumed, outcome = alone(toy, sums, one, dropout=0.1, plan=plan, checkpoint=tmp_path / "c.pt")
+    assert outcome.resumed == 3 and outcome.curve == expected.curve and outcome.rule_report == expected.rule_report
+    assert all(torch.equal(value, values(whole)[key]) for key, value in values(resumed).items())
+
+
+@each_variant
+def test_micro_batches_change_nothing(toy, sums, name, fields):
+    """A rule acts once a step, and a penalty counts once, however many micro-batches the step has."""
+    one = method(name, fields)
+    (whole, a), (parts, b) = (alone(toy, sums, one, plan=replace(PLAN, accumulation=n)) for n in (1, 2))
+    assert_close(values(parts), values(whole), 1e-8)
+    assert [row.keys() for row in a.curve] == [row.keys() for row in b.curve]
+
+
+class _Pull(TrainingRule):
+    """A penalty with a known gradient, and a record of what the rule saw."""
+
+    def __init__(self, weight):
+        self.weight, self.clipped = weight, []
+
+    def penalty(self, adapters):
+        return self.weight * sum(value.sum() for value in adapters.parameters())
+
+    def after_update(self, step, adapters):
+        self.clipped.append(float(torch.nn.utils.get_total_norm([value.grad for value in adapters.parameters()])))
+
+
+def test_the_clip_includes_the_penalty_and_the_curve_shows_it_apart(toy, sums):
+    def go(weight):
+        loaded = toy(dtype="float64")
+        adapters = attach(loaded.model, "lora", rank=2)
+        rule = _Pull(weight)
+        one = Run(adapters=adapters, data=encode(sums, loaded, "train"), lr=1e-3, rule=rule)
+        [outcome] = train(loaded, [one], replace(PLAN, steps=1, clip=0.5))
+        return adapters, rule, outcome.curve[0]
+
+    adapters, rule, row = go(3.0)
+    _, _, plain = go(0.0)
+    start = 3.0 * sum(float(f.A.sum()) for f in attach(toy(dtype="float64").model, "lora", rank=2).factors().values())
+    assert row["penalty"] == pytest.approx(start) and row["loss"] == plain["loss"]
+    # the penalty's gradient is 3 on every number; the sum's norm lies within a triangle of both
+    pull = 3.0 * adapters.count_trainable() ** 0.5
+    assert abs(row["grad_norm"] - pull) <= plain["grad_norm"] and row["grad_norm"] > plain["grad_norm"]
+    assert rule.clipped == [pytest.approx(0.5)]
+
+
+class _Seen(TrainingRule):
+    def __init__(self):
+        self.calls = []
+
+    def before_forward(self, step, adapters):
+        self.calls.append(("forward", step.index, all(p.grad is None for p in adapters.parameters())))
+
+    def after_backward(self, step, adapters):
+        self.calls.append(("backward", step.index, all(p.grad is not None for p in adapters.parameters())))
+
+    def after_update(self, step, adapters):
+        self.calls.append(("update", step.index, all(p.grad is not None for p in adapters.parameters())))
+
+
+def test_a_rule_is_called_once_a_step_and_in_order(toy, sums):
+    loaded = toy()
+    adapters, rule = attach(loaded.model, "lora", rank=2), _Seen()
+    one = Run(adapters=adapters, data=encode(sums, loaded, "train"), lr=1e-3, rule=rule)
+    train(loaded, [one], replace(PLAN, steps=2, accumulation=2))
+    assert rule.calls == [(word, index, True) for index in (0, 1) for word in ("forward", "backward", "update")]
+
+
+def test_a_penalty_that_is_not_finite_ends_its_run_alone(toy, sums):
+    loaded = toy(dtype="float64")
+    initializer = method("lora", {})
+    plans = [make_factors(loaded.model, initializer, seed=seed) for seed in (0, 1)]
+    handles = install(loaded.model, plans)
+    data = encode(sums, loaded, "train")
+    runs = [Run(adapters=handle, data=data, lr=1e-2, seed=seed) for seed, handle in enumerate(handles)]
+    runs[0].rule = _Pull(float("nan"))
+    broken, healthy = train(loaded, runs, PLAN)
+    assert broken.status == "diverged" and len(broken.curve) == 1
+    adapters, expected = alone(toy, sums, initializer, seed=1)
+    assert healthy.status == "finished" and len(healthy.curve) == PLAN.steps
+    assert_close(values(handles[1]), values(adapters))
