@@ -86,10 +86,9 @@ def select(rows: Sequence[StudyRow], task: str, arms: Sequence[str]) -> list[Stu
 def main_table(study: Study) -> pd.DataFrame:
     """Return the numbers of the main table, one row a task and arm in the study's order; gaps are null.
 
-    Columns: task, arm, mean, sd, low, high (fractions; t interval over seeds), letters, difference,
-    difference_low, difference_high, confidence (of that interval), verdict, p_adjusted,
-    p_equivalence_adjusted, seeds, items, diverged, lr, edge, points, trials, parameters, eta,
-    init_seconds, step_ms, peak_mb (from the solo cost run), step0_error, notes (footnote numbers).
+    Columns are the keys of `score_columns` and `setting_columns`. Scores and differences are fractions, `low` and
+    `high` a t interval over seeds at 1 - alpha, `difference_low` and `difference_high` the interval of the verdict
+    at `confidence`; costs come from the solo cost run; `notes` are numbers of footnotes.
     """
     return columns.frame([*KEYS, *score_columns(), *setting_columns()], study_rows(study))
 

@@ -74,18 +74,17 @@ class Sweep:
     """Sentences below the table."""
 
     def frame(self) -> pd.DataFrame:
-        """Return the numbers: one row a method, rank and swept setting, scores as fractions.
+        """Return the numbers, one row a method, rank and swept setting, by the keys of `sweep_columns`.
 
-        Columns: `method`, `rank` (null where ignored), then per task `<task>_mean`, `<task>_sd` (over
-        seeds, n - 1 below), `<task>_n`, `<task>_failed`, `<task>_diverged` (runs), then `eta`, `lr` (a
-        number, or "low .. high"), `parameters` (trained, heads included), `step0_error` (the largest).
+        Means and SDs (over seeds, n - 1 below) are fractions, `<task>_failed` and `<task>_diverged` count runs;
+        `rank` is null where the method ignores it; `eta`, `lr` and `parameters` are a number, or `low .. high`.
         """
         return columns.frame(sweep_columns(self.tasks), self.rows).astype({"rank": "Int64"})
 
     def document(self, name: str) -> Document:
         """Return the page: scores in per cent as `mean ± SD (n)`, ranks across where there are several, notes."""
-        return Document(name, [Part("", self.notes, [columns.table(sweep_columns(self.tasks), self.rows),
-                                                     *self._by_rank()])])  # fmt: skip
+        table = columns.table(sweep_columns(self.tasks), self.rows)
+        return Document(name, [Part("", self.notes, [table, *self._by_rank()])])
 
     def _by_rank(self) -> list[Table]:
         """Return, where more than one rank was run, one small table a task: methods down, ranks across."""
