@@ -16,6 +16,7 @@ from lorax.records import canonical, check_writable
 from lorax.running.device import resolve_device
 
 if TYPE_CHECKING:
+    from lorax.models.registry import Loaded
     from lorax.tasks import Task
 
 
