@@ -33,8 +33,8 @@ test-all: $(STAMP)  ## the default tests and the slow ones
 	$(BIN)/ruff check lorax hydra_plugins tests benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
-lint: $(STAMP)  ## ruff, without changing anything
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(STAMP)  ## ruff and mypy, without changing anything
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(STAMP)  ## ruff, changing
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
