@@ -6,7 +6,7 @@ import pytest
 
 from lorax.records import RunRecord
 from lorax.records.fields import entry, is_frozen, learning_rate, one_per_seed, stamps
-from lorax.reports.sweep import comparison
+from lorax.reports.sweep import read_sweep
 from lorax.studies.jobs import Job, answers
 
 BASE = {"init": {"name": "lora"}, "seed": 0}
@@ -37,7 +37,7 @@ def test_the_learning_rate_of_a_record_is_the_one_it_trained_at(record, rate):
 def test_tables_and_studies_read_the_same_rate():
     record = run({}, {"lr": 2e-3, "evaluate": "test"}, task={"name": "t"}, label="lora")
     record.scores = {"test": {"score": 0.5, "n": 10}}
-    assert list(comparison([record])["lr"]) == [learning_rate(record)] == [2e-3]
+    assert list(read_sweep([record]).frame()["lr"]) == [learning_rate(record)] == [2e-3]
     job = Job("lora", "t", "final", 2e-3, 0, {"evaluate": "test"})
     assert answers(record, job)
     assert not answers(record, Job("lora", "t", "final", 1e-3, 0, {"evaluate": "test"}))
