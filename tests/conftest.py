@@ -29,3 +29,12 @@ def lorax(monkeypatch, tmp_path_factory, tmp_path):
         return 0
 
     return run
+
+
+@pytest.fixture
+def scratch_methods(monkeypatch):
+    """Initialisers that a test registers go with it."""
+    from lorax.initializers import registry
+
+    registry.names()  # the package's own are there before
+    monkeypatch.setattr(registry._methods, "_classes", dict(registry._methods._classes))

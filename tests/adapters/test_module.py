@@ -159,13 +159,9 @@ def test_a_block_called_with_more_than_one_tensor_says_so():
         model.mlp(x_of(), x_of())
 
 
-def test_a_method_may_adapt_modules(monkeypatch):
+def test_a_method_may_adapt_modules(scratch_methods):
     """`adapts="module"`: targets name submodules, `plan` returns what stands there, the seed draws it."""
-    from lorax import registry
-    from lorax.initializers import registry as methods
     from lorax.initializers.base import Method
-
-    monkeypatch.setattr(methods, "_methods", registry.Registry("init", "lorax.initializers"))
 
     @lorax.register("bottleneck_for_this_test")
     @dataclass(frozen=True, kw_only=True)
