@@ -65,7 +65,7 @@ class LayerAdapter(nn.Module):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return plain data from which, with the tensors, a saved adapter is built again."""
+        """Return plain data from which, with the tensors, a saved adapter is built again; see `adapters.plans`."""
         return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerAdapter:

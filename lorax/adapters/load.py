@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from lorax.adapters import baselines
 from lorax.adapters.adapted import AdaptedLayer
-from lorax.adapters.factors import Factors
+from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.format import fingerprint, read_header, read_tensors
 from lorax.adapters.install import install
 from lorax.adapters.kinds import effective, is_linear
+from lorax.adapters.plans import restore_plan
 from lorax.errors import UserError, near
 
 
@@ -52,14 +53,14 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
     if header["kind"] != "adapter":
         return baselines.restore(model, header, state)
     heads = _heads(model, {name: state.pop(name) for name in header["heads"]}, str(path))
-    factors: dict[str, Factors] = {}
+    plans: dict[str, LayerPlan] = {}
     saved: dict[str, Tensor] = {}
     for name, layer in header["layers"].items():
         prefix = f"{name}.lanes.0."
         tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        factors[name] = Factors.restore(layer, tensors)
+        plans[name] = restore_plan(layer, tensors)
         saved |= {f"{name}.{key}": value for key, value in tensors.items()}
-    adapters = install(model, factors, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
+    adapters = install(model, plans, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
     adapters.load_state_dict(saved)
     for parameter, value in heads:
         parameter.requires_grad_(True).data.copy_(value)
@@ -77,6 +78,8 @@ def _heads(model: nn.Module, heads: dict[str, Tensor], path: str) -> list[tuple[
 
 def _other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module) -> str | None:
     """Say how a base weight differs from the one that was trained on, or None if it does not."""
+    if "digest" not in saved:
+        return None  # at a module, which has no weight of its own
     if not is_linear(module):
         raise UserError(f"{path}: adapts {name}, which is {type(module).__name__} here, not a linear layer")
     here = effective(module)

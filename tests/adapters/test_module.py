@@ -23,6 +23,9 @@ class _Bottleneck(LayerAdapter):
         rows = base if mask is None else base * mask
         return base + torch.relu(rows @ self.down.to(base.dtype).mT) @ self.up.to(base.dtype).mT
 
+    def describe(self):
+        return {"plan": "bottleneck_for_this_test", "report": {}}
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -184,3 +187,19 @@ def test_a_method_may_adapt_modules(scratch_methods):
     again.detach()
     with pytest.raises(UserError, match="this method adapts whole modules; name them"):
         lorax.attach(model, Bottleneck())
+
+
+def test_it_is_saved_and_loaded(tmp_path, monkeypatch):
+    from lorax.adapters import plans
+
+    model, x = _Model(), x_of()
+    adapters = install(model, {"mlp": plan()}, dropout=0.25)
+    expected = model.eval()(x)
+    adapters.save(tmp_path, quiet=True)
+    adapters.detach()
+    with pytest.raises(UserError, match="of the kind 'bottleneck_for_this_test', which is not known here"):
+        lorax.load(model, tmp_path)
+    monkeypatch.setattr(plans, "_PLANS", dict(plans._PLANS))
+    plans.register_plan("bottleneck_for_this_test", lambda said, tensors: _Plan(tensors["down"], tensors["up"]))
+    assert lorax.load(model, tmp_path).dropout == 0.25
+    torch.testing.assert_close(model.eval()(x), expected)
