@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -60,7 +61,8 @@ def attach(
         **fields: the method's own: zeta=16, pattern="banded", scaling="rslora", svd="randomised", ...
 
     Returns:
-        The adapters' handle; for "full" and "none" one with the same methods.
+        The adapters' handle; for "full" and "none" one with the same methods. `parameter_groups(lr)` gives an
+        optimiser its groups (LoRA+ has two rates); `rule` is what the method does around each step, or None.
 
     Raises:
         UserError: an unknown name, field or target, or a value beyond its bound.
@@ -85,7 +87,15 @@ def attach(
     if not method.has_factors:
         return cast("Adapters", method.install(model, targets, info=info))  # it answers to the same methods
     plans = make_factors(model, method, targets, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
-    return install(model, plans, recenter=recenter, dropout=dropout, info=info)
+    adapters = install(model, plans, recenter=recenter, dropout=dropout, info=info)
+    adapters.rates, adapters.rule = dict(method.rates), method.rule()
+    if adapters.rule is not None:
+        warnings.warn(
+            f"init={method.name} acts while it trains: in a loop of your own call the hooks of `adapters.rule` "
+            "(lorax.adapters.face.TrainingRule) around each step",
+            stacklevel=2,
+        )
+    return adapters
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -> Adapters:

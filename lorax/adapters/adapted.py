@@ -80,6 +80,11 @@ class AdaptedLayer(nn.Module):
         """Register the adapters; their keys in the model are <layer>.lanes.<lane>.<tensor>."""
         self.lanes = nn.ModuleDict({str(lane): adapter for lane, adapter in adapters.items()})
 
+    @property
+    def changed(self) -> bool:
+        """Whether an adapter is written into the frozen weight now."""
+        return False
+
     def base(self, x: Tensor) -> Tensor:
         """Return the frozen module's own output."""
         raise NotImplementedError(f"{type(self).__name__}.base")
@@ -116,6 +121,11 @@ class AdaptedLayer(nn.Module):
         """Return the output where row i uses the adapter of lane `routing[i]`, and the base's alone at -1."""
         if len(routing) != len(x):
             raise UserError(f"{self.name}: {len(x)} rows, but {len(routing)} are routed")
+        if self.changed:
+            raise UserError(f"{self.name}: rows cannot be routed past a merged or folded weight")
+        if unknown := sorted(set(routing.tolist()) - {-1, *self.pack.lanes}):
+            raise UserError(f"{self.name}: rows are routed to lanes {unknown}, which are not active")
+        routing = routing.to(x.device)
         for lane in self.pack.lanes:
             adapter, rows = self.adapter(lane), (routing == lane).nonzero()[:, 0]
             if adapter is not None and len(rows):

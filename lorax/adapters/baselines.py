@@ -29,6 +29,7 @@ class FullModel:
     kind = "full"
     dropout = 0.0
     number = 0
+    merged = False
     pack: None = None
     """It shares its base with no others."""
 

@@ -38,6 +38,11 @@ class Trainable(Protocol):
         ...
 
     @property
+    def merged(self) -> bool:
+        """Whether W' is in the stored weights now."""
+        ...
+
+    @property
     def pack(self) -> PackState | None:
         """The state shared by all lanes of a base; None where there are no adapted layers."""
         ...
@@ -124,7 +129,7 @@ class Step:
     total: int
     """Optimiser steps of the run."""
     generator: torch.Generator
-    """The run's own random state; a checkpoint keeps it."""
+    """The rule's own random state, from the run's seed; a checkpoint keeps it."""
 
 
 class TrainingRule:
@@ -132,14 +137,15 @@ class TrainingRule:
 
     One instance belongs to one run. It may write to the tensors of its own adapters and must neither add nor
     remove one. Each call comes once an optimiser step, however many micro-batches the step has. Random numbers
-    are drawn from `step.generator`, so that a run gives the same result alone, in a pack, and resumed.
+    are drawn from `step.generator`, which is the rule's own, so that a run gives the same result alone, in a pack,
+    and resumed, and paired runs draw the same whatever else they draw.
     """
 
     def before_forward(self, step: Step, adapters: Trainable) -> None:
         """Act before the step's forward passes. DyLoRA draws its rank here."""
 
     def penalty(self, adapters: Trainable) -> Tensor | None:
-        """Return a scalar that is added to the step's loss, or None.
+        """Return a scalar tensor that is added to the step's loss, or None.
 
         The record's curve shows it apart from the task's loss; the gradient norm and its bound include it.
         """
@@ -150,6 +156,9 @@ class TrainingRule:
 
     def after_update(self, step: Step, adapters: Trainable) -> None:
         """Act after the optimiser's update; the clipped gradients are still in `.grad`."""
+
+    def finish(self, adapters: Trainable) -> None:
+        """Leave the adapters as they are to be used: called when training ends, however it ends."""
 
     def report(self) -> dict[str, Any]:
         """Return facts about the trained adapters for the record: numbers, texts, lists of them."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorax.adapters import core
 from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.face import TrainingRule
 from lorax.adapters.factors import Factors
 from lorax.adapters.installation import Installation
 from lorax.adapters.kinds import factor_dtype
@@ -47,6 +48,10 @@ class Adapters:
             name: layer for name, layer in sorted(installation.layers.items()) if str(number) in layer.lanes
         }
         self._merged = False
+        self.rates: dict[str, float] = {}
+        """Learning rate of a tensor over the run's, by its letter, as the method has it (`lorax.attach`)."""
+        self.rule: TrainingRule | None = None
+        """What the method does around each step (`lorax.attach`)."""
 
     @property
     def model(self) -> nn.Module:
@@ -114,6 +119,18 @@ class Adapters:
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained tensors, ordered by layer name, then B, M, A."""
         return list(self.named_parameters().values())
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the groups of an optimiser for a loop of your own: the trained tensors by their rate.
+
+        Args:
+            lr: the run's learning rate; a tensor's is lr * `rates` of its letter.
+        """
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters().items():
+            letter = name.rpartition(".")[2].removeprefix("d")
+            groups.setdefault(lr * self.rates.get(letter, 1.0), []).append(parameter)
+        return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
     def count_trainable(self) -> int:
         """Return how many numbers train."""

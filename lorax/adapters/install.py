@@ -159,8 +159,8 @@ def _fold(installation: Installation, adapters: Adapters) -> None:
     shifted = {name: adapter for name, adapter in adapters.layer_adapters().items() if adapter.shifts_base}
     try:
         installation.refuse_tied(shifted, "fold into")
+        for name, adapter in shifted.items():
+            adapters.linear(name).fold(adapter)
     except UserError:
-        installation.remove(0)
+        installation.remove(0)  # the layers that were folded get their weight back
         raise
-    for name, adapter in shifted.items():
-        adapters.linear(name).fold(adapter)

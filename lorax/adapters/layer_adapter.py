@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lorax.adapters.dropout import quantise
+from lorax.errors import UserError
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
@@ -65,8 +66,12 @@ class LayerAdapter(nn.Module):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return plain data from which, with the tensors, a saved adapter is built again; see `adapters.plans`."""
-        return {}
+        """Return plain data from which, with the tensors, a saved adapter is built again; see `adapters.plans`.
+
+        Raises:
+            UserError: the adapter does not say how it is built again, so it cannot be saved.
+        """
+        raise UserError(f"{type(self).__name__} cannot be saved: it does not describe itself")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerAdapter:
         """Follow the model to another device, never to a coarser dtype."""

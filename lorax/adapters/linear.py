@@ -42,8 +42,11 @@ class AdaptedLinear(AdaptedLayer):
     def __init__(self, base: nn.Module, adapters: Mapping[int, LayerAdapter], pack: PackState, name: str):
         super().__init__(base, {}, pack, name)
         self.kind = kind_of(base)
-        self.weight = cast(nn.Parameter, base.weight)
-        self.register_parameter("bias", getattr(base, "bias", None))
+        self._parameters.update(base._parameters)  # a quantised layer has more than weight and bias
+        self._buffers.update(base._buffers)
+        self._non_persistent_buffers_set |= base._non_persistent_buffers_set
+        if "bias" not in self._parameters:
+            self.register_parameter("bias", None)
         self.out_features, self.in_features = self.kind.shape(base)
         self._add_adapters(adapters)
         self._start: Tensor | None = None
@@ -128,6 +131,11 @@ class AdaptedLinear(AdaptedLayer):
                 self._derived[name] = (key, make(tensor))
         return self._derived[name][1]
 
+    @property
+    def changed(self) -> bool:
+        """Whether an adapter is merged or folded into the weight now."""
+        return self._start is not None or self._unmerged is not None
+
     def base(self, x: Tensor) -> Tensor:
         """Return x W^T + b by the very call of the replaced module."""
         return self.kind.forward(self, x)
@@ -209,9 +217,8 @@ class AdaptedLinear(AdaptedLayer):
 
     def current(self, original: nn.Module) -> nn.Module:
         """Return the replaced module, computing with weight and bias as they are now."""
-        original.weight = self.weight
-        if self.bias is not None:
-            original.bias = self.bias
+        original._parameters.update({name: self._parameters[name] for name in original._parameters})
+        original._buffers.update({name: self._buffers[name] for name in original._buffers})
         return super().current(original)
 
     def _write(self, matrix: Tensor) -> Tensor:

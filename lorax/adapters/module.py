@@ -29,7 +29,7 @@ class AdaptedModule(AdaptedLayer):
         if "lanes" in base._modules:
             raise UserError(f"{name}: its module has a child named 'lanes', which is the adapters' name")
         object.__setattr__(self, "_replaced", base)
-        for held in ("_parameters", "_buffers"):
+        for held in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             setattr(self, held, getattr(base, held))
         self._modules = dict(base._modules)
         self._add_adapters(adapters)
@@ -46,6 +46,7 @@ class AdaptedModule(AdaptedLayer):
 
     def base(self, x: Tensor) -> Tensor:
         """Return the replaced module's own output."""
+        self._replaced.training = self.training  # it is no part of the model, which may have been switched
         y = self._replaced.forward(x)
         if not isinstance(y, Tensor):
             kind, out = type(self._replaced).__name__, type(y).__name__

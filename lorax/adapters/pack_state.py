@@ -71,7 +71,7 @@ class PackState:
         """Let each row of the next batches name its lane, in place of equal blocks: many adapters in one batch.
 
         Switching a row to another adapter is another number here; no weight is written. The layers then run in
-        plain operations.
+        plain operations. A fresh head still takes its rows in equal blocks.
 
         Args:
             routing: (rows,), whole numbers: the lane of row i, or -1 for the base model's own output.
@@ -80,6 +80,8 @@ class PackState:
             UserError: a lane that is not there.
         """
         known, before = {-1, *self.lanes}, self.routing
+        if not isinstance(routing, Tensor) or routing.ndim != 1 or routing.is_floating_point():
+            raise UserError("rows are routed by one whole number each: a tensor of shape (rows,)")
         if unknown := sorted(set(routing.tolist()) - known):
             raise UserError(f"rows are routed to lanes {unknown}: choose among {sorted(known)}")
         self.routing = routing

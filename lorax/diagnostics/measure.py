@@ -145,7 +145,8 @@ def _row(
     if isinstance(adapters, FullModel):
         factors, W0 = None, adapters.frozen_weight(name)
     else:
-        factors, W0 = references.factors.get(name), adapters.linear(name).start()
+        start, W0 = references.factors.get(name), adapters.linear(name).start()
+        factors = start if isinstance(start, Factors) else None  # other plans have no first step in closed form
     if references.gradients and (factors is not None or isinstance(adapters, FullModel)):
         row = _first(name, factors, settings, references, angles)
     delta = adapters.delta([name])[name]

@@ -154,12 +154,20 @@ class Allocation(TrainingRule):
         if self.method.orth_weight == 0:
             return None
         norms = []
+        for matrices in self._by_shape(adapters):  # P^T and Q alike, (r, .): one batch of products a shape
+            stacked = torch.stack(matrices)
+            distance = stacked @ stacked.mT - torch.eye(stacked.shape[1], dtype=stacked.dtype, device=stacked.device)
+            norms.append(torch.linalg.matrix_norm(distance))
+        all_norms = torch.cat(norms)
+        return self.method.orth_weight * (all_norms.square().sum() if self.method.orth == "paper" else all_norms.mean())
+
+    def _by_shape(self, adapters: Trainable) -> list[list[Tensor]]:
+        groups: dict[Any, list[Tensor]] = {}
         for name, value in adapters.named_parameters().items():
             if not name.endswith(".M"):
-                gram = value @ value.mT if name.endswith(".A") else value.mT @ value
-                norms.append(torch.linalg.norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
-        stacked = torch.stack(norms)
-        return self.method.orth_weight * (stacked.square().sum() if self.method.orth == "paper" else stacked.mean())
+                matrix = value if name.endswith(".A") else value.mT
+                groups.setdefault((matrix.shape, matrix.device), []).append(matrix)
+        return list(groups.values())
 
     def after_update(self, step: Step, adapters: Trainable) -> None:
         """Update the importance, and mask lambda where it is due."""
@@ -179,8 +187,8 @@ class Allocation(TrainingRule):
 
     def phases(self, total: int) -> tuple[int, int]:
         """Return (t_i, T - t_f): the updates after which the budget falls, and after which the mask stays."""
-        first = int(self.method.warmup * total)
-        return first, max(total - int(self.method.hold * total), first + 1)
+        first = round(self.method.warmup * total)
+        return first, max(total - round(self.method.hold * total), first + 1)
 
     def budget(self, t: int, total: int, layers: int) -> int:
         """Return the number of triplets of all layers after update t."""
@@ -193,17 +201,21 @@ class Allocation(TrainingRule):
         return int(end + (start - end) * (1 - (t - first) / (last - first)) ** 3)
 
     def _learn(self, parameters: dict[str, Any]) -> None:
+        """Update importance and uncertainty; a tensor that no gradient reached has a gradient of 0."""
         import torch
 
-        for name, value in parameters.items():
-            if value.grad is None:
-                continue
-            now = (value * value.grad).abs()
-            if name not in self.importance:
-                self.importance[name], self.uncertainty[name] = torch.zeros_like(now), torch.zeros_like(now)
-            smooth = self.importance[name].mul_(self.method.beta1).add_(now, alpha=1 - self.method.beta1)
-            spread = (now - smooth).abs()
-            self.uncertainty[name].mul_(self.method.beta2).add_(spread, alpha=1 - self.method.beta2)
+        names, values = list(parameters), list(parameters.values())
+        gradients = [value.grad if value.grad is not None else torch.zeros_like(value) for value in values]
+        now = torch._foreach_abs(torch._foreach_mul(values, gradients))
+        if not self.importance:
+            self.importance = dict(zip(names, (torch.zeros_like(value) for value in now), strict=True))
+            self.uncertainty = dict(zip(names, (torch.zeros_like(value) for value in now), strict=True))
+        beta1, beta2 = self.method.beta1, self.method.beta2
+        smooth, spread = ([kept[name] for name in names] for kept in (self.importance, self.uncertainty))
+        torch._foreach_mul_(smooth, beta1)
+        torch._foreach_add_(smooth, now, alpha=1 - beta1)
+        torch._foreach_mul_(spread, beta2)
+        torch._foreach_add_(spread, torch._foreach_abs(torch._foreach_sub(now, smooth)), alpha=1 - beta2)
 
     def _choose(self, parameters: dict[str, Any], budget: int) -> None:
         """Keep the `budget` most important triplets of all layers."""

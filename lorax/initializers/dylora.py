@@ -49,10 +49,12 @@ class DyLoRA(LoRA):
         one_of("variant", self.variant, VARIANTS)
         if self.ranks is None:
             return
-        whole = all(isinstance(b, int) and not isinstance(b, bool) for b in self.ranks)
-        if not self.ranks or not whole or not all(1 <= b <= self.rank for b in self.ranks):
-            raise UserError(f"ranks={list(self.ranks)}: whole numbers from 1 to rank={self.rank} are needed")
-        object.__setattr__(self, "ranks", tuple(sorted(set(self.ranks))))
+        ranks = list(self.ranks) if isinstance(self.ranks, Sequence) and not isinstance(self.ranks, str) else []
+        whole = all(isinstance(b, int) and not isinstance(b, bool) and 1 <= b <= self.rank for b in ranks)
+        if not ranks or not whole:
+            raise UserError(f"ranks={self.ranks}: a list of whole numbers from 1 to rank={self.rank} is needed")
+        ascending = tuple(sorted(set(ranks)))
+        object.__setattr__(self, "ranks", None if len(ascending) == self.rank else ascending)
 
     def __call__(self, probe: Probe) -> Factors:
         """Return LoRA's factors around a diagonal of ones."""
@@ -107,6 +109,10 @@ class _Truncate(TrainingRule):
             self._before = {}
         _truncate(adapters, None, self.scaling)
 
+    def finish(self, adapters: Trainable) -> None:
+        """Put the whole rank back, also after a step that was not completed."""
+        _truncate(adapters, None, self.scaling)
+
     def _component(self, name: str, value: Tensor) -> Tensor:
         """1 on component b of A (a row) or B (a column), 0 elsewhere; broadcasts to the tensor."""
         rank = value.shape[0] if name.endswith("A") else value.shape[1]
@@ -116,18 +122,20 @@ class _Truncate(TrainingRule):
 
 
 @contextmanager
-def at_rank(adapters: Trainable, b: int, scaling: str = "standard") -> Iterator[None]:
+def at_rank(adapters: Trainable, b: int) -> Iterator[None]:
     """Compute with the first b components for a while: the rank-b model that was trained along.
 
     Args:
         adapters: of a DyLoRA run.
         b: 1 to the stored rank.
-        scaling: the run's.
 
     Raises:
-        UserError: b out of bounds.
+        UserError: other adapters, merged ones, or b out of bounds.
     """
-    whole = min(_diagonal(adapter).numel() for adapter in adapters.layer_adapters().values())
+    init = adapters.info.get("init", {})
+    if init.get("name") != DyLoRA.name or adapters.merged:
+        raise UserError("at_rank needs unmerged adapters of init=dylora")
+    whole, scaling = init["rank"], init["scaling"]
     if not 1 <= b <= whole:
         raise UserError(f"rank {b}: between 1 and {whole} is needed")
     _truncate(adapters, b, scaling)

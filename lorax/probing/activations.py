@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters.kinds import factor_dtype
+from lorax.adapters.kinds import factor_dtype, kind_of
 from lorax.errors import UserError
 from lorax.probing.calibration_pass import Loss, first_few, one_pass
 
@@ -86,7 +86,9 @@ class SecondMoments:
 
     @torch.no_grad()
     def _add(self, name: str, inputs: Tensor) -> None:
-        x = inputs.detach().flatten(0, -2).to(factor_dtype(self._targets[name]))
+        module = self._targets[name]
+        rows = kind_of(module).inputs(module, inputs.detach())
+        x = rows.flatten(0, -2).to(factor_dtype(module))
         counts = self._fitting(name, inputs)
         tokens = float(len(x))
         if counts is not None:

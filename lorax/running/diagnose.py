@@ -56,7 +56,7 @@ def gradients_at_start(run: PreparedRun, loaded: Loaded) -> Mapping[str, Tensor]
     from lorax.probing.gradient import layer_gradients
     from lorax.running.gradient_batches import gradient_batches
 
-    if not is_measured(run.config, run.initializer):
+    if not is_measured(run.config, run.initializer) or run.initializer.adapts == "module":
         return None
     loss, batches = gradient_batches(run.task, loaded, run.config)
     targets = find_targets(loaded.model, run.config.targets, head=loaded.head)

@@ -82,7 +82,9 @@ def _build_factors(run: PreparedRun, loaded: Loaded, placement: Placement) -> di
 
     if not run.initializer.has_factors:
         return {}
-    targets = find_targets(loaded.model, run.config.targets, head=loaded.head)
+    targets = find_targets(
+        loaded.model, run.config.targets, head=loaded.head, modules=run.initializer.adapts == "module"
+    )
     loss, batches = None, None
     if run.initializer.needs & CALIBRATED:
         loss, batches = gradient_batches(run.task, loaded, run.config)

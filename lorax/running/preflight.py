@@ -39,7 +39,9 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         data = canonical([config.task, config.data_seed])
         task = tasks[data] = tasks.get(data) or load_task(config)
         initializer = config.initializer()
-        if initializer.changes_layers:
+        if initializer.adapts == "module":
+            check_modules(config, task)
+        elif initializer.changes_layers:
             key = canonical([config.model, task.labels and len(task.labels), config.targets])
             if key not in shapes:
                 shapes[key] = layer_shapes(config, task)
@@ -80,6 +82,16 @@ def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:
     check_task_fits(config, task, loaded)
     targets = find_targets(loaded.model, config.targets, head=loaded.head)
     return {name: shape_of(module) for name, module in targets.items()}
+
+
+def check_modules(config: RunConfig, task: Task) -> None:
+    """Refuse targets that name no submodule of the model."""
+    from lorax.adapters.install import find_targets
+    from lorax.models.registry import skeleton
+
+    loaded = skeleton(config.model, labels=class_names(task))
+    check_task_fits(config, task, loaded)
+    find_targets(loaded.model, config.targets, head=loaded.head, modules=True)
 
 
 def check_head(config: RunConfig, task: Task) -> None:

@@ -154,7 +154,7 @@ class Session:
         return {
             "trained_dtype": " and ".join(dtypes) or None,
             "eta": values[0] if len(values) == 1 else [values[0], values[-1]] if values else None,
-            "n_layers": len(eta),
+            "n_layers": len(adapters.layer_adapters()),
             "summary": _medians(layers),
             "layers": layers,
         }

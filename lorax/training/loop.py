@@ -77,6 +77,8 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
                 bar.set_postfix(loss=f"{sum(losses) / len(going):.3f}", refresh=False)
                 bar.update(max(state.step for state in states) - bar.n)
     finally:
+        for state in states:
+            state.finish()
         set_widths([run.adapters for run in runs], [{} for _ in runs])
         set_unpadded([run.adapters for run in runs], None)
         for module, mode in modes.items():
@@ -112,7 +114,9 @@ def _penalties(going: list[RunState]) -> list[Tensor | None]:
     penalties = [state.penalty() for state in going]
     given = [penalty for penalty in penalties if penalty is not None]
     if given:
-        (torch.stack(given).sum() * going[0].loss_scale).backward()
+        weights = [state.loss_weight for state, value in zip(going, penalties, strict=True) if value is not None]
+        total = torch.stack([weight * penalty for weight, penalty in zip(weights, given, strict=True)]).sum()
+        (total * going[0].loss_scale).backward()
     return [None if penalty is None else penalty.detach() for penalty in penalties]
 
 

@@ -41,6 +41,7 @@ class RunState:
         self.parameters = {name: value for name, value in named.items() if id(value) not in in_head}
         self.generator = torch.Generator().manual_seed(run.seed)
         run.adapters.generator = self.generator
+        self.rule_generator = torch.Generator().manual_seed(run.seed)
         self.drops = bool(run.adapters.dropout)
         self.order = order(run.seed, len(run.data), plan.batch_size, plan.steps)
         self.loss_scale = _loss_scale(run.adapters.model)
@@ -90,8 +91,14 @@ class RunState:
             with torch.no_grad():
                 self.run.rule.after_update(self._now(), self.run.adapters)
 
+    def finish(self) -> None:
+        """Let the training rule leave the adapters as they are to be used."""
+        if self.run.rule is not None:
+            with torch.no_grad():
+                self.run.rule.finish(self.run.adapters)
+
     def _now(self) -> Step:
-        return Step(self.step, self.plan.steps, self.generator)
+        return Step(self.step, self.plan.steps, self.rule_generator)
 
     def add_row(self, row: dict[str, float]) -> None:
         """Book a finished step."""
@@ -131,7 +138,8 @@ class RunState:
                 self.run.on_step(row)
         self.run.adapters.load_state_dict(state["adapters"])
         if self.run.rule is not None:
-            self.run.rule.load_state_dict(state["rule"])
+            self.run.rule.load_state_dict(_moved(state["rule"], self.device))
+            self.rule_generator.set_state(state["rule_generator"])
         if self.run.head is not None:
             self.run.head.load_state_dict(state["head"])
         self.generator.set_state(state["generator"])
@@ -160,6 +168,7 @@ class RunState:
         numbers = [run.name, run.lr, run.head_lr, run.weight_decay, run.seed, len(run.data), counts]
         numbers += [dict(run.rates)] if run.rates else []
         numbers += [run.group] if run.group else []
+        numbers += [type(run.rule).__qualname__] if run.rule is not None else []
         return json.dumps([numbers, plan], sort_keys=True)
 
     def _state(self, optimizer: dict[str, Any]) -> dict[str, Any]:
@@ -172,8 +181,18 @@ class RunState:
             "optimizer": optimizer,
             "adapters": self.run.adapters.state_dict(),
             "rule": {} if self.run.rule is None else self.run.rule.state_dict(),
+            "rule_generator": self.rule_generator.get_state(),
             "head": self.run.head.state_dict() if self.run.head is not None else {},
         }
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    """Return nested mappings and lists with their tensors on a device; checkpoints are read into main memory."""
+    if isinstance(state, torch.Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _moved(value, device) for key, value in state.items()}
+    return [_moved(value, device) for value in state] if isinstance(state, list) else state
 
 
 def _loss_scale(model: nn.Module) -> float:

@@ -74,8 +74,9 @@ class Update:
             for state in self.states:
                 state.after_update()
         else:
-            for state, loss in zip(self.states, losses, strict=True):
-                state.error = f"step {step}: loss {loss:g}, gradient norm {norm:g}"
+            for state, loss, penalty in zip(self.states, losses, penalties, strict=True):
+                beside = "" if penalty is None else f", penalty {penalty:g}"
+                state.error = f"step {step}: loss {loss:g}{beside}, gradient norm {norm:g}"
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
         for state, loss, penalty in zip(self.states, losses, penalties, strict=True):
@@ -101,6 +102,9 @@ class Update:
                 seen.add(id(value))
             heads += [value for value in state.head if id(value) not in seen]
             seen |= {id(value) for value in state.head}
+        letters = {_letter(name) for state in self.states for name in state.parameters}
+        if unknown := sorted({key for state in self.states for key in state.run.rates} - letters):
+            raise UserError(f"rates name {', '.join(unknown)}: choose from {', '.join(sorted(letters))}")
         run = self.first.run
         share = (run.head_lr / run.lr) if run.head_lr is not None and run.lr else 1.0
         groups = [{"params": values, "share": rate} for rate, values in by_rate.items()]
@@ -143,7 +147,10 @@ def make_updates(states: Sequence[RunState]) -> list[Update]:
                 raise UserError(f"group {members[0].run.group}: its runs differ in {key}: {values}")
         if any(state.plan != members[0].plan for state in members):
             raise UserError(f"group {members[0].run.group}: its runs differ in their training plan")
-    return [Update(members) for members in groups.values()]
+    updates = [Update(members) for members in groups.values()]
+    if sum(len(update.parameters) for update in updates) > len({id(p) for u in updates for p in u.parameters}):
+        raise UserError("runs that share tied tensors must be trained as one group: give them one `group`")
+    return updates
 
 
 def _letter(name: str) -> str:

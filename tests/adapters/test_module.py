@@ -155,6 +155,26 @@ def test_factors_need_a_weight(make):
         install(model, {"mlp": make("lora", {"x": nn.Linear(6, 6)})["x"]})
 
 
+def test_the_blocks_mode_follows_the_model():
+    model = _Model()
+    block = model.mlp
+    install(model, {"mlp": plan()})
+    model.eval()
+    model(x_of())
+    for module in model.modules():
+        module.training = True
+    model(x_of())
+    assert block.training
+
+
+def test_buffers_that_are_not_stored_stay_so():
+    model = _Model()
+    model.mlp.register_buffer("cached", torch.ones(2), persistent=False)
+    keys = set(model.state_dict())
+    install(model, {"mlp": plan()})
+    assert {key for key in model.state_dict() if ".lanes." not in key} == keys
+
+
 def test_a_block_called_with_more_than_one_tensor_says_so():
     model = _Model()
     install(model, {"mlp": plan()})

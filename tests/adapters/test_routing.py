@@ -55,8 +55,24 @@ def test_equal_blocks_come_back_after_it(pack):
     assert torch.equal(model(x), before)
 
 
+def test_a_merged_or_folded_weight_is_no_base_to_route_past(net, make):
+    x, routing = torch.randn(3, 6, dtype=torch.float64), torch.tensor([0, -1, 0])
+    for recenter, merge in (("fold", False), ("carry", True)):
+        model = net()
+        adapters = install(model, make("pissa", find_targets(model)), recenter=recenter)
+        if merge:
+            adapters.merge()
+        with pytest.raises(UserError, match="up: rows cannot be routed past"), adapters.pack.routed(routing):
+            model(x)
+
+
 def test_what_cannot_be_routed_is_one_line(pack):
     model, lanes = pack
+    with pytest.raises(UserError, match="which are not active"), lanes[0].pack.routed(torch.tensor([0, 1])):
+        with lanes[0].pack.active([2]):
+            model(torch.randn(2, 6, dtype=torch.float64))
+    with pytest.raises(UserError, match=r"a tensor of shape \(rows,\)"):
+        lanes[0].pack.routed([0, 1]).__enter__()
     with pytest.raises(UserError, match=r"lanes \[4\]: choose among \[-1, 0, 1, 2, 3\]"):
         lanes[0].pack.routed(torch.tensor([4])).__enter__()
     with pytest.raises(UserError, match="3 rows, but 2 are routed"), lanes[0].pack.routed(torch.tensor([0, 1])):

@@ -105,6 +105,17 @@ def test_the_budget_falls_from_the_start_to_the_end_and_masks_hold_it_exactly():
     assert report["live"] == sum(rank * sizes[name] for name, rank in report["ranks"].items())
 
 
+def test_a_layer_that_no_gradient_reaches_is_cut_first():
+    method, model, adapters = attached()
+    idle = nn.Linear(10, 6, dtype=torch.float64)
+    adapters.detach()
+    model.idle = idle
+    adapters = lorax.attach(model, method)
+    rule, optimiser = method.rule(), torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    list(steps(adapters, rule, model, optimiser))
+    assert rule.report()["ranks"]["idle"] == 0
+
+
 def test_equal_ranks_never_mask():
     method, model, adapters = attached(init_rank=RANK)
     rule, optimiser = method.rule(), torch.optim.AdamW(adapters.parameters(), lr=1e-2)

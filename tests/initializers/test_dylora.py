@@ -8,7 +8,7 @@ import lorax
 from lorax.adapters.face import Step
 from lorax.errors import UserError
 from lorax.initializers.dylora import at_rank
-from lorax.initializers.registry import build
+from lorax.initializers.registry import build, consumed
 
 R, ALPHA = 4, 6.0
 
@@ -52,7 +52,7 @@ def test_a_truncation_is_the_lora_of_that_rank(b, scaling):
     method, model, adapters = attached(scaling=scaling)
     shake(adapters)
     eta = ALPHA / b if scaling == "standard" else ALPHA / b**0.5
-    with at_rank(adapters, b, scaling):
+    with at_rank(adapters, b):
         for name, delta in adapters.delta().items():
             B, A = (adapters.layer_adapters()[name].current(letter) for letter in "BA")
             torch.testing.assert_close(delta.double(), eta * B[:, :b] @ A[:b], rtol=1e-6, atol=1e-7)
@@ -114,7 +114,11 @@ def test_what_a_variant_moves(variant):
 
 @pytest.mark.parametrize(
     "fields,line",
-    [({"variant": "both"}, "variant=both is unknown"), ({"ranks": [0, 2]}, "whole numbers from 1 to rank=4")],
+    [
+        ({"variant": "both"}, "variant=both is unknown"),
+        ({"ranks": [0, 2]}, "a list of whole numbers from 1 to rank=4"),
+        ({"ranks": 3}, "ranks=3: a list"),
+    ],
 )
 def test_bad_input_is_one_clear_line(fields, line):
     with pytest.raises(UserError, match=line):
@@ -124,3 +128,10 @@ def test_bad_input_is_one_clear_line(fields, line):
 def test_a_rank_beyond_the_stored_one_is_refused():
     with pytest.raises(UserError, match="rank 5: between 1 and 4"), at_rank(attached()[2], 5):
         pass
+    lora = lorax.attach(nn.Sequential(nn.Linear(6, 8)), "lora", rank=2)
+    with pytest.raises(UserError, match="unmerged adapters of init=dylora"), at_rank(lora, 1):
+        pass
+
+
+def test_the_ranks_up_to_the_whole_one_are_the_default():
+    assert consumed(build("dylora", own={"ranks": list(range(1, 9))})) == consumed(build("dylora"))

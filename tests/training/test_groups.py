@@ -133,6 +133,8 @@ def test_what_cannot_be_tied_or_grouped_is_one_line(toy, sums):
     first, second = install(loaded.model, plans)
     with pytest.raises(UserError, match="A cannot be tied: every lane must train it, in one shape"):
         tie(first, second)
+    with pytest.raises(UserError, match="tied tensors must be trained as one group"):
+        go(toy, sums, group=None)
     with pytest.raises(UserError, match="group all: its runs differ in seed"):
         go(toy, sums, seeds=(0, 1))
     first.detach()

@@ -9,6 +9,7 @@ from small_training import encode
 from lorax.adapters.face import TrainingRule
 from lorax.adapters.install import install
 from lorax.api import attach, make_factors
+from lorax.errors import UserError
 from lorax.initializers.registry import build, get, names
 from lorax.training.loop import Run, TrainPlan, train
 
@@ -150,6 +151,58 @@ def test_a_rule_is_called_once_a_step_and_in_order(toy, sums):
     assert rule.calls == [(word, index, True) for index in (0, 1) for word in ("forward", "backward", "update")]
 
 
+class _Finished(TrainingRule):
+    def __init__(self):
+        self.steps, self.ends = 0, 0
+
+    def before_forward(self, step, adapters):
+        self.steps += 1
+        if self.steps == 3:
+            raise KeyboardInterrupt
+
+    def finish(self, adapters):
+        self.ends += 1
+
+
+def test_a_rule_leaves_the_adapters_in_order_however_training_ends(toy, sums):
+    loaded = toy()
+    adapters, rule = attach(loaded.model, "lora", rank=2), _Finished()
+    one = Run(adapters=adapters, data=encode(sums, loaded, "train"), lr=1e-3, rule=rule)
+    with pytest.raises(KeyboardInterrupt):
+        train(loaded, [one], PLAN)
+    assert (rule.steps, rule.ends) == (3, 1)
+    # a diverged step is not completed: DyLoRA's rank is whole again all the same
+    loaded = toy(dtype="float64")
+    initializer = method("dylora", {"ranks": [1]})
+    adapters = attach(loaded.model, initializer)
+    wild = Run(adapters=adapters, data=encode(sums, loaded, "train"), lr=float("inf"), rule=initializer.rule())
+    [outcome] = train(loaded, [wild], replace(PLAN, clip=None))
+    assert outcome.status == "diverged"
+    assert all(bool((adapter.M == 1).all()) for adapter in adapters.layer_adapters().values())
+
+
+@pytest.mark.parametrize("name", ["dylora"])
+def test_draws_depend_on_the_seed_alone(toy, sums, name):
+    """Whatever else a run draws (dropout, micro-batches), paired runs are paired."""
+    seen = []
+    for dropout, parts in ((0.0, 1), (0.1, 1), (0.1, 2)):
+        loaded, initializer = toy(), method(name, {})
+        adapters, rule, ranks = attach(loaded.model, initializer, dropout=dropout), initializer.rule(), []
+        one = Run(adapters=adapters, data=encode(sums, loaded, "train"), lr=1e-3, rule=rule)
+        one.on_step = lambda row, rule=rule, ranks=ranks: ranks.append(rule.b)
+        train(loaded, [one], replace(PLAN, accumulation=parts))
+        seen.append(ranks)
+    assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) > 1
+
+
+def test_rates_that_name_no_tensor_are_refused(toy, sums):
+    loaded = toy()
+    adapters = attach(loaded.model, "lora", rank=2)
+    one = Run(adapters=adapters, data=encode(sums, loaded, "train"), lr=1e-3, rates={"b": 16.0})
+    with pytest.raises(UserError, match="rates name b: choose from A, B"):
+        train(loaded, [one], PLAN)
+
+
 def test_a_penalty_that_is_not_finite_ends_its_run_alone(toy, sums):
     loaded = toy(dtype="float64")
     initializer = method("lora", {})
@@ -159,7 +212,7 @@ def test_a_penalty_that_is_not_finite_ends_its_run_alone(toy, sums):
     runs = [Run(adapters=handle, data=data, lr=1e-2, seed=seed) for seed, handle in enumerate(handles)]
     runs[0].rule = _Pull(float("nan"))
     broken, healthy = train(loaded, runs, PLAN)
-    assert broken.status == "diverged" and len(broken.curve) == 1
+    assert broken.status == "diverged" and len(broken.curve) == 1 and "penalty nan" in broken.error
     adapters, expected = alone(toy, sums, initializer, seed=1)
     assert healthy.status == "finished" and len(healthy.curve) == PLAN.steps
     assert_close(values(handles[1]), values(adapters))

@@ -51,6 +51,8 @@ def export_peft(adapters: Adapters, path: str | Path, rank: int | None = None) -
     for name, adapter in adapters.layer_adapters().items():
         if not isinstance(adapter, LowRankAdapter):
             raise UserError(f"cannot export {name}: its adapter has no low-rank form")
+        if not adapters.linear(name).kind.plain:
+            raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
         B, A = low_rank_pair(adapter)
         errors[name] = 0.0
         if rank is not None and A.shape[0] > rank:
