@@ -30,6 +30,7 @@ class LayerAdapter(nn.Module):
     def __init__(self, dropout: float = 0.0):
         super().__init__()
         self.q = quantise(dropout)
+        """Dropout probability in 256ths; 0: no dropout."""
         self.report: dict[str, float] = {}
         """Facts about this layer for the record."""
 
@@ -65,7 +66,7 @@ class LayerAdapter(nn.Module):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return plain data from which, with the tensors, a saved adapter is built again."""
+        """Return plain data for the header of a saved adapter; `lorax.load` can build low-rank adapters only."""
         return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerAdapter:
