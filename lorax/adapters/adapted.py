@@ -3,7 +3,7 @@
     y_k = adapter_k(x_k, base(x_k))        for the rows of each lane k
 
 Rows of dim 0 belong to the active lanes in equal blocks, in order; or each row names its lane
-(`PackState.routed`). This is the reference that fused forms are held equal to.
+(`PackState.routed`). Tests compare the fused forms with it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _reference_mode = False
 def reference_mode(on: bool = True) -> Iterator[None]:
     """Run adapted layers in plain operations, one lane after the other.
 
-    It is the reference that the fused forms are held equal to, and it can be differentiated twice.
+    Tests compare the fused forms with it. It can be differentiated twice.
     """
     global _reference_mode
     before, _reference_mode = _reference_mode, on
@@ -168,7 +168,7 @@ class AdaptedLayer(nn.Module):
             raise UserError(f"{self.name}: {x.shape[0]} rows do not divide into {count} lanes")
 
     def forget(self) -> None:
-        """Drop what was derived from weights or adapters that may have gone."""
+        """Drop what was derived from weights or adapters that may have changed or been removed."""
 
     def restore(self, original: nn.Module) -> nn.Module:
         """Return the replaced module, with what it computes with as it was before."""

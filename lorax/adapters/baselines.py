@@ -1,4 +1,4 @@
-"""Baselines without factors, which answer to the same methods as `Adapters`: everything trains, or nothing does."""
+"""Baselines without factors, with the same methods as `Adapters`: everything trains, or nothing, or a new head."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FullModel:
     number = 0
     merged = False
     pack: None = None
-    """It shares its base with no others."""
+    """None: such a run shares its base with no other run."""
 
     def __init__(
         self,
@@ -155,7 +155,11 @@ class FullModel:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state_dict` returned, bit for bit."""
+        """Put back what `state_dict` returned, bit for bit.
+
+        Raises:
+            UserError: another set of tensors.
+        """
         here = self.state_dict()
         if here.keys() != state.keys():
             odd = sorted(here.keys() ^ state.keys())

@@ -58,5 +58,10 @@ def kept(drawn: Tensor, q: int, dtype: torch.dtype) -> Tensor:
     """Return the mask, 1 where an entry stays and 0 where it is dropped.
 
     In the dtype of the products: boolean masks take several times longer on a CPU.
+
+    Args:
+        drawn: random bytes, of any shape.
+        q: bytes below it are dropped.
+        dtype: of the mask.
     """
     return torch.ge(drawn, q, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))

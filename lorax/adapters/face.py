@@ -23,7 +23,7 @@ class Trainable(Protocol):
     """What training, scoring and saving ask: low-rank adapters, full fine-tuning, a frozen base, a head alone."""
 
     kind: str
-    """adapter | full | none | head: named in saved files, asked by nobody."""
+    """adapter | full | none | head: what saved files call it; only the reading of a file depends on it."""
     dropout: float
     number: int
     """The lane: the run's index into its pack; 0 where it is alone."""
@@ -34,7 +34,7 @@ class Trainable(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The model they sit on."""
+        """The model on which they are installed."""
         ...
 
     @property
@@ -136,9 +136,10 @@ class TrainingRule:
     """What a method does while it trains, beside the optimiser: subclass it and override what is needed.
 
     One instance belongs to one run. It may write to the tensors of its own adapters and must neither add nor
-    remove one. Each call comes once an optimiser step, however many micro-batches the step has. Random numbers
-    are drawn from `step.generator`, which is the rule's own, so that a run gives the same result alone, in a pack,
-    and resumed, and paired runs draw the same whatever else they draw.
+    remove one. Each method is called once in an optimiser step, however many micro-batches the step has. Random
+    numbers are drawn from `step.generator`, which is the rule's own: a run gives the same result alone, in a pack
+    and resumed, and paired runs draw the same whatever else they draw. Only `after_update` and `finish` are called
+    under `torch.no_grad`; before them, write to trained tensors under one.
     """
 
     def before_forward(self, step: Step, adapters: Trainable) -> None:
@@ -169,7 +170,7 @@ class TrainingRule:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from what `state_dict` returned; its tensors come back on the CPU."""
 
 
 class LayerPlan(Protocol):
@@ -222,7 +223,10 @@ class LayerKind(Protocol):
         ...
 
     def matrix(self, stored: Tensor) -> Tensor:
-        """Return a tensor that lies as the stored weight does (a gradient, a copy) as (m, n)."""
+        """Return a tensor in the layout of the stored weight (its gradient, a copy of it) as (m, n).
+
+        Of a writable kind, matrix(module.weight) is `weight(module)`: a factor that `forward` applies is in both.
+        """
         ...
 
     def store(self, matrix: Tensor) -> Tensor:

@@ -78,12 +78,12 @@ class Factors:
     @classmethod
     def restore(cls, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Factors:
         """Build the factors of step 0 from `LowRankAdapter.describe` and the tensors that were saved."""
-        mark = "0" if described["shifts_base"] else ""
+        suffix = "0" if described["shifts_base"] else ""
         pattern: dict[str, Tensor | None] = {key: tensors[key] for key in ("rows", "cols") if key in tensors}
         return cls(
-            tensors[f"B{mark}"],
-            core.restore(described["core"], {"M": tensors.get(f"M{mark}")} | pattern),
-            tensors[f"A{mark}"],
+            tensors[f"B{suffix}"],
+            core.restore(described["core"], {"M": tensors.get(f"M{suffix}")} | pattern),
+            tensors[f"A{suffix}"],
             described["eta"],
             frozenset(described["trainable"]),
             described["shifts_base"],
@@ -92,7 +92,7 @@ class Factors:
         )
 
     def check_module(self, name: str, module: nn.Module) -> None:
-        """Hold the factors to the weight of a module.
+        """Check that the factors fit the weight of a module.
 
         Raises:
             UserError: the module has no (m, n) weight, or one that does not fit.
@@ -103,7 +103,7 @@ class Factors:
         self.check(name, *kind.shape(module))
 
     def check(self, name: str, m: int, n: int) -> None:
-        """Hold the factors to the shape law of a layer with an (m, n) weight.
+        """Check that the factors fit an (m, n) weight.
 
         Raises:
             UserError: a shape, `eta` or `trainable` that does not fit; names layer, value and bound.

@@ -23,14 +23,14 @@ from lorax.errors import UserError, near
 
 
 class Adapters:
-    """The adapters of one run on a model: one lane, where several runs share the base.
+    """The adapters of one run on a model; other runs may have theirs on the same base.
 
-    Made by `install` (or `lorax.attach`). Full fine-tuning and a frozen base answer to the same methods
+    Made by `install` (or `lorax.attach`). Full fine-tuning and a frozen base have the same methods
     (`lorax.adapters.face.Trainable`): `lorax.adapters.baselines`.
 
     Args:
         installation: the model with its adapted layers.
-        number: the lane; 0 where it is alone.
+        number: the lane: the run's index into its pack; 0 for a run alone.
         recenter: carry | fold.
         dropout: probability on the adapters' input.
         info: how the adapters came to be (method, fields, seed), as plain data; travels with `save`.
@@ -55,7 +55,7 @@ class Adapters:
 
     @property
     def model(self) -> nn.Module:
-        """The model these adapters sit on."""
+        """The model on which these adapters are installed."""
         return self.installation.model
 
     @property
@@ -207,7 +207,7 @@ class Adapters:
         """
         if self._merged:
             return self
-        self._refuse_company("merge")
+        self._refuse_other_lanes("merge")
         layers = {name: self.linear(name) for name in self._layers}
         self.installation.refuse_tied(layers, "merge")
         merged: list[AdaptedLinear] = []
@@ -235,7 +235,7 @@ class Adapters:
     def detach(self) -> nn.Module:
         """Take these adapters off and return the model.
 
-        The last lane to go leaves the model as it was, bit for bit: modules, keys, weights, requires_grad.
+        When the last run's adapters go, the model is as it was, bit for bit: modules, keys, weights, requires_grad.
         """
         self.unmerge()
         self.installation.remove(self.number)
@@ -317,7 +317,7 @@ class Adapters:
     def _chosen(self, names: Iterable[str] | None) -> list[str]:
         return self.names() if names is None else [names] if isinstance(names, str) else list(names)
 
-    def _refuse_company(self, verb: str) -> None:
+    def _refuse_other_lanes(self, verb: str) -> None:
         if len(self.pack.lanes) > 1:
             raise UserError(f"cannot {verb}: {len(self.pack.lanes)} lanes share this base; detach() the others first")
 

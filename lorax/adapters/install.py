@@ -59,16 +59,16 @@ def install(
     Args:
         model: changed in place; `Adapters.detach` undoes it.
         plans: {layer name: plan}, a plan being `Factors` for a linear layer, or another `LayerPlan`, which may
-            also stand at a submodule with one tensor in and out; or one such mapping for each lane, for K lanes
-            on one base.
+            also stand at a submodule with one tensor in and out; or a list of such mappings, one for each
+            run, for a pack of K runs on one base.
         recenter: "carry" leaves W0 untouched and adds telescoped differences; "fold" writes
             W_fz = W0 - eta B0 M0 A0 into the weight of recentred factors (one lane only; W0 is kept
             in memory for `disabled`, `delta` and `detach`).
-        dropout: probability on the adapters' input, one for all or one a lane.
-        info: plain data that `save` writes beside the tensors, one or one a lane.
+        dropout: probability on the adapters' input, one for all lanes or one for each.
+        info: plain data that `save` writes beside the tensors, one, or one for each lane.
 
     Returns:
-        The adapters; a list of them, lane by lane, if a list was given.
+        The adapters; a list of them, one for each run in order, if a list was given.
 
     Raises:
         UserError: an unknown layer, a shape that does not fit, fold with several lanes or on a tied weight.

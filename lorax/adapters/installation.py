@@ -41,11 +41,11 @@ class Installation:
         _swap(self.model, [(self._originals[name], layer) for name, layer in layers.items()])
 
     def on_restore(self, action: Callable[[], None]) -> None:
-        """Call `action()` when the last lane goes."""
+        """Call `action()` when the last run's adapters are removed."""
         self._undo.append(action)
 
     def remove(self, number: int) -> None:
-        """Take a lane's tensors away; with the last one the model is as it was."""
+        """Remove a lane's adapters; after the last ones the model is as it was."""
         self.pack.remove(number)
         for layer in self.layers.values():
             if str(number) in layer.lanes:
@@ -104,9 +104,9 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 def _swap(model: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
     """Put the second of every pair wherever the first stands."""
     pairs = list(pairs)
-    new = {id(old): to for old, to in pairs}
-    # A replaced block is no part of the model for a while, and its children change with its replacement's.
+    replacement = {id(old): new for old, new in pairs}
+    # While a block is replaced it is not part of the model, but its children must change as its replacement's do.
     for parent in [*model.modules(), *(module for pair in pairs for module in pair)]:
         for key, child in parent._modules.items():
-            if id(child) in new:
-                parent._modules[key] = new[id(child)]
+            if id(child) in replacement:
+                parent._modules[key] = replacement[id(child)]

@@ -61,7 +61,7 @@ class Conv1DKind(LinearKind):
     transposed = True
 
     def matrix(self, stored: Tensor) -> Tensor:
-        """Return the transposed of what is stored, as a view."""
+        """Return the transpose of what is stored, as a view."""
         return stored.mT
 
     def store(self, matrix: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Conv1DKind(LinearKind):
         return matrix.mT
 
     def forward(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Return x W^T + b by the very call of `Conv1D.forward`."""
+        """Return x W^T + b by the same call as `Conv1D.forward`."""
         weight, bias = weight_of(module), cast(Tensor, bias_of(module))
         y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
         return y.view(*x.shape[:-1], weight.shape[1])
@@ -96,14 +96,14 @@ def register_kind(applies: Callable[[nn.Module], bool], make: Callable[[nn.Modul
     """Make a kind of layer known.
 
     Args:
-        applies: whether a module is of this kind; asked after the kinds known before.
+        applies: whether a module is of this kind; the kinds registered earlier are asked first.
         make: returns the kind of one module, which may hold its stride, its block size, ...
     """
     _KINDS.append((applies, make))
 
 
 def find_kind(module: nn.Module) -> LayerKind | None:
-    """Return how a module holds its (m, n) weight, or None where it has none that can be adapted (again)."""
+    """Return how a module holds its (m, n) weight, or None where it has none, or is adapted already."""
     return next((make(module) for applies, make in _KINDS if applies(module)), None)
 
 
@@ -135,7 +135,7 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
 
 
 def oriented(module: nn.Module, stored: Tensor) -> Tensor:
-    """Return a tensor that lies as the module's weight does (a gradient) as (m, n)."""
+    """Return a tensor in the layout of the module's stored weight (its gradient) as (m, n)."""
     return kind_of(module).matrix(stored)
 
 

@@ -31,6 +31,7 @@ class LayerAdapter(nn.Module):
     def __init__(self, dropout: float = 0.0):
         super().__init__()
         self.q = quantise(dropout)
+        """Dropout probability in 256ths; 0: no dropout."""
         self.report: dict[str, float] = {}
         """Facts about this layer for the record."""
 

@@ -124,7 +124,13 @@ class AdaptedLinear(AdaptedLayer):
         return self.remember(f"{name} {dtype}", tensor, lambda stored: stored.detach().to(dtype))
 
     def remember(self, name: str, tensor: Tensor, make: Callable[[Tensor], Any]) -> Any:
-        """Return make(tensor), made once for as long as the tensor stays the same."""
+        """Return make(tensor), made once for as long as the tensor stays the same.
+
+        Args:
+            name: of what is made.
+            tensor: what it is made from.
+            make: makes it.
+        """
         key = (tensor.data_ptr(), tensor._version, tensor.dtype)
         if name not in self._derived or self._derived[name][0] != key:
             with torch.inference_mode(False):  # what is made in inference mode could not serve training later
@@ -137,7 +143,7 @@ class AdaptedLinear(AdaptedLayer):
         return self._start is not None or self._unmerged is not None
 
     def base(self, x: Tensor) -> Tensor:
-        """Return x W^T + b by the very call of the replaced module."""
+        """Return x W^T + b by the same call as the replaced module."""
         return self.kind.forward(self, x)
 
     def frozen_weight(self) -> Callable[[], Tensor]:
@@ -206,7 +212,7 @@ class AdaptedLinear(AdaptedLayer):
             self.weight.data = now
 
     def forget(self) -> None:
-        """Drop what was derived from weights or adapters that may have gone."""
+        """Drop what was derived from weights or adapters that may have changed or been removed."""
         self._groupings.clear()
         self._derived.clear()
 

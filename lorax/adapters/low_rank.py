@@ -60,7 +60,7 @@ class LowRankAdapter(LayerAdapter):
         self.report = dict(factors.report)
         self.header = core.describe(factors.M)
         empty = torch.empty(0)
-        self._form = replace(factors, B=empty, M=core.Identity(), A=empty)
+        self._without_tensors = replace(factors, B=empty, M=core.Identity(), A=empty)
         if isinstance(factors.M, core.Sparse):
             self.register_buffer("rows", factors.M.rows.clone())
             self.register_buffer("cols", factors.M.cols.clone())
@@ -162,7 +162,7 @@ class LowRankAdapter(LayerAdapter):
         M = self.core(self.current("M"))
         M = core.with_values(M, None if isinstance(M, core.Identity) else M.values.detach())
         return replace(
-            self._form,
+            self._without_tensors,
             B=self.current("B").detach(),
             M=M,
             A=self.current("A").detach(),

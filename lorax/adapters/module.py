@@ -45,7 +45,11 @@ class AdaptedModule(AdaptedLayer):
         return self.forward_reference(args[0])
 
     def base(self, x: Tensor) -> Tensor:
-        """Return the replaced module's own output."""
+        """Return the replaced module's own output.
+
+        Raises:
+            UserError: it is no tensor.
+        """
         self._replaced.training = self.training  # it is no part of the model, which may have been switched
         y = self._replaced.forward(x)
         if not isinstance(y, Tensor):

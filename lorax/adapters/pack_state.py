@@ -1,4 +1,4 @@
-"""PackState: what K lanes on one frozen base share at run time.
+"""PackState: what K runs on one frozen base share at run time.
 
 The batch is K equal contiguous blocks of rows, one for each active lane, in order.
 """
@@ -70,8 +70,8 @@ class PackState:
     def routed(self, routing: Tensor) -> Iterator[None]:
         """Let each row of the next batches name its lane, in place of equal blocks: many adapters in one batch.
 
-        Switching a row to another adapter is another number here; no weight is written. The layers then run in
-        plain operations. A fresh head still takes its rows in equal blocks.
+        To give a row another adapter, change its number; no weight is written. The layers then run in plain
+        operations. A fresh head still takes its rows in equal blocks.
 
         Args:
             routing: (rows,), whole numbers: the lane of row i, or -1 for the base model's own output.
@@ -138,11 +138,11 @@ class PackState:
         remembered beside it, so that gradient checkpointing, which puts the global generator back
         for its second forward, gets the same mask again.
         """
-        token = int(torch.randint(2**62, ()))
+        drawn = int(torch.randint(2**62, ()))
         generator = self.generators.get(lane)
         if generator is None:
-            return token
-        key = (lane, token)
+            return drawn
+        key = (lane, drawn)
         if key not in self._seeds:
             self._seeds[key] = int(torch.randint(2**62, (), generator=generator))
             if len(self._seeds) > _REMEMBERED * max(1, len(self.lanes)):

@@ -96,13 +96,13 @@ def _by_suffix(targets: list[str], linear: dict[str, nn.Module], modules: dict[s
     for target in targets:
         if target == "all-linear":
             raise UserError("targets: 'all-linear' stands alone, not in a list")
-        found = {name for name in linear if _ends(name, target)}
-        if not found:
+        matching = {name for name in linear if _ends(name, target)}
+        if not matching:
             kinds = {type(module).__name__ for name, module in modules.items() if name and _ends(name, target)}
             if kinds:
                 raise UserError(f"target {target!r} is {' and '.join(sorted(kinds))}, not a linear layer")
             raise UserError(f"target {target!r} matches no layer; {near(target, _options(target, linear))}")
-        chosen |= found
+        chosen |= matching
     return chosen
 
 

@@ -13,8 +13,8 @@ from lorax.errors import UserError
 def tie(first: Adapters, *others: Adapters, tensors: Sequence[str] = ("A",)) -> None:
     """Let lanes hold the very same parameters, not copies: each step then moves them for all.
 
-    For runs that are trained as one group (`lorax.training.run.Run.group`): one optimiser, which updates a tied
-    tensor once with the sum of the lanes' gradients.
+    For the runs of a task group, trained as one (`lorax.training.run.Run.task_group`): one optimiser updates a
+    tied tensor once, with the sum of the lanes' gradients.
 
     Args:
         first: its values win.

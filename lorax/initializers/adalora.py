@@ -1,4 +1,4 @@
-"""AdaLoRA: update as singular triplets whose number is cut down to a budget while training, by importance."""
+"""AdaLoRA: an update of singular triplets; while it trains, the least important are masked, down to a budget."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class Allocation(TrainingRule):
         parameters = adapters.named_parameters()
         self._sizes = {name: value.numel() for name, value in parameters.items()}
         if t < last or not self.importance:
-            self._learn(parameters)
+            self._update_importance(parameters)
         every = self.method.every or max(1, T // 100)
         if t == last or (first < t < last and t % every == 0):
             self._choose(parameters, self.budget(t, T, sum(name.endswith(".M") for name in parameters)))
@@ -200,7 +200,7 @@ class Allocation(TrainingRule):
             return end
         return int(end + (start - end) * (1 - (t - first) / (last - first)) ** 3)
 
-    def _learn(self, parameters: dict[str, Any]) -> None:
+    def _update_importance(self, parameters: dict[str, Any]) -> None:
         """Update importance and uncertainty; a tensor that no gradient reached has a gradient of 0."""
         import torch
 
@@ -234,7 +234,7 @@ class Allocation(TrainingRule):
         return s["M"] + s["B"].mean(0) + s["A"].mean(1)
 
     def report(self) -> dict[str, Any]:
-        """Return each layer's live rank, and how many trained values are in live triplets."""
+        """Return each layer's number of triplets that are left, and, as `live`, how many trained values they have."""
         ranks = {layer: int(kept.sum()) for layer, kept in self.kept.items()}
         start = self.method.start_rank
         sizes = {layer: sum(self._sizes[f"{layer}.{letter}"] for letter in "BMA") // start for layer in ranks}

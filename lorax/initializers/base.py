@@ -29,21 +29,21 @@ class Initializer(Protocol):
     name: ClassVar[str]
     """Set by `register`."""
     kind: ClassVar[str]
-    """adapter | full | none | head: how saved files call it; what depends on it asks the three below."""
+    """adapter | full | none | head: what saved files call it; code asks `trains`, `changes_layers`, `has_factors`."""
     trains: ClassVar[bool]
     """Whether a run of it has training steps."""
     changes_layers: ClassVar[bool]
-    """Whether its target layers end with another weight."""
+    """Whether training changes what its target layers compute."""
     has_factors: ClassVar[bool]
     """Whether it returns factors; a method without them has `install` instead."""
     adapts: ClassVar[str]
     """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets."""
     version: ClassVar[int]
-    """Bumped when the meaning of the method changes: it enters the run id."""
+    """To be raised when the code of the method gives other results: the run id holds version and fields, not code."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the probe must offer beyond the shape: "svd", "gradient", "activations" (those on `batches`)."""
+        """What the probe must offer beyond the shape: "svd"; "gradient", "activations", both measured on `batches`."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class Initializer(Protocol):
 
     @property
     def rates(self) -> Mapping[str, float]:
-        """Learning rate of a tensor over the run's, by its letter (B, M, A); 1 where it is not named."""
+        """{tensor's letter (B, M, A): its learning rate divided by the run's}; 1 where a letter is not named."""
         ...
 
     def rule(self) -> TrainingRule | None:
@@ -66,7 +66,7 @@ class Initializer(Protocol):
         ...
 
     def __call__(self, probe: Probe) -> LayerPlan:
-        """Return the factors of one layer; called for several layers at once, each on a thread of its own."""
+        """Return the factors of one layer; called for several layers at once, in threads."""
         ...
 
     def check(self, name: str, m: int, n: int) -> None:

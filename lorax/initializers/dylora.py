@@ -74,7 +74,7 @@ class _Truncate(TrainingRule):
     """Draws b, truncates to it for the step, and puts the whole rank back.
 
     Args:
-        ranks: drawn from alike.
+        ranks: one is drawn for each step, all with the same probability.
         variant: nested | frozen | strict.
         scaling: standard | rslora.
     """
@@ -94,7 +94,7 @@ class _Truncate(TrainingRule):
             self._before = {name: value.detach().clone() for name, value in adapters.named_parameters().items()}
 
     def after_backward(self, step: Step, adapters: Trainable) -> None:
-        """Under `frozen` and `strict`, leave the gradient of component b alone."""
+        """Under `frozen` and `strict`, keep the gradient of component b only."""
         if self.variant == "nested":
             return
         for name, value in adapters.named_parameters().items():
@@ -123,7 +123,7 @@ class _Truncate(TrainingRule):
 
 @contextmanager
 def at_rank(adapters: Trainable, b: int) -> Iterator[None]:
-    """Compute with the first b components for a while: the rank-b model that was trained along.
+    """Compute with the first b components for a while: the model of rank b, which was trained too.
 
     Args:
         adapters: of a DyLoRA run.

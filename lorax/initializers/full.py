@@ -1,4 +1,4 @@
-"""Full fine-tuning, the arm that every adapter is measured against."""
+"""Full fine-tuning, with which every adapter is compared."""
 
 from __future__ import annotations
 

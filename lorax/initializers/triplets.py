@@ -1,4 +1,4 @@
-"""Factors out of singular triplets of the weight: what principal and minor methods share."""
+"""Factors made of singular triplets of the weight: what methods that train the largest or smallest ones share."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def stamps(record: RunRecord) -> dict[str, Any]:
 
 
 def one_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Keep one run a task and seed: one that did not fail, of these the one that finished last.
+    """Keep one run for each task and seed: one that did not fail, and of several the one that finished last.
 
     A run that was evaluated on another split has another id, so that one seed may have several records.
     """

@@ -29,13 +29,13 @@ class Row:
     """The other fields that set this row apart from rows of the same method."""
     frozen: bool = False
     """Nothing trained: the base model itself."""
-    called: str = ""
+    common_label: str = ""
     """The `label` that all runs of this row carry and no run of another row does."""
 
     @property
     def label(self) -> str:
         """The runs' common label, or method and fields, without the rank: `lora_ga alpha=8 zeta=16`."""
-        return self.called or " ".join([self.method, *(f"{key}={value}" for key, value in self.fields)])
+        return self.common_label or " ".join([self.method, *(f"{key}={value}" for key, value in self.fields)])
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -100,7 +100,7 @@ def rows_of(records: list[RunRecord]) -> dict[str, Row]:
         keys = swept[method(record)] | rate[method(record)]
         pairs = tuple((key, texts[key][canonical(fields[key])]) for key in sorted(keys) if key in fields)
         rows[record.run_id] = Row(method(record), fields.get("rank"), pairs, is_frozen(record))
-    return _called(records, rows)
+    return _with_labels(records, rows)
 
 
 def _method_and_task(record: RunRecord) -> Hashable:
@@ -120,7 +120,7 @@ def _comparable(value: Any) -> Any:
     return sorted(value) if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) else value
 
 
-def _called(records: list[RunRecord], rows: Mapping[str, Row]) -> dict[str, Row]:
+def _with_labels(records: list[RunRecord], rows: Mapping[str, Row]) -> dict[str, Row]:
     """Give a row the label that all its runs carry, unless rows that differ in more than the rank carry it too."""
     labels: dict[Row, set[str]] = defaultdict(set)
     for record in records:
@@ -130,7 +130,7 @@ def _called(records: list[RunRecord], rows: Mapping[str, Row]) -> dict[str, Row]
     for row, label in common.items():
         carriers[label].add((row.method, row.fields))
     unique = {row: label for row, label in common.items() if len(carriers[label]) == 1}
-    return {run: replace(row, called=unique.get(row, "")) for run, row in rows.items()}
+    return {run: replace(row, common_label=unique.get(row, "")) for run, row in rows.items()}
 
 
 def _texts(values: Iterable[Fields]) -> dict[str, dict[str, str]]:
@@ -151,20 +151,20 @@ def _without(fields: Fields, keys: Collection[str]) -> Fields:
 
 
 def _varying(
-    records: Iterable[RunRecord], values: Mapping[str, Fields], group: Callable[[RunRecord], Hashable]
+    records: Iterable[RunRecord], values: Mapping[str, Fields], compared: Callable[[RunRecord], Hashable]
 ) -> dict[str, set[str]]:
-    """Return method -> fields that not all runs of a group share.
+    """Return method -> fields in which runs that are compared with each other differ.
 
     Args:
         records: the runs.
         values: run id -> the fields to compare.
-        group: the group of a run; runs of two methods never share one.
+        compared: runs for which it returns the same are compared; it differs for two methods.
     """
-    groups: dict[Hashable, list[RunRecord]] = defaultdict(list)
+    together: dict[Hashable, list[RunRecord]] = defaultdict(list)
     for record in records:
-        groups[group(record)].append(record)
+        together[compared(record)].append(record)
     varying: dict[str, set[str]] = defaultdict(set)
-    for members in groups.values():
+    for members in together.values():
         seen: dict[str, list[str]] = defaultdict(list)
         for record in members:
             for key, value in values[record.run_id].items():

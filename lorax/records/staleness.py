@@ -20,7 +20,7 @@ _NOW = "~"
 def fresh(
     records: Iterable[RunRecord], wanted: Iterable[Mapping[str, Any]] = ()
 ) -> tuple[list[RunRecord], dict[str, str]]:
-    """Part records into those of the newest digests and versions, and the stale ones.
+    """Divide records into those of the newest digests and versions, and the stale ones.
 
     Two records of one method on one task and model must agree in every digest and version. Where they
     do not, those that agree with the run that finished last stay, and the others are stale. A task or
@@ -88,20 +88,20 @@ def _finished(record: RunRecord) -> str:
     return str(record.provenance.get("finished") or "")
 
 
-def _place(record: RunRecord) -> Scope:
+def _task_and_model(record: RunRecord) -> Scope:
     return task(record), str(record.model.get("name")), record.config.get("data_seed")
 
 
 def _scopes(record: RunRecord, chosen: Mapping[str, Mapping[str, str]]) -> list[Scope]:
     """Return the scopes of a record: for all methods and for its method, each for any settings and for its settings."""
     settings = [chosen[place][record.run_id] for place in PLACES] if chosen else []
-    return [(*_place(record), init, text) for init in ("", method(record)) for text in ("", *settings)]
+    return [(*_task_and_model(record), init, text) for init in ("", method(record)) for text in ("", *settings)]
 
 
 def _stamps_of_record(record: RunRecord, chosen: Mapping[str, Mapping[str, str]]) -> dict[Scope, Any]:
     """Return (*scope, stamp) -> value for every digest and version of a record."""
     settings = {f"{place}.digest": chosen[place][record.run_id] for place in PLACES} if chosen else {}
-    return _scoped(_place(record), method(record), stamps(record), settings)
+    return _scoped(_task_and_model(record), method(record), stamps(record), settings)
 
 
 def _stamps_of_identity(identity: Mapping[str, Any]) -> dict[Scope, Any]:
@@ -130,10 +130,10 @@ def _settings_of(records: list[RunRecord], place: str) -> dict[str, str]:
     for record in records:
         by_name[_name_and_digest(record, place)[0]].append(record)
     texts = {}
-    for group in by_name.values():
-        fields = [value if isinstance(value := record.config.get(place), dict) else {} for record in group]
+    for same_name in by_name.values():
+        fields = [value if isinstance(value := record.config.get(place), dict) else {} for record in same_name]
         common = set.intersection(*(set(one) for one in fields)) - _RUN_DEFAULTS
-        for record, one in zip(group, fields, strict=True):
+        for record, one in zip(same_name, fields, strict=True):
             texts[record.run_id] = f"{place} " + canonical({key: one[key] for key in common})
     return texts
 
@@ -162,8 +162,8 @@ def variants(records: Iterable[RunRecord]) -> dict[str, dict[str, Any]]:
     records = list(records)
     fields: dict[str, dict[str, Any]] = defaultdict(dict)
     for place, name in sorted(several_digests(records)):
-        group = [record for record in records if _name_and_digest(record, place)[0] == name]
-        for record, distinct in zip(group, _distinguishing(group, place), strict=True):
+        same_name = [record for record in records if _name_and_digest(record, place)[0] == name]
+        for record, distinct in zip(same_name, _distinguishing(same_name, place), strict=True):
             fields[record.run_id] |= distinct
     return dict(fields)
 

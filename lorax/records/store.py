@@ -188,6 +188,11 @@ class Store:
         The lock ends with its process, so a killed run can be claimed again, and its half-written files
         are removed. The claim of a run that is over leaves no file.
 
+        Args:
+            name: the records' name.
+            run_id: the run.
+            timeout: seconds to wait for another process; -1: for as long as it takes.
+
         Yields:
             The record, if the run is over already; None: do the work.
 

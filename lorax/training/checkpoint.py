@@ -1,4 +1,4 @@
-"""Mid-run checkpoints: one file a run, written whole or not at all, read without running pickled code."""
+"""Mid-run checkpoints: one file for each run, written whole or not at all, read without running pickled code."""
 
 from __future__ import annotations
 

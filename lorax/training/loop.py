@@ -35,11 +35,11 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
     """Train the runs of a pack on one frozen base, each as it would train alone.
 
         loss_k = sum over the labels of run k's batch of their losses / their number
-        differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; 1 / T in a group of T runs
+        differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; 1 / T in a task group of T runs
 
-    The losses are added and differentiated once; runs share no parameter (unless tied, in a group), so
+    The losses are added and differentiated once; runs share no parameter (unless tied, in a task group), so
     each gets the gradient of its own loss. A run whose loss, penalty or gradient is not finite ends
-    before its update and is recorded as diverged; the others go on untouched. The base is in evaluation
+    before its update, with status diverged; the others go on as they would alone. The base is in evaluation
     mode (no dropout of its own), so that runs differ in their adapters only. What a method does beside
     the optimiser is its `TrainingRule`, called once a step.
 
@@ -49,7 +49,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
         plan: for every run that brings none of its own.
 
     Returns:
-        One `Outcome` a run, in order.
+        One `Outcome` for each run, in order.
 
     Raises:
         UserError: runs of one pack that differ in batch shape or autocast; a batch that cannot be

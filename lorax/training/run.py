@@ -26,7 +26,7 @@ class TrainPlan:
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
     clip: float | None = 1.0
-    """Bound on the run's gradient norm; None: none."""
+    """Bound on the run's gradient norm; None: no bound."""
     accumulation: int = 1
     """Micro-batches a step: the batch is split, not enlarged, and the result is the same."""
     autocast: str | None = None
@@ -34,7 +34,8 @@ class TrainPlan:
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: none."""
     share_prefix: bool = True
-    """Compute what the prompts of a run's batch begin with once, where that pays (exact; off under dropout)."""
+    """Compute the beginning that all prompts of a batch share only once, where that saves time (exact; off under
+    dropout)."""
     skip_padding: bool = True
     """Leave padded tokens out of the frozen products where there are many (exact: nothing reads them)."""
     progress: bool | None = None
@@ -49,15 +50,15 @@ class Run:
     data: Sequence[Row]
     lr: float
     seed: int = 0
-    """Moves the data order and dropout, alike for all methods."""
+    """Decides the data order and the dropout masks, in the same way for all methods."""
     weight_decay: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict)
-    """Learning rate of a tensor over `lr`, by the tensor's letter (B, M, A); 1 where it is not named."""
+    """{tensor's letter (B, M, A): its learning rate divided by `lr`}; 1 where a letter is not named."""
     rule: TrainingRule | None = None
     """What the method does around each step."""
-    group: str | None = None
-    """Runs that name one group are trained as one: the mean of their losses, one optimiser over the union of
-    their parameters (tied ones once), one gradient norm, one end."""
+    task_group: str | None = None
+    """The run's task group: runs that name the same one are trained as one. The mean of their losses, one optimiser
+    over all their parameters (tied ones once), one gradient norm, one end."""
     head: Head | None = None
     """The run's fresh classification head, if the model has one."""
     head_lr: float | None = None

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class RunState:
-    """One run under way. Its parameters are moved by `lorax.training.update.Update`.
+    """One run under way. `lorax.training.update.Update` changes its parameters.
 
     Args:
         run: what is trained.
-        plan: how.
+        plan: how it is trained.
         device: where the model is.
     """
 
@@ -46,7 +46,7 @@ class RunState:
         self.order = order(run.seed, len(run.data), plan.batch_size, plan.steps)
         self.loss_scale = _loss_scale(run.adapters.model)
         self.loss_weight = 1.0
-        """Of this run's loss in the sum that is differentiated; 1 / T in a group of T runs."""
+        """Of this run's loss in the sum that is differentiated; 1 / T in a task group of T runs."""
         self.step, self.resumed, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.times: list[float] = []
@@ -74,7 +74,7 @@ class RunState:
     def before_forward(self) -> None:
         """Let the training rule act before the step's forward passes."""
         if self.run.rule is not None:
-            self.run.rule.before_forward(self._now(), self.run.adapters)
+            self.run.rule.before_forward(self._this_step(), self.run.adapters)
 
     def penalty(self) -> Tensor | None:
         """Return what the training rule adds to the step's loss."""
@@ -83,13 +83,13 @@ class RunState:
     def after_backward(self) -> None:
         """Let the training rule act on complete gradients."""
         if self.run.rule is not None:
-            self.run.rule.after_backward(self._now(), self.run.adapters)
+            self.run.rule.after_backward(self._this_step(), self.run.adapters)
 
     def after_update(self) -> None:
         """Let the training rule act on updated parameters; their clipped gradients are still there."""
         if self.run.rule is not None:
             with torch.no_grad():
-                self.run.rule.after_update(self._now(), self.run.adapters)
+                self.run.rule.after_update(self._this_step(), self.run.adapters)
 
     def finish(self) -> None:
         """Let the training rule leave the adapters as they are to be used."""
@@ -97,29 +97,36 @@ class RunState:
             with torch.no_grad():
                 self.run.rule.finish(self.run.adapters)
 
-    def _now(self) -> Step:
+    def _this_step(self) -> Step:
         return Step(self.step, self.plan.steps, self.rule_generator)
 
     def add_row(self, row: dict[str, float]) -> None:
-        """Book a finished step."""
+        """Add a finished step to the curve and count it."""
         self.curve.append(row)
         self.step += 1
         if self.run.on_step is not None:
             self.run.on_step(row)
 
     def add_time(self, seconds: float) -> None:
-        """Book the step's time."""
+        """Add the time of a step."""
         self.seconds += seconds
         self.times.append(seconds)
 
     @property
     def due(self) -> bool:
-        """Whether the run's state is to be kept now."""
+        """Whether a checkpoint of the run is to be written now."""
         every = self.plan.checkpoint_every
         return every > 0 and self.error is None and (self.step % every == 0 or self.step == self.plan.steps)
 
     def checkpoint(self, optimizer: dict[str, Any]) -> tuple[Path, str, dict[str, Any]] | None:
-        """Return what is to be written of a run that goes on, or has been retired since the last time."""
+        """Return what is to be written of a run that goes on, or has ended since its last checkpoint; None for nothing.
+
+        Args:
+            optimizer: the optimiser's state.
+
+        Returns:
+            The file, the run's fingerprint, the state.
+        """
         if self.run.checkpoint is None or not (self.due or (self.error and not self._kept_error)):
             return None
         self._kept_error = self.error is not None
@@ -167,7 +174,7 @@ class RunState:
         counts = [value.numel() for value in [*self.parameters.values(), *self.head]]
         numbers = [run.name, run.lr, run.head_lr, run.weight_decay, run.seed, len(run.data), counts]
         numbers += [dict(run.rates)] if run.rates else []
-        numbers += [run.group] if run.group else []
+        numbers += [run.task_group] if run.task_group else []
         numbers += [type(run.rule).__qualname__] if run.rule is not None else []
         return json.dumps([numbers, plan], sort_keys=True)
 
@@ -196,5 +203,5 @@ def _moved(state: Any, device: torch.device) -> Any:
 
 
 def _loss_scale(model: nn.Module) -> float:
-    """A power of two that keeps small gradients from vanishing in fp16; taken out again exactly."""
+    """A power of two that keeps small gradients from vanishing in fp16; `Update.unscale` divides by it, exactly."""
     return 1024.0 if next(model.parameters()).dtype == torch.float16 else 1.0

@@ -38,7 +38,7 @@ class Tracker:
         mode: offline | online | none; `$WANDB_MODE` decides between the first two, or opts out.
         project: W&B project.
         name: the run's name in W&B.
-        group: of the runs that are compared, the name of their study or grid.
+        group: W&B's group of runs: the name of their study or grid.
         tags: W&B tags.
     """
 

@@ -1,4 +1,4 @@
-"""Update: one optimiser step of a run, or of a group of runs that are trained as one.
+"""Update: one optimiser step of a run, or of a task group: runs that are trained as one.
 
 g <- g * min(1, clip / ||g||);  AdamW at lr * schedule * rate of the tensor
 """
@@ -21,10 +21,10 @@ _SHARED = ("lr", "head_lr", "weight_decay", "seed")
 
 
 class Update:
-    """What moves the parameters of one run, or of a group.
+    """What changes the parameters of one run, or of a task group.
 
     Args:
-        states: the runs of the group; usually one.
+        states: the runs of the task group; usually one run.
     """
 
     def __init__(self, states: Sequence[RunState]):
@@ -32,8 +32,8 @@ class Update:
         self.first = self.states[0]
         for state in self.states:
             state.loss_weight = 1 / len(self.states)
-        self._groups = self._parameter_groups()
-        self.parameters: list[nn.Parameter] = [value for group in self._groups for value in group["params"]]
+        self._parameter_groups = self._make_parameter_groups()
+        self.parameters: list[nn.Parameter] = [value for group in self._parameter_groups for value in group["params"]]
         self.optimizer = self._optimizer()
         self._resume()
 
@@ -53,7 +53,7 @@ class Update:
         return nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.first.device)
 
     def apply(self, losses: Sequence[float], norm: float, penalties: Sequence[float | None]) -> None:
-        """Clip and update; or, where a number is not finite, end every run of the group before its update.
+        """Clip and update; or, where a number is not finite, end every run of the task group before its update.
 
         Args:
             losses: each run's own loss.
@@ -84,12 +84,12 @@ class Update:
             state.add_row(row if penalty is None else row | {"penalty": penalty})
 
     def checkpoints(self) -> list[tuple[Any, str, dict[str, Any]]]:
-        """Return what is to be written of the group's runs now; each file holds the whole optimiser."""
+        """Return what is to be written now, run by run: file, fingerprint, state with the whole optimiser."""
         optimizer = self.optimizer.state_dict() if self.optimizer is not None else {}
         made = [state.checkpoint(optimizer) for state in self.states]
         return [checkpoint for checkpoint in made if checkpoint is not None]
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
+    def _make_parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the adapters' tensors by their rate, then the heads."""
         by_rate: dict[float, list[nn.Parameter]] = {}
         heads: list[nn.Parameter] = []
@@ -111,10 +111,10 @@ class Update:
         return [group for group in [*groups, {"params": heads, "share": share}] if group["params"]]
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
-        if not self._groups:
+        if not self._parameter_groups:
             return None
         run, fused = self.first.run, self.first.device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(self._groups, lr=run.lr, weight_decay=run.weight_decay, fused=fused)
+        return torch.optim.AdamW(self._parameter_groups, lr=run.lr, weight_decay=run.weight_decay, fused=fused)
 
     def _optimizer_groups(self) -> list[dict[str, Any]]:
         return [] if self.optimizer is None else self.optimizer.param_groups
@@ -124,7 +124,9 @@ class Update:
         if len(saved) < len(self.states) or self.optimizer is None:
             return
         if len({checkpoint["step"] for checkpoint in saved}) > 1:
-            warnings.warn(f"group {self.first.run.group}: checkpoints of different steps, starting over", stacklevel=2)
+            warnings.warn(
+                f"task group {self.first.run.task_group}: checkpoints of different steps: starting over", stacklevel=2
+            )
             return
         for state, checkpoint in zip(self.states, saved, strict=True):
             state.resume(checkpoint)
@@ -132,24 +134,24 @@ class Update:
 
 
 def make_updates(states: Sequence[RunState]) -> list[Update]:
-    """Return one `Update` for every run, or group of runs, in the order of their first members.
+    """Return one `Update` for every run, or task group, in the order of their first members.
 
     Raises:
-        UserError: runs of a group that differ in learning rate, decay, seed or plan.
+        UserError: runs of a task group that differ in learning rate, decay, seed or plan.
     """
     groups: dict[Any, list[RunState]] = {}
     for position, state in enumerate(states):
-        groups.setdefault(state.run.group or position, []).append(state)
+        groups.setdefault(state.run.task_group or position, []).append(state)
     for members in groups.values():
         for key in _SHARED:
             values = [getattr(state.run, key) for state in members]
             if any(value != values[0] for value in values):
-                raise UserError(f"group {members[0].run.group}: its runs differ in {key}: {values}")
+                raise UserError(f"task group {members[0].run.task_group}: its runs differ in {key}: {values}")
         if any(state.plan != members[0].plan for state in members):
-            raise UserError(f"group {members[0].run.group}: its runs differ in their training plan")
+            raise UserError(f"task group {members[0].run.task_group}: its runs differ in their training plan")
     updates = [Update(members) for members in groups.values()]
     if sum(len(update.parameters) for update in updates) > len({id(p) for u in updates for p in u.parameters}):
-        raise UserError("runs that share tied tensors must be trained as one group: give them one `group`")
+        raise UserError("runs that share tied tensors must be trained as one task group: give them one `task_group`")
     return updates
 
 

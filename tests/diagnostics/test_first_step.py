@@ -47,7 +47,7 @@ CORES = {
     "dense": Dense(randn(4, 5, seed=5)),
     "sparse": Sparse(torch.tensor([0, 1, 3, 3]), torch.tensor([4, 1, 0, 2]), randn(4, seed=6), (4, 5)),
 }
-CASES = {name: made(name) for name in names() if get(name).kind == "adapter"}
+CASES = {name: made(name) for name in names() if get(name).has_factors and get(name).adapts == "linear"}
 CASES |= {f"{kind} {''.join(trains)}": general(core, trains) for kind, core in CORES.items()
           for trains in ("M", "A", "BM", "ABM")}  # fmt: skip
 CASES["svft banded"] = made("svft", pattern="banded")

@@ -22,7 +22,7 @@ def handles_of(loaded, count, name="lora"):
     return install(loaded.model, [make_factors(loaded.model, method) for _ in range(count)])
 
 
-def go(toy, sums, tied=("A",), group="all", seeds=(0, 0), plan=PLAN, name="lora", **more):
+def go(toy, sums, tied=("A",), task_group="all", seeds=(0, 0), plan=PLAN, name="lora", **more):
     loaded = toy(dtype="float64")
     handles = handles_of(loaded, 2, name)
     if tied:
@@ -30,7 +30,7 @@ def go(toy, sums, tied=("A",), group="all", seeds=(0, 0), plan=PLAN, name="lora"
     data = encode(sums, loaded, "train")
     halves = [data[: len(data) // 2], data[len(data) // 2 :]]
     runs = [
-        Run(adapters=handle, data=half, lr=1e-2, seed=seed, group=group, name=f"{index}", **more)
+        Run(adapters=handle, data=half, lr=1e-2, seed=seed, task_group=task_group, name=f"{index}", **more)
         for index, (handle, half, seed) in enumerate(zip(handles, halves, seeds, strict=True))
     ]
     return handles, train(loaded, runs, plan)
@@ -52,7 +52,7 @@ def test_lanes_that_share_all_and_see_the_same_are_one_run(toy, sums):
     handles = handles_of(loaded, 2)
     tie(*handles, tensors=("B", "A"))
     data = encode(sums, loaded, "train")
-    outcomes = train(loaded, [Run(adapters=handle, data=data, lr=1e-2, group="all") for handle in handles], PLAN)
+    outcomes = train(loaded, [Run(adapters=handle, data=data, lr=1e-2, task_group="all") for handle in handles], PLAN)
     other = toy(dtype="float64")
     single = attach(other.model, "lora", rank=2)
     [expected] = train(other, [Run(adapters=single, data=data, lr=1e-2)], PLAN)
@@ -93,7 +93,7 @@ def test_a_group_resumes_to_the_same_bits(toy, sums, tmp_path):
         data = encode(sums, loaded, "train")
         halves = [data[: len(data) // 2], data[len(data) // 2 :]]
         runs = [
-            Run(adapters=handle, data=half, lr=1e-2, group="all", name=f"{index}", on_step=on_step,
+            Run(adapters=handle, data=half, lr=1e-2, task_group="all", name=f"{index}", on_step=on_step,
                 checkpoint=tmp_path / f"{index}.pt")
             for index, (handle, half) in enumerate(zip(handles, halves, strict=True))
         ]  # fmt: skip
@@ -133,9 +133,9 @@ def test_what_cannot_be_tied_or_grouped_is_one_line(toy, sums):
     first, second = install(loaded.model, plans)
     with pytest.raises(UserError, match="A cannot be tied: every lane must train it, in one shape"):
         tie(first, second)
-    with pytest.raises(UserError, match="tied tensors must be trained as one group"):
-        go(toy, sums, group=None)
-    with pytest.raises(UserError, match="group all: its runs differ in seed"):
+    with pytest.raises(UserError, match="must be trained as one task group"):
+        go(toy, sums, task_group=None)
+    with pytest.raises(UserError, match="task group all: its runs differ in seed"):
         go(toy, sums, seeds=(0, 1))
     first.detach()
     second.detach()

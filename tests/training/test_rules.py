@@ -14,7 +14,8 @@ from lorax.initializers.registry import build, get, names
 from lorax.training.loop import Run, TrainPlan, train
 
 PLAN = TrainPlan(steps=8, batch_size=4, warmup=0.2)
-RULED = [name for name in names() if get(name).has_factors and (build(name).rule() or build(name).rates)]
+LINEAR = [name for name in names() if get(name).has_factors and get(name).adapts == "linear"]
+RULED = [name for name in LINEAR if build(name).rule() or build(name).rates]
 VARIANTS = [(name, {}) for name in RULED] + [
     ("dylora", {"variant": "frozen"}),
     ("dylora", {"variant": "strict", "ranks": [1, 3]}),

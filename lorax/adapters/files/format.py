@@ -51,7 +51,18 @@ def save(adapters: Adapters, path: str | Path, quiet: bool = False, tensors: str
 
 
 def write(path: str | Path, header: dict[str, Any], state: dict[str, Tensor], tensors: str, quiet: bool) -> int:
-    """Write header and tensors so that a reader sees them whole; return their bytes."""
+    """Write header and tensors so that a reader sees them whole; return their bytes.
+
+    Args:
+        path: the folder, made if missing.
+        header: plain data, for `adapter.json`.
+        state: the tensors by key.
+        tensors: file name of the tensors.
+        quiet: do not print the size.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,11 @@ def truncate(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """Return the best (B', A') of a lower rank and the relative Frobenius error (Eckart-Young).
 
     Works on the QR factors, in float64.
+
+    Args:
+        B: (m, R).
+        A: (R, n).
+        rank: at most R.
     """
     Qb, Rb = torch.linalg.qr(B.double())
     Qa, Ra = torch.linalg.qr(A.double().mT)

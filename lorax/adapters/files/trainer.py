@@ -2,7 +2,7 @@
 
 `Trainer` writes a checkpoint with `model.save_pretrained` and resumes with `model.load_state_dict`
 on the file `model.safetensors`. On an adapted model the first writes only the adapters (and trained
-heads) under that name, the second accepts such a file; both are undone with the last lane.
+heads) under that name, the second accepts such a file; both are undone with the last adapters.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class _Load:
 
     def __call__(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         model = self.adapters.model
-        own, _ = tensors_of(self.adapters)
+        expected, _ = tensors_of(self.adapters)
         only_trained = any(".lanes." in key for key in state_dict) and set(state_dict) <= set(model.state_dict())
         if not only_trained or not _lacks_base(model, state_dict):
             return type(model).load_state_dict(model, state_dict, strict, assign)
-        missing = sorted(key for key in own if ".lanes." in key and key not in state_dict)
+        missing = sorted(key for key in expected if ".lanes." in key and key not in state_dict)
         if missing:
             raise UserError(f"the checkpoint lacks {missing[0]} and {len(missing) - 1} more tensors of the adapters")
         type(model).load_state_dict(model, state_dict, False, assign)

@@ -1,1 +1,1 @@
-"""The fast forms of an adapted layer, each held equal to the readable one."""
+"""The fast forms of an adapted layer, each compared by tests with its plain operations."""

@@ -32,14 +32,14 @@ class Blocks:
         return x3[self.slice] if self.slice is not None else x3[self.positions]
 
     def add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
-        """Add a @ b to the blocks of `out3`, in place."""
+        """Add a @ b, (K, T, m), to the blocks of `out3`, (K_active, T, m), in place."""
         if self.slice is not None:
             self.take(out3).baddbmm_(a, b)
         else:
             self.accumulate(out3, product(a, b))
 
     def accumulate(self, out3: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
-        """Add a value, times a mask if there is one, to the blocks of `out3`, in place."""
+        """Add a value, (K, T, m), times a mask if there is one, to the blocks of `out3`, in place."""
         if self.slice is not None:
             blocks = self.take(out3)
             blocks.add_(value) if mask is None else blocks.addcmul_(value, mask)
@@ -48,8 +48,14 @@ class Blocks:
             out3.index_add_(0, torch.tensor(self.positions, device=out3.device), value)
 
 
-def keep(drawn: Tensor, adapters: Sequence[LayerAdapter], dtype: torch.dtype) -> Tensor:
-    """Return the dropout masks of a group, (K, T, n), from their random bytes."""
+def group_masks(drawn: Tensor, adapters: Sequence[LayerAdapter], dtype: torch.dtype) -> Tensor:
+    """Return the dropout masks of a group, (K, T, n), 1 where an entry stays and 0 where it is dropped.
+
+    Args:
+        drawn: (K, T, n) random bytes.
+        adapters: K of them; each says how many byte values drop an entry.
+        dtype: of the masks.
+    """
     if len(adapters) == 1:
         return kept(drawn, adapters[0].q, dtype)
     return torch.stack([kept(bytes_k, adapter.q, dtype) for bytes_k, adapter in zip(drawn, adapters, strict=True)])

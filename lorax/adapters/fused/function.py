@@ -2,7 +2,7 @@
 
     out = x W^T + b;  out += every group of lanes;  the same products run backwards for dx
 
-It is held equal to `AdaptedLayer.forward_reference` by tests. It cannot be differentiated twice.
+Tests compare it with `AdaptedLayer.forward_reference`. It cannot be differentiated twice.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Grouping:
         """All groups, in the order in which they are computed."""
         return [*([self.stacked] if self.stacked is not None else []), *self.shared]
 
-    def mask(self, blocks: Blocks, x: Tensor, seeds: Seeds) -> Tensor | None:
+    def draw_bytes(self, blocks: Blocks, x: Tensor, seeds: Seeds) -> Tensor | None:
         """Draw the bytes of a group's masks, (K, T, n), each lane from its own seed at its own shape.
 
         A lane that drops nothing has 255 everywhere. None where no lane of the group drops.
@@ -83,8 +83,8 @@ class Grouping:
         if len(blocks.positions) == 1:
             return drawn[0].view(1, -1, x.shape[-1])
         all_kept = drawn[0].new_full((), 255).expand(shape)
-        left = iter(drawn)
-        stacked = torch.stack([next(left) if position in seeds else all_kept for position in blocks.positions])
+        remaining = iter(drawn)
+        stacked = torch.stack([next(remaining) if position in seeds else all_kept for position in blocks.positions])
         return stacked.view(len(blocks.positions), -1, x.shape[-1])
 
 
@@ -111,8 +111,8 @@ class FusedLinear(torch.autograd.Function):
         saved: list[Tensor | None] = [weight]
         ctx.counts = []  # how many tensors each group saves
         for group in grouping.groups:
-            mask = grouping.mask(group.blocks, x, call.seeds)
-            tensors = group.forward(x3, out3, call.scales, mask, call.frozen)
+            drawn = grouping.draw_bytes(group.blocks, x, call.seeds)
+            tensors = group.forward(x3, out3, call.scales, drawn, call.frozen)
             ctx.counts.append(len(tensors))
             saved += tensors
         ctx.save_for_backward(*saved)
@@ -172,7 +172,7 @@ class Call:
 
 
 def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, unpadded: Tensor | None = None) -> Tensor:
-    """The very call of the replaced module, on the tokens that are no padding where these are known."""
+    """The same call as the replaced module's, on the tokens that are no padding where these are known."""
     if unpadded is not None:
         out = on_rows(x.flatten(0, 1), unpadded, lambda rows: _base(rows, weight, bias, transposed))
         return out.view(*x.shape[:-1], -1)
@@ -182,7 +182,13 @@ def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, unpa
 
 
 def on_rows(x: Tensor, chosen: Tensor | None, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return product(x), (T, .), computed for the `chosen` rows alone where some are chosen; the others are 0."""
+    """Return product(x), (T, p), computed for some rows only; the others are 0.
+
+    Args:
+        x: (T, n).
+        chosen: flat indices of the rows; None: all of them.
+        product: (rows, n) -> (rows, p).
+    """
     if chosen is None:
         return product(x)
     part = product(x.index_select(0, chosen))

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorax.adapters import core
-from lorax.adapters.fused.blocks import Blocks, keep
+from lorax.adapters.fused.blocks import Blocks, group_masks
 from lorax.adapters.low_rank import LowRankAdapter
 
 
@@ -61,6 +61,13 @@ class SharedBasisGroup:
         gradient (half without), T m n fewer where the factors span W; with the whole matrix
         2 m n k + T m n (m n k; none again while factors are `frozen`). Only in float32 or better: in a coarser dtype
         W + update would lose the update.
+
+        Args:
+            x: (..., n).
+            weight: W, (m, n).
+            bias: (m,).
+            frozen: names a time in which no trained tensor changes.
+            spans: B and A span W, so that the input's gradient needs no product with it.
         """
         adapter = self.adapters[0]
         (m, k), n = adapter.start("B").shape, adapter.start("A").shape[1]
@@ -90,35 +97,35 @@ class SharedBasisGroup:
                 self._cast[name] = (key, tensor.to(dtype))
         return self._cast[name][1]
 
-    def cores(self, dtype: torch.dtype, each: list[float]) -> Tensor:
+    def cores(self, dtype: torch.dtype, lane_scales: list[float]) -> Tensor:
         """Return s_k M_k, stacked: (K, 1, k) if all are diagonal, else (K, r_out, r_in)."""
         stacked = []
-        for adapter, s in zip(self.adapters, self._scales(each), strict=True):
+        for adapter, s in zip(self.adapters, self._scales(lane_scales), strict=True):
             M = adapter.core(adapter.current("M").detach())
             like = adapter.start("A")
             matrix = core.diagonal(cast(core.Sparse, M))[None] if self.diagonal else core.dense(M, 0, like)
             stacked.append(s * matrix)
         return torch.stack(stacked).to(dtype)
 
-    def _scales(self, each: list[float]) -> list[float]:
-        """Pick the group's own out of every active lane's."""
-        return [each[position] for position in self.blocks.positions]
+    def _scales(self, lane_scales: list[float]) -> list[float]:
+        """Return s_k of the group's lanes, out of those of all active lanes."""
+        return [lane_scales[position] for position in self.blocks.positions]
 
     def forward(
-        self, x3: Tensor, out3: Tensor, each: list[float], drawn: Tensor | None, frozen: object | None
+        self, x3: Tensor, out3: Tensor, lane_scales: list[float], drawn: Tensor | None, frozen: object | None
     ) -> list[Tensor | None]:
         """Add the lanes' outputs to `out3` in place; return what `backward` needs; see `StackedGroup.forward`."""
         A, B = self.outer("A", x3.dtype), self.outer("B", x3.dtype)
         x = self.blocks.take(x3)
-        h = (x if drawn is None else keep(drawn, self.adapters, x.dtype).mul_(x)) @ A.mT
-        C = self.cores(x3.dtype, each)
+        h = (x if drawn is None else group_masks(drawn, self.adapters, x.dtype).mul_(x)) @ A.mT
+        C = self.cores(x3.dtype, lane_scales)
         self._add(out3, h * C if self.diagonal else h @ C.mT, B.mT)
         return [h, C, A, B, drawn]
 
     def backward(
         self,
         saved: list[Tensor | None],
-        each: list[float],
+        lane_scales: list[float],
         g3: Tensor,
         dx3: Tensor | None,
         sigma: Tensor | None = None,
@@ -127,14 +134,14 @@ class SharedBasisGroup:
 
         Args:
             saved: from `forward`.
-            each: s of every active lane.
+            lane_scales: s of every active lane.
             g3: gradient of the output.
             dx3: gradient of the input.
             sigma: from `singular_values`; then `dx3` is filled with all of the gradient, W's part included.
         """
         h, C, A, B, drawn = cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]", saved)
         gh2 = self.blocks.take(g3) @ B
-        grads = self._grads(gh2, h, self._scales(each)) if self.leaves else []
+        grads = self._grads(gh2, h, self._scales(lane_scales)) if self.leaves else []
         if dx3 is not None:
             if sigma is not None:
                 C = C + (sigma if self.diagonal else torch.diag(sigma))
@@ -144,7 +151,7 @@ class SharedBasisGroup:
             elif drawn is None:
                 self._add(dx3, gh, A)
             else:
-                self.blocks.accumulate(dx3, gh @ A, keep(drawn, self.adapters, gh.dtype))
+                self.blocks.accumulate(dx3, gh @ A, group_masks(drawn, self.adapters, gh.dtype))
         return grads
 
     def _grads(self, gh2: Tensor, h: Tensor, scales: list[float]) -> list[Tensor]:

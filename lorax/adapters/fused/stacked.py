@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lorax.adapters import core
-from lorax.adapters.fused.blocks import Blocks, keep, product
+from lorax.adapters.fused.blocks import Blocks, group_masks, product
 from lorax.adapters.low_rank import LowRankAdapter
 
 
@@ -47,12 +47,12 @@ class StackedGroup:
         self.adapters = [adapter for _, adapter in adapters]
         self.blocks = Blocks([position for position, _ in adapters], count)
         self.leaves = [leaf for adapter in self.adapters for leaf in adapter.trained().values()]
-        self.cored = any(adapter.header["kind"] != "identity" for adapter in self.adapters)
+        self.has_core = any(adapter.header["kind"] != "identity" for adapter in self.adapters)
         self.widths = [_width(adapter) for adapter in self.adapters]
         self.R = max(max(pair) for pair in self.widths)
         trained = [adapter.trainable for adapter in self.adapters]
         self.trains = {name: any(name in one for one in trained) for name in "ABM"}
-        self.one = len(self.adapters) == 1
+        self.single = len(self.adapters) == 1
         self.carried = _alike(self.adapters)
         self._kept: tuple[object, Stack] | None = None
         self._scales: dict[tuple, Tensor] = {}
@@ -68,7 +68,7 @@ class StackedGroup:
 
     def _build(self, dtype: torch.dtype) -> Stack:
         D, U = self._uneven(dtype) if self.carried is None else self._even(dtype)
-        return Stack(D, U, self._cores(D) if self.cored else None)
+        return Stack(D, U, self._cores(D) if self.has_core else None)
 
     def _even(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return D and U of lanes that are alike in shape and form: a few calls for all of them."""
@@ -81,7 +81,7 @@ class StackedGroup:
     def _all(self, name: str) -> Tensor:
         """Return one tensor of every adapter, stacked; of a single adapter as it is."""
         tensors = [getattr(adapter, name) for adapter in self.adapters]
-        return tensors[0] if self.one else torch.stack(tensors)
+        return tensors[0] if self.single else torch.stack(tensors)
 
     def _uneven(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return D and U of lanes of any rank and form, zero beyond each lane's own."""
@@ -90,7 +90,7 @@ class StackedGroup:
         U = A.new_zeros((len(self.adapters), B.shape[0], self.R), dtype=dtype)
         for adapter, D_k, U_k in zip(self.adapters, D.unbind(), U.unbind(), strict=True):
             _fill(adapter, D_k, U_k)
-        return (D[0], U[0]) if self.one else (D, U)
+        return (D[0], U[0]) if self.single else (D, U)
 
     def _cores(self, like: Tensor) -> Tensor:
         C = torch.eye(self.R, dtype=like.dtype, device=like.device).repeat(len(self.adapters), 1, 1)
@@ -99,13 +99,13 @@ class StackedGroup:
                 matrix = core.dense(adapter.core(adapter.current("M").detach()), 0, like)
                 C[k] = 0
                 C[k, : matrix.shape[0], : matrix.shape[1]] = matrix
-        return C[0] if self.one else C
+        return C[0] if self.single else C
 
-    def scales(self, each: list[float], like: Tensor) -> Tensor | float:
+    def scales(self, lane_scales: list[float], like: Tensor) -> Tensor | float:
         """Return s_k: one number where all adapters agree, else a (K, 1, 1) tensor."""
-        if self.one:
-            return each[self.blocks.positions[0]]
-        scales = [each[position] for position in self.blocks.positions]
+        if self.single:
+            return lane_scales[self.blocks.positions[0]]
+        scales = [lane_scales[position] for position in self.blocks.positions]
         if len(set(scales)) == 1:
             return scales[0]
         key = (*scales, like.dtype, like.device)
@@ -115,53 +115,53 @@ class StackedGroup:
         return self._scales[key]
 
     def forward(
-        self, x3: Tensor, out3: Tensor, each: list[float], drawn: Tensor | None, frozen: object | None
+        self, x3: Tensor, out3: Tensor, lane_scales: list[float], drawn: Tensor | None, frozen: object | None
     ) -> list[Tensor | None]:
         """Add the lanes' outputs to `out3` in place; return what `backward` needs.
 
         Args:
             x3: (K_active, T, n).
             out3: (K_active, T, m).
-            each: s of every active lane.
+            lane_scales: s of every active lane.
             drawn: (K, T, n) random bytes of the dropout masks; None without dropout.
             frozen: names a time in which no trained tensor changes.
         """
         stack = self.stack(x3.dtype, frozen)
         x = self._take(x3)
-        h = product(x if drawn is None else self._keep(drawn, x.dtype).mul_(x), stack.D.mT)
-        h *= self.scales(each, h)
+        h = product(x if drawn is None else self._masks(drawn, x.dtype).mul_(x), stack.D.mT)
+        h *= self.scales(lane_scales, h)
         self._add(out3, h if stack.C is None else product(h, stack.C.mT), stack.U.mT)
         return [x if self.trains["A"] else None, h, stack.D, stack.U, stack.C, drawn]
 
     def backward(
         self,
         saved: list[Tensor | None],
-        each: list[float],
+        lane_scales: list[float],
         g3: Tensor,
         dx3: Tensor | None,
         sigma: Tensor | None = None,
     ) -> list[Tensor]:
-        """Add the input's gradient to `dx3` in place; return the gradients of `leaves`."""
+        """Add the input's gradient to `dx3` in place; return those of `leaves`; see `SharedBasisGroup.backward`."""
         x, h, D, U, C, drawn = cast("_Saved", saved)
         g = self._take(g3)
         gh2 = product(g, U)
         gC = product(gh2.mT, h) if self.trains["M"] else None
         gh = gh2 if C is None else product(gh2, C)
-        gh *= self.scales(each, gh)
-        mask = None if drawn is None else self._keep(drawn, gh.dtype)
-        own_h, own_gh = self._narrowed(h if C is None else product(h, C.mT), gh)
+        gh *= self.scales(lane_scales, gh)
+        mask = None if drawn is None else self._masks(drawn, gh.dtype)
+        trained_h, trained_gh = self._narrowed(h if C is None else product(h, C.mT), gh)
         # (h^T g)^T, since BLAS is about twice as slow with the wide operand transposed.
-        gU = product(own_h.mT, g).mT if self.trains["B"] else None
-        gD = product(own_gh.mT, x if mask is None else x * mask) if self.trains["A"] else None
+        gU = product(trained_h.mT, g).mT if self.trains["B"] else None
+        gD = product(trained_gh.mT, x if mask is None else x * mask) if self.trains["A"] else None
         if dx3 is not None and mask is None:
             self._add(dx3, gh, D)
         elif dx3 is not None:
             add = product(gh, D)
-            self.blocks.accumulate(dx3, add[None] if self.one else add, mask)
+            self.blocks.accumulate(dx3, add[None] if self.single else add, mask)
         return self._split(gD, gU, gC)
 
     def _narrowed(self, h: Tensor, gh: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h and its gradient, of lanes alike and carried only as wide as what trains.
+        """Return h and its gradient; of carried lanes that are alike, only the columns that something trained needs.
 
         U = [dB, B0] and D = [A0 + dA ; dA]: dB needs the first half of h, and dA gets
         (gh_1 + gh_2)^T x, one product instead of two.
@@ -174,23 +174,23 @@ class StackedGroup:
     def _split(self, gD: Any, gU: Any, gC: Any) -> list[Tensor]:
         """Return the gradients of `leaves` from those of D, U and C, None where nothing in them trains."""
         if self.carried is not None:
-            if self.one:
+            if self.single:
                 return [gU, gD]
             return [grad for pair in zip(gU.unbind(), gD.unbind(), strict=True) for grad in pair]
-        gD, gU, gC = (grad[None] if self.one and grad is not None else grad for grad in (gD, gU, gC))
+        gD, gU, gC = (grad[None] if self.single and grad is not None else grad for grad in (gD, gU, gC))
         return [grad for k, adapter in enumerate(self.adapters) for grad in _split(adapter, k, gD, gU, gC)]
 
     def _take(self, x3: Tensor) -> Tensor:
         """Return the group's rows: (K, T, n), of a single lane (T, n)."""
-        return x3[self.blocks.positions[0]] if self.one else self.blocks.take(x3)
+        return x3[self.blocks.positions[0]] if self.single else self.blocks.take(x3)
 
-    def _keep(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
-        masks = keep(drawn, self.adapters, dtype)
-        return masks[0] if self.one else masks
+    def _masks(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
+        masks = group_masks(drawn, self.adapters, dtype)
+        return masks[0] if self.single else masks
 
     def _add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
         """Add a @ b to the group's rows of `out3`, in place."""
-        if self.one:
+        if self.single:
             out3[self.blocks.positions[0]].addmm_(a, b)
         else:
             self.blocks.add(out3, a, b)
@@ -203,8 +203,8 @@ def _alike(adapters: list[LowRankAdapter]) -> bool | None:
     """
     kinds = {(adapter.carries, adapter.start("A").shape, adapter.start("B").shape) for adapter in adapters}
     plain = all(adapter.header["kind"] == "identity" and adapter.trainable == {"A", "B"} for adapter in adapters)
-    split = any(adapter.shifts_base and not adapter.carries for adapter in adapters)  # folded: trained as differences
-    return next(iter(kinds))[0] if len(kinds) == 1 and plain and not split else None
+    folded = any(adapter.shifts_base and not adapter.carries for adapter in adapters)  # folded: trained as differences
+    return next(iter(kinds))[0] if len(kinds) == 1 and plain and not folded else None
 
 
 def _width(adapter: LowRankAdapter) -> tuple[int, int]:
