@@ -46,7 +46,7 @@ def lay_out(
         rows: examples of a causal model; those of a lane next to each other, equally many each.
         loaded: model and tokenizer.
         lanes: K.
-        share: False computes every row whole (the slow twin).
+        share: False computes every row whole: the same result, slowly.
         single_pass: no `Batch.prefix`. With one, all rests are differentiated before the beginning, so the
             gradients of all weights are held at once.
     """

@@ -29,7 +29,7 @@ class Probe:
     """One layer: shape, weight, singular triplets, gradient, activations, and a generator of its own.
 
     All tensors come in `dtype` on `device`, the weight's. The generator depends on the seed and the layer's
-    name only, so random factors do not change with other layers, targets or lanes.
+    name only, so random factors depend neither on other layers nor on other runs of a pack.
     """
 
     def __init__(

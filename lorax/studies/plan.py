@@ -120,7 +120,7 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
     lines = [f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}"]
     lines += [f"  {stage}: {n} runs" + (" at most" if stage == "extend" else "") for stage, n in jobs.items() if n]
     if total is not None:
-        words = "one run after another, extensions not counted; packed lanes share much of it"
+        words = "one run after another, extensions not counted; packed runs share much of it"
         lines.append(f"  about {_clock(total)} {words}")
     lines += [
         f"  {label}: {key}={value} (equal parameters)"

@@ -155,5 +155,5 @@ def test_a_model_says_its_modality_or_its_kind_of_text(toy):
 
 def test_adapters_that_share_no_pack_cannot_share_a_batch(products):
     strangers = [lanes(network(), products, ARMS[:1])[0].adapters for _ in range(2)]
-    with pytest.raises(UserError, match="2 lanes that were not installed together"), active(strangers):
+    with pytest.raises(UserError, match="2 adapters that were not installed together"), active(strangers):
         pass

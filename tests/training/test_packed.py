@@ -144,5 +144,5 @@ def test_lanes_of_one_pack_share_batch_shape_and_base(toy, sums):
     with pytest.raises(UserError, match="runs of one pack differ in batch_size"):
         train(loaded, packed, PLAN)
     strangers = [lanes(toy(), sums, [ARMS[0]])[0] for _ in range(2)]
-    with pytest.raises(UserError, match="2 lanes that were not installed together"):
+    with pytest.raises(UserError, match="2 adapters that were not installed together"):
         train(loaded, strangers, PLAN)
