@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lorax.forward.encode import encode
 from torch import nn
 from transformers import (
     BertConfig,
@@ -22,12 +21,14 @@ from transformers.pytorch_utils import Conv1D
 from lorax.adapters.install import find_targets
 from lorax.api import attach
 from lorax.errors import UserError
-from lorax.initializers import base
+from lorax.forward.modality import modality_of
+from lorax.initializers import registry
+from lorax.initializers.base import Ranked
 from lorax.models.registry import load
 from lorax.probing.activations import layer_activations
 from lorax.probing.calibration import Calibration
 from lorax.probing.gradient import layer_gradients
-from lorax.running.gradient_batches import calibration
+from lorax.running.gradient_batches import gradient_batches
 
 
 class Net(nn.Module):
@@ -199,12 +200,12 @@ def test_what_cannot_be_measured_is_named():
 @pytest.fixture
 def eva(monkeypatch):
     """A method for this test alone: A = the top r eigenvectors of X^T X, B = 0."""
-    monkeypatch.setattr(base, "_registry", dict(base._registry))
-    base.names()  # the real ones are there before
+    registry.names()  # imports the real methods before the copy
+    monkeypatch.setattr(registry._methods, "_classes", dict(registry._methods._classes))
 
-    @base.register("eva_like")
+    @registry.register("eva_like")
     @dataclass(frozen=True, kw_only=True)
-    class EVALike(base.Ranked):
+    class EVALike(Ranked):
         needs = frozenset({"activations"})
 
         def __call__(self, probe):
@@ -230,7 +231,7 @@ def test_a_method_that_looks_at_activations_is_attached(eva):
     X = inputs_of(model, targets, lambda model: [model(input_ids=torch.tensor([row])) for row in rows])
     adapters = attach(model, init="eva_like", rank=3, batches=[padded(rows, 8)])
     factors = adapters.factors()
-    assert set(factors) == set(targets) and all(aligned(one.A, X[name]) for name, one in factors.items())
+    assert set(factors) == set(targets) and all(aligned(layer.A, X[name]) for name, layer in factors.items())
     adapters.detach()
     with pytest.raises(UserError, match="this init looks at activations: give batches"):
         attach(model, init="eva_like", rank=3)
@@ -244,9 +245,9 @@ def test_the_batches_of_a_run_count_every_examples_tokens_however_they_are_laid_
     config = SimpleNamespace(calibration="train", seed=0, batch_size=8, train={"calibration_batches": 3})
     loaded = load({"name": "toy", "hidden": 32}, dtype="float64")
     targets = find_targets(loaded.model)
-    loss, batches = calibration(task, loaded, config, None, share=share)
+    loss, batches = gradient_batches(task, loaded, config, share=share)
     assert (len(batches) < 3) == share
-    rows = [row.ids + row.labels[:-1] for row in encode(task, loaded, "train")]  # 3 x 8: all
+    rows = [row.ids + row.labels[:-1] for row in modality_of(loaded).encode(task, "train")]  # 3 x 8: all
     X = inputs_of(loaded.model, targets, lambda model: [model(input_ids=torch.tensor([row])) for row in rows])
     S = layer_activations(loaded.model, targets, loss, batches)
     for name in targets:
