@@ -12,7 +12,7 @@ from benchmarks import report
 from benchmarks.__main__ import NAMES, main
 from benchmarks.goals import GOALS
 from benchmarks.harness import Row, Spread, interleave
-from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound, peft_arm, rows_of, twin
+from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound, peft_arm, rows_of, sharing_copy
 from benchmarks.time_to_table import STUDIES
 from lorax.tasks.registry import build
 
@@ -65,9 +65,9 @@ def test_arms_do_the_same_work_on_shared_weights():
     shape = Shape("tiny", 4, 8)
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     for arm in (
-        lorax_arm(twin(loaded), shape),
-        peft_arm(twin(loaded, "sdpa"), shape),
-        lower_bound(twin(loaded), shape),
+        lorax_arm(sharing_copy(loaded), shape),
+        peft_arm(sharing_copy(loaded, "sdpa"), shape),
+        lower_bound(sharing_copy(loaded), shape),
     ):
         assert arm().seconds > 0
     assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
@@ -79,7 +79,7 @@ def test_arms_do_the_same_work_on_shared_weights():
 def test_the_lower_bound_stays_one_beside_an_arm_that_thaws_the_shared_weights():
     shape = Shape("tiny", 4, 8)
     loaded = load("tiny")
-    bound = lower_bound(twin(loaded), shape, steps=1)
+    bound = lower_bound(sharing_copy(loaded), shape, steps=1)
     loaded.model.requires_grad_(True)
     bound()
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
