@@ -70,11 +70,11 @@ def summarise(
     columns = {metric: [row.get(metric) for row in rows] for metric in metrics}
     kinds = [kind(name) for name in names]
     by_kind = {
-        one: {
-            metric: list(_summary(metric, [v for v, other in zip(values, kinds, strict=True) if other == one]))
+        wanted: {
+            metric: list(_summary(metric, [v for v, of_layer in zip(values, kinds, strict=True) if of_layer == wanted]))
             for metric, values in columns.items()
         }
-        for one in sorted(set(kinds))
+        for wanted in sorted(set(kinds))
     }
     summaries = {metric: _summary(metric, values) for metric, values in columns.items()}
     details = {

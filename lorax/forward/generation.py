@@ -15,7 +15,7 @@ from lorax.forward.decode import Stop, decode
 from lorax.forward.prefix_tree import lay_out, size
 from lorax.forward.prompts import causal_pair, ended, prompt_text
 from lorax.forward.readout import Readout, caches_by_position
-from lorax.forward.text import Text
+from lorax.forward.text import TextModality
 from lorax.models.modality import Batch, Prediction, by_lane, row_means
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lorax.tasks.base import Task
 
 
-class GeneratedText(Text):
+class GeneratedText(TextModality):
     """Greedy completions, scored as texts; the loss is that of the reference answer and its end token."""
 
     task_kinds = ("generation",)

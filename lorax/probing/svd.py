@@ -74,7 +74,7 @@ def bottom(W: Tensor, r: int) -> Triplets:
 def ends(W: Tensor, r: int) -> Triplets:
     """Return the r largest and then the r smallest triplets of W in float64, from one decomposition.
 
-    It costs about half of `full` where r is at most `few(min(m, n))`.
+    It costs about half of `full` where r is at most `most_at_ends(min(m, n))`.
     """
     k = min(W.shape)
     part = [*range(r), *range(k - r, k)]
@@ -84,7 +84,7 @@ def ends(W: Tensor, r: int) -> Triplets:
     return _signed(_checked(X, _by_gram_matrix(X, first=r, last=r), part))
 
 
-def few(k: int) -> int:
+def most_at_ends(k: int) -> int:
     """Return the largest r for which r triplets of each end cost clearly less than all k = min(m, n)."""
     return k // 12
 

@@ -194,7 +194,7 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
     if table.empty:
         raise UserError(f"rescore={name}: no run of this name kept completions of its {split} items")
     lines = notes(table) + (verdict_changes(study, table) if study else [])
-    tables = [_means(str(one), part) for one, part in table.groupby("task", sort=True)]
+    tables = [_means(str(name), part) for name, part in table.groupby("task", sort=True)]
     title = f"{name}: kept completions under each extraction rule ({split} split, per cent)"
     text = markdown.render(Document(title, [Part("", lines, tables)]))
     paths = [store.root / "tables" / f"{name}.rescored.{kind}" for kind in ("md", "csv")]

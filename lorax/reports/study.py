@@ -1,4 +1,4 @@
-"""Everything a study leaves to read: tables in four formats, figures, and the conclusion in words."""
+"""The report of a study: tables in four formats, figures, and the conclusions in words."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     scores, values = item_scores(study, store), main_table(study)
     drawings, folder = draw_all(study, scores, values), store.root / "figures" / name
     paths = save_all(drawings, folder)
-    pictures = [Picture(one.caption, (folder / f"{one.name}.svg").read_bytes()) for one in drawings]
+    pictures = [Picture(drawn.caption, (folder / f"{drawn.name}.svg").read_bytes()) for drawn in drawings]
     report = document(study, descriptions(study, scores), pictures)
     pages = {
         "md": markdown.render(report),

@@ -177,18 +177,18 @@ def _untouched(records: Sequence[RunRecord], tasks: Sequence[str], split: str) -
     """
     several, scores = several_digests(records), {}
     for name in tasks:
-        here = [record for record in records if task(record) == name]
-        models = {str(record.model.get("name")) for record in here}
+        of_task = [record for record in records if task(record) == name]
+        models = {str(record.model.get("name")) for record in of_task}
         mixed = len(models) > 1 or ("task", name) in several or any(("model", model) in several for model in models)
-        known = [score for record in here if (score := record.score(f"base_{split}")) is not None]
+        known = [score for record in of_task if (score := record.score(f"base_{split}")) is not None]
         scores[name] = TaskScores(() if mixed else tuple(known[:1]))
-    measured = any(one.scores for one in scores.values())
+    measured = any(on_task.scores for on_task in scores.values())
     return [SweepRow("base", None, scores, frozen=True, untouched=True)] if measured else []
 
 
 def _allowed_by_seeds(rows: Sequence[SweepRow]) -> str:
     """Say what the number of seeds allows."""
-    if max(len(one.scores) for row in rows for one in row.scores.values()) < 2:
+    if max(len(on_task.scores) for row in rows for on_task in row.scores.values()) < 2:
         return "One seed a row: a difference may be the seed's. No test is made; `+study=<name>` tunes and tests."
     return "SDs describe; no test is made here. `+study=<name>` tunes every method alike and tests."
 

@@ -21,7 +21,7 @@ class JobIndex:
         self.records, self.stale = fresh(over, spec.consumes.values())
         """The fresh records; and run id -> why it is left out."""
         self._by_seed_and_split: dict[tuple[Any, Any], list[RunRecord]] = defaultdict(list)
-        for record in sorted(self.records, key=lambda one: one.run_id):
+        for record in sorted(self.records, key=lambda record: record.run_id):
             used = settings(record)
             self._by_seed_and_split[used.get("seed"), used.get("evaluate")].append(record)
 

@@ -139,12 +139,12 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
     tuning = _tuning_runs(spec)
     for task in spec.tasks:
         for arm in spec.arms:
-            one = seconds if isinstance(seconds, int | float) else seconds.get(f"{task}/{arm.label}")
-            if one is None and not arm.trained:
+            run_seconds = seconds if isinstance(seconds, int | float) else seconds.get(f"{task}/{arm.label}")
+            if run_seconds is None and not arm.trained:
                 continue  # a frozen base is only scored
-            if one is None:
+            if run_seconds is None:
                 return None
-            total += one * (tuning + len(spec.seeds) if arm.trained else 1)
+            total += run_seconds * (tuning + len(spec.seeds) if arm.trained else 1)
     return total
 
 

@@ -15,7 +15,7 @@ from lorax.diagnostics.angles import Angle, cosine
 from lorax.diagnostics.first_step import adam, gradients, reach, sgd, tangent
 from lorax.diagnostics.layer_summary import summarise
 from lorax.initializers.registry import build, get, names
-from lorax.probing.calibration import Given
+from lorax.probing.calibration import GivenMatrices
 from lorax.probing.probe import Probe
 
 M, N, R = 18, 14, 3
@@ -31,7 +31,7 @@ G, W = randn(M, N, seed=1), randn(M, N, seed=2)
 def probe():
     layer = nn.Linear(N, M, bias=False, dtype=torch.float64)
     layer.weight.data = W.clone()
-    return Probe("0", layer, calibration=Given({"0": G}))
+    return Probe("0", layer, calibration=GivenMatrices({"0": G}))
 
 
 def made(name, **own):

@@ -97,8 +97,8 @@ def measured_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 def _by_settings(label: str, runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Part a row's runs by the settings they were measured with, and name the settings that differ."""
     settings = {run.run_id: _settings(run) for run in runs}
-    keys = sorted({key for one in settings.values() for key in one})
-    differing = [key for key in keys if len({one.get(key) for one in settings.values()}) > 1]
+    keys = sorted({key for of_run in settings.values() for key in of_run})
+    differing = [key for key in keys if len({of_run.get(key) for of_run in settings.values()}) > 1]
     parted: dict[str, list[RunRecord]] = {}
     for run in runs:
         words = [f"{key}={settings[run.run_id][key]}" for key in differing if key in settings[run.run_id]]
