@@ -96,9 +96,9 @@ def rows_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[Enc
     return rows
 
 
-def batches_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+def batches_of(loaded: Loaded, shape: Shape, count: int) -> list[dict[str, torch.Tensor]]:
     """Return such examples as keywords of the model's own forward, with labels."""
-    rows = rows_of(loaded, shape, count * shape.rows, seed)
+    rows = rows_of(loaded, shape, count * shape.rows)
     batches = []
     for start in range(0, len(rows), shape.rows):
         part = rows[start : start + shape.rows]

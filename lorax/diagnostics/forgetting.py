@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorax.diagnostics.layer_summary import short
+from lorax.diagnostics.layer_summary import rounded
 from lorax.diagnostics.natural_text import Text, load_text
 from lorax.errors import UserError
 from lorax.forward.active import active
@@ -76,10 +76,10 @@ def forgetting(
     per_window = rows.shape[1] - start
     change = (new - base) / per_window
     return {
-        "change": short(float(change.mean())),
-        "se": short(float(change.std() / len(change) ** 0.5)) if len(change) > 1 else None,
-        "base": short(float(base.mean()) / per_window),
-        "adapted": short(float(new.mean()) / per_window),
+        "change": rounded(float(change.mean())),
+        "se": rounded(float(change.std() / len(change) ** 0.5)) if len(change) > 1 else None,
+        "base": rounded(float(base.mean()) / per_window),
+        "adapted": rounded(float(new.mean()) / per_window),
         "tokens": len(rows) * per_window,
         "windows": len(rows),
         "window": rows.shape[1],
@@ -114,7 +114,7 @@ def windows(loaded: Loaded, text: Text, tokens: int, window: int = WINDOW) -> tu
 
 
 class _Losses:
-    """The summed cross-entropy of each window, (count,) float64, under the model in its present state."""
+    """Computes the summed cross-entropy of each window, (count,) float64, under the model as it is."""
 
     def __init__(self, loaded: Loaded, rows: Tensor, start: int, autocast_dtype: str | None) -> None:
         self.loaded, self.rows, self.start, self.autocast = loaded, rows, start, autocast_dtype

@@ -79,14 +79,14 @@ def summarise(
     summaries = {metric: _summary(metric, values) for metric, values in columns.items()}
     details = {
         "worst": {metric: worst for metric, (_, worst) in summaries.items()},
-        "overall": {metric: short(angle.cosine) for metric, angle in (angles or {}).items()},
+        "overall": {metric: rounded(angle.cosine) for metric, angle in (angles or {}).items()},
         "kinds": by_kind,
-        "layers": {"names": list(names), **{m: [short(v) for v in values] for m, values in columns.items()}},
+        "layers": {"names": list(names), **{m: [rounded(v) for v in values] for m, values in columns.items()}},
     }
     return {metric: headline for metric, (headline, _) in summaries.items()}, details
 
 
-def short(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Return a number rounded to six significant digits, as records hold it."""
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
@@ -97,7 +97,7 @@ def _summary(metric: str, values: Sequence[float | None]) -> tuple[float | None,
     if not known:
         return None, None
     headline = statistics.fmean(known) if metric in COUNTED else statistics.median(known)
-    return short(headline), short((max if metric in LARGE_IS_WORST else min)(known))
+    return rounded(headline), rounded((max if metric in LARGE_IS_WORST else min)(known))
 
 
 def _depth(name: str) -> list[tuple[int, int, str]]:

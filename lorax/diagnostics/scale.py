@@ -108,7 +108,7 @@ def scale_grid(
 def moments(
     initializer: Initializer, m: int, n: int, seed: int, tokens: int, draw: int = 0, cache: Cache | None = None
 ) -> dict[str, float]:
-    """Return the four second moments (mean squares) of one draw of a cell."""
+    """Return the four mean squares of one draw of a cell."""
     import torch
 
     from lorax.diagnostics.angles import energy

@@ -44,7 +44,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass
 class Batch:
-    """The tensors of some rows; the rows of a lane lie next to each other. What has a default concerns text."""
+    """The tensors of some rows; the rows of a lane lie next to each other. Fields with a default are for text."""
 
     inputs: dict[str, Tensor]
     """What the model's forward takes, by keyword."""

@@ -30,7 +30,7 @@ def layer_activations(
 
     Args:
         model: any module.
-        targets: {layer name: module} that takes inputs (..., n); one called several times gains all its inputs.
+        targets: {layer name: module} that takes inputs (..., n); of one that is called several times all inputs count.
         loss: calls the model on a batch, its value is not used; None calls `model(**batch)`.
         batches: read once; no labels are needed.
 
@@ -57,7 +57,7 @@ class SecondMoments:
         self._sums: dict[str, Tensor] = {}
         self._tokens: dict[str, float] = {}
         self.counts: list[Tensor] = []
-        """Of the batch under way; see `calibration_pass.token_counts`."""
+        """Of the current batch; see `calibration_pass.token_counts`."""
 
     @contextmanager
     def collecting(self, model: nn.Module) -> Iterator[None]:
@@ -79,9 +79,9 @@ class SecondMoments:
         """
         if not self._sums:
             raise UserError("calibration: no batch; a method that looks at activations needs batches=...")
-        lost = [name for name in self._targets if not self._tokens.get(name)]
-        if lost:
-            raise UserError(f"calibration: no token reaches {first_few(lost)}; leave them out of targets")
+        unreached = [name for name in self._targets if not self._tokens.get(name)]
+        if unreached:
+            raise UserError(f"calibration: no token reaches {first_few(unreached)}; leave them out of targets")
         return {name: self._sums[name].div_(self._tokens[name]) for name in self._targets}
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ class Triplets(NamedTuple):
     Vh: Tensor
 
     def rows(self, part: slice | list[int]) -> Triplets:
-        """Return those triplets whose numbers `part` holds."""
+        """Return the triplets at the places that `part` holds."""
         return Triplets(self.U[:, part], self.S[part], self.Vh[part])
 
     def to(self, dtype: torch.dtype) -> Triplets:
@@ -150,7 +150,7 @@ def residual(W: Tensor, triplets: Triplets) -> float:
 
 
 def _checked(X: Tensor, triplets: Triplets, part: slice | list[int] = slice(None)) -> Triplets:
-    """Return the triplets if their residual is small enough, else those of gesdd that `part` numbers."""
+    """Return the triplets if their residual is small enough, else those of gesdd at the places `part`."""
     return triplets if residual(X, triplets) <= TOLERANCE else _gesdd(X).rows(part)
 
 

@@ -111,8 +111,12 @@ def _score(result: ArmResult | None) -> str:
     return numbers.bounded(result.mean, low, high) + diverged
 
 
-def _difference(versus: Comparison | None) -> str:
-    return numbers.bounded(versus.estimate, versus.low, versus.high, signed=True) if versus else numbers.NOTHING
+def _difference(comparison: Comparison | None) -> str:
+    return (
+        numbers.bounded(comparison.estimate, comparison.low, comparison.high, signed=True)
+        if comparison
+        else numbers.NOTHING
+    )
 
 
 def _rate(choice: Choice | None) -> str:

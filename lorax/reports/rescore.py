@@ -33,24 +33,23 @@ def gold(answer: str) -> str:
     return answer.rpartition("####")[2].strip()
 
 
-def rescore_items(items: Iterable[Mapping[str, Any]], rules: Iterable[str] | None = None) -> pd.DataFrame:
-    """Score one run's kept completions under several rules.
+def rescore_items(items: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Score one run's kept completions under every extraction rule.
 
     Args:
         items: rows with id, split, completion and answer; rows without a completion are skipped.
-        rules: names of extraction rules; None takes all.
 
     Returns:
         One row an item and rule: id, split, recorded (the run's own score), rule, read (whether the
         rule read an answer), score (0 or 1).
     """
-    chosen = [extractors.get(name) for name in (extractors.names() if rules is None else rules)]
+    rules = [extractors.get(name) for name in extractors.names()]
     lines = []
     for item in items:
         if item.get("completion") is None or item.get("answer") is None:
             continue
         wanted, text = gold(str(item["answer"])), str(item["completion"])
-        for rule in chosen:
+        for rule in rules:
             value = rule.extract(text)
             right = int(value is not None and rule.same(value, wanted))
             lines.append((item["id"], item.get("split"), item.get("score"), rule.name, value is not None, right))
@@ -147,7 +146,7 @@ def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
     spec = study.spec
     if study.result is None:
         return []
-    place_of = {  # one run may stand for two arms (twins), so the arm is part of the key
+    place_of = {  # one run may stand for two arms, so the arm is part of the key
         (arm, record.run_id): (task, seed, record.status == "diverged")
         for (task, arm), runs in study.finals.items()
         for seed, record in runs.items()

@@ -138,7 +138,8 @@ def read_sweep(records: list[RunRecord]) -> Sweep:
     """Return the rows of a sweep in order: the base, then by method, rank and swept fields.
 
     Args:
-        records: of any status; stale ones are left out (see `notes`), twins are one row.
+        records: of any status; stale ones are left out (see `notes`). Runs that differ only in what
+            their method ignores are one row.
 
     Raises:
         UserError: there is no record.

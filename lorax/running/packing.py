@@ -56,7 +56,7 @@ def make_packs(configs: Sequence[RunConfig], lanes: int | None) -> list[list[int
     return packs
 
 
-def runs_that_fit(config: RunConfig, free_bytes: int | None = None) -> int:
+def runs_that_fit(config: RunConfig) -> int:
     """Return of how many runs the activations fit into half of the free memory.
 
     A run keeps for its backward pass about `layers * (14 hidden + 6 intermediate)` numbers a token
@@ -65,19 +65,17 @@ def runs_that_fit(config: RunConfig, free_bytes: int | None = None) -> int:
 
     Args:
         config: any job of the pack.
-        free_bytes: free memory; None: what the device or the machine has now.
     """
     from lorax.models.registry import skeleton
     from lorax.running.preflight import class_names, load_task
 
-    free = free_bytes if free_bytes is not None else _free_bytes(config.device)
     task = load_task(config)
     size = skeleton(config.model, labels=class_names(task)).model.config
     hidden, layers = size.hidden_size, size.num_hidden_layers
     tokens = (config.batch_size or task.batch_size) / config.train["accumulation"] * _tokens(task)
     per_token = layers * (14 * hidden + 6 * getattr(size, "intermediate_size", 4 * hidden)) * 4
     adapter = 16 * 14 * config.rank * hidden * layers
-    return max(1, min(MOST_RUNS, int(free / 2 // (tokens * per_token + adapter))))
+    return max(1, min(MOST_RUNS, int(_free_bytes(config.device) / 2 // (tokens * per_token + adapter))))
 
 
 def _tokens(task: Task) -> float:

@@ -11,7 +11,7 @@ from lorax.adapters.install import find_targets, install
 from lorax.adapters.kinds import effective
 from lorax.api import attach, make_factors
 from lorax.diagnostics.alignment import first_step_alignment
-from lorax.diagnostics.layer_summary import short
+from lorax.diagnostics.layer_summary import rounded
 from lorax.diagnostics.measure import References, Settings, measure
 from lorax.errors import UserError
 from lorax.initializers.registry import build
@@ -59,7 +59,7 @@ def test_an_arm_from_first_step_to_forgetting(toy):
     assert found["forgetting"] == found["forgetting_text"]["change"] != 0
     assert found["about"]["n_measured"] == len(found["layers"]["names"]) == 14
     for name, value in zip(found["layers"]["names"], found["layers"]["cosine_first"], strict=True):
-        assert value == short(first_step_alignment(factors[name], gradients[name], 4)["cosine_first"])
+        assert value == rounded(first_step_alignment(factors[name], gradients[name], 4)["cosine_first"])
     record = RunRecord("id", "name", "finished", {}, {}, diagnostics=json.loads(json.dumps(found)))
     assert RunRecord.from_json(record.to_json()).diagnostics["kinds"]["mlp.up_proj"]
     adapters.detach()
