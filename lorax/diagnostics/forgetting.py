@@ -22,6 +22,8 @@ from lorax.probing.calibration_pass import evaluation_mode
 from lorax.probing.fingerprint import key_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lorax.adapters.baselines import FullModel
     from lorax.adapters.handle import Adapters
     from lorax.models.registry import Loaded
@@ -143,7 +145,7 @@ class _Losses:
         return torch.cat(sums)
 
 
-def _begin(tokenizer: Any) -> list[int]:
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the begin token, if the tokenizer writes one by itself, else nothing."""
     begin = tokenizer.bos_token_id
     ids = tokenizer("a")["input_ids"]
