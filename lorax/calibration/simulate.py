@@ -34,7 +34,7 @@ class Scenario:
     seeds: int = 6
     items: int = 1000
     effects: tuple[float, ...] = (0.0,) * 8
-    """True differences from the reference, one an arm."""
+    """True differences from the reference, one per arm."""
     margin: float = 0.01
     spread: float = 1.5
     """Sd of item difficulties (logits)."""

@@ -54,12 +54,12 @@ def forgetting(
         adapters: those that are measured; in a pack, one run's.
         text: a `Text`, or what `load_text` takes; None is CPython's language reference.
         tokens: at least so many are predicted.
-        window: tokens a window, at most the model's context.
+        window: tokens in a window, at most the model's context.
         autocast_dtype: dtype of the forward pass by autocast, or None.
         cache: keeps the base model's losses, which are the same for all arms on this model.
 
     Returns:
-        change (nats a token; positive is forgetting), se (its standard error over windows), base,
+        change (nats per token; positive is forgetting), se (its standard error over windows), base,
         adapted, tokens, windows, window, source, digest (of the text). None unless the model is a causal
         language model.
 

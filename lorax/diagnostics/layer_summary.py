@@ -63,7 +63,7 @@ def summarise(
     Returns:
         Two mappings. Headlines: {metric: the median over layers, or the mean for counts}. Details: `worst`
         {metric: number}, `overall` {metric: cosine of the vectors over all layers}, `kinds`
-        {kind: {metric: [headline, worst]}} and `layers` {"names": [...], metric: [a number a layer]}.
+        {kind: {metric: [headline, worst]}} and `layers` {"names": [...], metric: [one number per layer]}.
         A metric that is defined in no layer is null.
     """
     metrics = list(dict.fromkeys(metric for row in rows for metric in row))

@@ -98,7 +98,7 @@ def decode(
         stop: where completions end.
         verify: accept the reference answer's tokens as far as they are the greedy ones; False decodes every
             token from the prompt: the same result, slowly.
-        share: compute what all prompts begin with once a lane; False computes every row whole.
+        share: compute what all prompts begin with once for each lane; False computes every row whole.
 
     Returns:
         For the rows of lane 0, then those of lane 1, ...: the greedy tokens without the end token, and the
@@ -127,7 +127,7 @@ def _complete(
     active: ActiveLanes,
     stop: Stop,
 ) -> None:
-    """Decode the unfinished rows, one token each a step; finished rows leave the batch when they are many.
+    """Decode the unfinished rows, one token of each row per step; finished rows leave the batch when they are many.
 
     Args:
         readout: the model.

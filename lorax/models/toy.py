@@ -122,7 +122,7 @@ class Toy:
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    """Return the byte-level tokenizer: one token a byte, special tokens for the chat roles."""
+    """Return the byte-level tokenizer: one token per byte, special tokens for the chat roles."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -48,7 +48,7 @@ def layer_activations(
 class SecondMoments:
     """The sums of x_t x_t^T over the targets' inputs.
 
-    Memory: one (n, n) matrix a layer in main memory, whatever the number of tokens, and one at a time on the device.
+    Memory: one (n, n) matrix per layer in main memory, whatever the number of tokens, and one at a time on the device.
     """
 
     def __init__(self, targets: Mapping[str, nn.Module]) -> None:
@@ -108,7 +108,7 @@ class SecondMoments:
         places = inputs.shape[:-1]
         fitting = [counts for counts in self.counts if places in (counts.shape, (counts.numel(),))]
         if not fitting and places == self.counts[0].shape[:1]:
-            return None  # one vector a row: pooled over its tokens
+            return None  # one vector per row: pooled over its tokens
         if not fitting or not all(torch.equal(fitting[0].float(), other.float()) for other in fitting):
             masks = " and ".join(str(tuple(counts.shape)) for counts in self.counts)
             problem = "two masks fit" if fitting else "no mask fits"

@@ -70,7 +70,7 @@ def _small_on_cpu(module: nn.Module) -> bool:
 
 @contextmanager
 def _pool(workers: int, threads: int) -> Iterator[Callable[..., Iterator[T]]]:
-    """Start worker threads of one core each; on leaving, torch's and scipy's numbers of threads are as before."""
+    """Start worker threads with one core each; on leaving, torch's and scipy's numbers of threads are as before."""
     started, go = threading.Semaphore(0), threading.Event()
 
     def begin() -> None:

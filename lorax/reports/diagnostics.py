@@ -72,7 +72,7 @@ def _draw(frame: pd.DataFrame, layer_values: pd.DataFrame, arms: Sequence[str], 
 
 
 def part(frame: pd.DataFrame, runs: Mapping[str, Sequence[RunRecord]]) -> Part:
-    """Return a table a task, and the sentences that say what its columns are.
+    """Return one table per task, and the sentences that say what its columns are.
 
     Args:
         frame: from `diagnostics_frame`.

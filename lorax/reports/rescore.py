@@ -40,7 +40,7 @@ def rescore_items(items: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         items: rows with id, split, completion and answer; rows without a completion are skipped.
 
     Returns:
-        One row an item and rule: id, split, recorded (the run's own score), rule, read (whether the
+        One row per item and rule: id, split, recorded (the run's own score), rule, read (whether the
         rule read an answer), score (0 or 1).
     """
     rules = [extractors.get(name) for name in extractors.names()]
@@ -72,7 +72,7 @@ def runs_of_study(study: Study, split: str) -> Runs:
 
 
 def runs_of_sweep(records: list[RunRecord]) -> Runs:
-    """Return a sweep's runs by the rows of its table, one a seed; failed and stale ones are left out."""
+    """Return a sweep's runs by the rows of its table, one per seed; failed and stale ones are left out."""
     kept = [record for record in fresh(records)[0] if record.status != "failed"]
     by_label: dict[str, list[RunRecord]] = defaultdict(list)
     rows = rows_of(kept)
@@ -86,7 +86,7 @@ def rescored(store: Store, runs: Runs, split: str = "test") -> pd.DataFrame:
     """Score the kept completions of runs anew.
 
     Returns:
-        One row a run and rule: run_id, row (of the table), task, seed, rule, recorded, read (share of
+        One row per run and rule: run_id, row (of the table), task, seed, rule, recorded, read (share of
         completions), score (fraction), n (completions). Runs that kept no completions have none.
     """
     lines: list[dict[str, Any]] = []

@@ -27,7 +27,7 @@ class TaskScores:
     """What the runs of one row reached on one task."""
 
     scores: tuple[float, ...] = ()
-    """One a seed, fractions."""
+    """One per seed, fractions."""
     failed: int = 0
     diverged: int = 0
 
@@ -74,7 +74,7 @@ class Sweep:
     """Sentences below the table."""
 
     def frame(self) -> pd.DataFrame:
-        """Return the numbers, one row a method, rank and swept setting, by the keys of `sweep_columns`.
+        """Return the numbers, one row per method, rank and swept setting, by the keys of `sweep_columns`.
 
         Means and SDs (over seeds, n - 1 below) are fractions, `<task>_failed` and `<task>_diverged` count runs;
         `rank` is null where the method ignores it; `eta`, `lr` and `parameters` are a number, or `low .. high`.
@@ -87,7 +87,7 @@ class Sweep:
         return Document(name, [Part("", self.notes, [table, *self._by_rank()])])
 
     def _by_rank(self) -> list[Table]:
-        """Return, where more than one rank was run, one small table a task: methods down, ranks across."""
+        """Return, where more than one rank was run, one small table per task: methods down, ranks across."""
         ranks = sorted({row.rank for row in self.rows if row.rank is not None})
         if len(ranks) < 2:
             return []

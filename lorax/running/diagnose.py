@@ -73,7 +73,7 @@ def keeps_update(config: RunConfig) -> bool:
 
 
 def write_update(run: PreparedRun, delta: Mapping[str, Tensor]) -> None:
-    """Keep full fine-tuning's update {layer: (m, n)}, one file a seed; where the disk is full, warn and go on."""
+    """Keep full fine-tuning's update {layer: (m, n)}, one file per seed; where the disk is full, warn and go on."""
     from safetensors.torch import save
 
     facts = {"run_id": run.run_id, "seed": str(run.config.seed), "lr": f"{run.config.lr:g}"}

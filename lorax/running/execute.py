@@ -29,7 +29,7 @@ def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> 
     Args:
         runs: they agree on model, task, precision and batch shape; one unless packed.
         provenance: goes into that of each record.
-        show: progress bars and one line a phase.
+        show: progress bars, and one line per phase.
     """
     from lorax.models.registry import load
 

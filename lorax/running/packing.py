@@ -59,7 +59,7 @@ def make_packs(configs: Sequence[RunConfig], lanes: int | None) -> list[list[int
 def runs_that_fit(config: RunConfig) -> int:
     """Return of how many runs the activations fit into half of the free memory.
 
-    A run keeps for its backward pass about `layers * (14 hidden + 6 intermediate)` numbers a token
+    A run keeps for its backward pass about `layers * (14 hidden + 6 intermediate)` numbers per token
     (inputs of the products, attention, norms and activation), two bytes under bf16 autocast, plus
     four copies of its adapter. The estimate is high on purpose: a pack that swaps is slower than two.
 

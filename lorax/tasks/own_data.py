@@ -96,7 +96,7 @@ class TextToText(Files):
 @register("text_classification")
 @dataclass(frozen=True, kw_only=True)
 class TextClassification(Files):
-    """Texts and classes from the same sources; the model gets a fresh head with one row a class."""
+    """Texts and classes from the same sources; the model gets a fresh head with one output per class."""
 
     name: str = "text_classification"
     text: str = "text"

@@ -66,7 +66,7 @@ def looks_local(path: str) -> bool:
 
 
 def folder_splits(folder: Path) -> dict[str, Path]:
-    """Return {split: file} of a folder with one file a split."""
+    """Return {split: file} of a folder with one file per split."""
     files: dict[str, Path] = {}
     for split, stems in ALIASES.items():
         for stem in stems:

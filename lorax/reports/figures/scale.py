@@ -27,7 +27,7 @@ def draw_scale(measured: Mapping[str, Any]) -> dict[str, Figure]:
 
 @styled
 def moments(measured: Mapping[str, Any], grid: Mapping[str, Any], stage: str, title: str) -> Figure:
-    """Draw forward (above) and backward (below) root mean squares against r, m and n, a curve a method.
+    """Draw forward (above) and backward (below) root mean squares against r, m and n, one curve per method.
 
     Args:
         measured: as in `draw_scale`; says what was varied.

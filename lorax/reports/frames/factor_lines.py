@@ -28,7 +28,7 @@ class Line:
     fixed: str
     """Other fields that set it apart from its neighbours, such as `zeta=16`; empty if nothing does."""
     runs: pd.DataFrame
-    """Columns value (of the factor), seed, score, cosine; one row a run."""
+    """Columns value (of the factor), seed, score, cosine; one row per run."""
 
     def scores_at(self, value: float) -> list[float]:
         """Return the test scores of the runs at one value of the factor."""

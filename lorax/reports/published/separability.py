@@ -1,6 +1,6 @@
 """Others' tables: what their published scores can and cannot separate.
 
-Intervals and tests here cover the choice of items only. One run a row does not say what another seed of the
+Intervals and tests here cover the choice of items only. One run per row does not say what another seed of the
 same method would score, so two rows that are separated are two checkpoints, not yet two methods.
 """
 
