@@ -1,3 +1,5 @@
+"""Scores by item: a pack's answers are those of transformers' own `generate`, run by run."""
+
 import pytest
 import torch
 from small_training import encode

@@ -1,3 +1,5 @@
+"""Fresh heads: one replica for each run of a pack, drawn from its seed."""
+
 import torch
 
 from lorax.api import attach

@@ -1,3 +1,5 @@
+"""Prefix trees: one sequence that holds a common beginning once gives what whole rows give."""
+
 import pytest
 import torch
 import transformers

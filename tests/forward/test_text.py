@@ -1,3 +1,5 @@
+"""Text as token ids: prompts, answers, shots, padding and the cache of encoded splits."""
+
 import json
 
 import pytest

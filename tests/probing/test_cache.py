@@ -1,3 +1,5 @@
+"""The cache of decompositions: computed once, read in slices, safe when damaged, full or shared."""
+
 import multiprocessing
 import os
 import pickle

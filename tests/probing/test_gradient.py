@@ -1,3 +1,5 @@
+"""Layer gradients: autograd's on the whole batch, and the model is as before."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Singular triplets: exact at both ends and in whole spectra, randomised ones within their printed bound."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Eigenvectors at both ends of a spectrum: those of the whole spectrum, whatever LAPACK does."""
+
 import pytest
 import torch
 from threadpoolctl import ThreadpoolController

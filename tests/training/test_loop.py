@@ -27,7 +27,7 @@ def tensors(adapters):
     return [value.detach().clone() for value in adapters.parameters()]
 
 
-def test_the_loop_is_the_one_that_anybody_would_write(toy, sums):
+def test_the_loop_equals_a_plain_loop(toy, sums):
     """Same losses and weights as a plain loop with full logits, masked labels and AdamW, in fp64."""
     plan = TrainPlan(steps=5, batch_size=4, clip=0.5)
     loaded = toy(dtype="float64")
@@ -167,7 +167,7 @@ def test_the_head_has_a_rate_of_its_own(toy, parity):
     assert all(torch.equal(head[name], value) for name, value in run.head.state_dict().items())
 
 
-def test_full_fine_tuning_takes_the_same_road(toy, sums):
+def test_full_fine_tuning_trains_by_the_same_loop(toy, sums):
     loaded = toy()
     run = run_of(loaded, sums, "full", lr=1e-3)
     [outcome] = train(loaded, [run], TrainPlan(steps=12, batch_size=8))
