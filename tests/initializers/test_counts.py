@@ -1,4 +1,4 @@
-"""Trainable counts of methods.md against published ones: architectures on the meta device, closed formulas."""
+"""Trainable counts by closed formula against published ones: architectures on the meta device."""
 
 import functools
 
