@@ -54,7 +54,8 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
 def _incomplete(study: Study) -> list[str]:
     if study.complete:
         return []
-    return [f"The study is not complete: {len(study.rest.jobs)} runs of the {study.rest.kind} round are missing."]
+    missing = study.remaining
+    return [f"The study is not complete: {len(missing.jobs)} runs of the {missing.kind} round are missing."]
 
 
 def _size(study: Study) -> list[str]:
