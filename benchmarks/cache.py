@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Plan, Row, Watch, say, single
-from benchmarks.subjects import Shape, batches_of, initializer, load, twin
+from benchmarks.subjects import Shape, batches_of, initializer, load, sharing_copy
 from lorax.adapters.install import find_targets
 from lorax.api import make_factors
 from lorax.probing.cache import Cache
@@ -53,7 +53,7 @@ def _model(shape: Shape, plan: Plan) -> list[Row]:
 
 
 def _seconds(loaded: Any, init: dict[str, Any], batches: list[dict[str, Any]], folder: Path) -> float:
-    fresh = twin(loaded)
+    fresh = sharing_copy(loaded)
     targets = find_targets(fresh.model, head=fresh.head)
     start = time.perf_counter()
     make_factors(fresh.model, initializer(init), targets, batches=batches, cache=Cache(folder))

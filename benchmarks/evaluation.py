@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Plan, Row, interleave, say, single
-from benchmarks.subjects import load, twin
+from benchmarks.subjects import load, sharing_copy
 from lorax import tasks
 from lorax.adapters.install import install
 from lorax.api import attach
@@ -49,12 +49,12 @@ def _model(name: str, count: int, plan: Plan) -> list[Row]:
 
     loaded = load(name)
     task = tasks.load(TASKS[name], 0)
-    one = _trained(twin(loaded), task, steps=2 if plan.quick else 30)
-    many = twin(loaded)
-    adapters = install(many.model, [one.factors()] * count)
+    trained = _trained(sharing_copy(loaded), task, steps=2 if plan.quick else 30)
+    many = sharing_copy(loaded)
+    adapters = install(many.model, [trained.factors()] * count)
     with tempfile.TemporaryDirectory() as folder:
-        one.export_peft(folder)
-        theirs = twin(loaded, "sdpa")
+        trained.export_peft(folder)
+        theirs = sharing_copy(loaded, "sdpa")
         theirs.model = PeftModel.from_pretrained(theirs.model, folder).eval()
     rows = modality_of(loaded).encode(task, "test")
     scores: dict[str, list[int]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness import Plan, Row, interleave, say, single
-from benchmarks.subjects import Shape, batches_of, load, lower_bound, twin
+from benchmarks.subjects import Shape, batches_of, load, lower_bound, sharing_copy
 from benchmarks.worker import Worker
 from lorax.adapters.install import find_targets
 from lorax.models.registry import Loaded
@@ -32,16 +32,16 @@ def run(plan: Plan) -> list[Row]:
 def _seconds(shape: Shape, plan: Plan) -> list[Row]:
     loaded = load(shape.model)
     arms = {
-        "without gradients": lower_bound(twin(loaded), shape, BATCHES),
-        "ours": ours(twin(loaded), shape),
-        "PEFT": peft(twin(loaded, "sdpa"), shape),
+        "without gradients": lower_bound(sharing_copy(loaded), shape, BATCHES),
+        "ours": ours(sharing_copy(loaded), shape),
+        "PEFT": peft(sharing_copy(loaded, "sdpa"), shape),
     }
     say(f"{shape} ", end="")
-    found = interleave(arms, plan.times(5))
+    timings = interleave(arms, plan.times(5))
     return [
-        found.row(str(shape), "ours / pass without gradients", "ours", "without gradients"),
-        found.row(str(shape), "PEFT / pass without gradients", "PEFT", "without gradients"),
-        found.row(str(shape), "PEFT / ours", "PEFT", "ours"),
+        timings.row(str(shape), "ours / pass without gradients", "ours", "without gradients"),
+        timings.row(str(shape), "PEFT / pass without gradients", "PEFT", "without gradients"),
+        timings.row(str(shape), "PEFT / ours", "PEFT", "ours"),
     ]
 
 

@@ -118,20 +118,19 @@ class Timings:
         """Return the time of one unit of an arm's work."""
         return Spread.of([trial.seconds for trial in self.trials[arm]])
 
-    def ratio(self, over: str, under: str, factor: float = 1.0) -> Spread:
-        """Return factor * over / under, formed within rounds."""
+    def ratio(self, over: str, under: str) -> Spread:
+        """Return over / under, formed within rounds."""
         pairs = zip(self.trials[over], self.trials[under], strict=True)
-        return Spread.of([factor * a.seconds / b.seconds for a, b in pairs])
+        return Spread.of([a.seconds / b.seconds for a, b in pairs])
 
     def cpu_ratio(self, over: str, under: str) -> float:
         """Return the median over / under in CPU seconds, formed within rounds."""
         pairs = zip(self.trials[over], self.trials[under], strict=True)
         return statistics.median(a.cpu / max(b.cpu, 1e-9) for a, b in pairs)
 
-    def row(self, case: str, measure: str, over: str, under: str, factor: float = 1.0, note: str = "") -> Row:
+    def row(self, case: str, measure: str, over: str, under: str, note: str = "") -> Row:
         """Return a ratio as a row."""
-        cpu = factor * self.cpu_ratio(over, under)
-        return Row(case, measure, "x", self.ratio(over, under, factor), self.machine, note, cpu)
+        return Row(case, measure, "x", self.ratio(over, under), self.machine, note, self.cpu_ratio(over, under))
 
     def times(self, case: str) -> list[Row]:
         """Return every arm's own time as rows."""

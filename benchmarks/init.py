@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Plan, Prepared, Row, interleave, say, single
-from benchmarks.subjects import Shape, batches_of, initializer, load, peft_model, twin
+from benchmarks.subjects import Shape, batches_of, initializer, load, peft_model, sharing_copy
 from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
 from lorax.errors import UserError
@@ -39,7 +39,7 @@ def run(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for shape in (Shape("tiny", 2, 8),) if plan.quick else SHAPES:
         rows += _seconds(shape, plan) if plan.wants(f"{shape.model} init") else []
-        rows += _exactness(shape, plan) if plan.wants(f"{shape.model} step 0") else []
+        rows += _exactness(shape) if plan.wants(f"{shape.model} step 0") else []
     return rows
 
 
@@ -49,26 +49,26 @@ def _seconds(shape: Shape, plan: Plan) -> list[Row]:
     case = f"{shape.model}, {BATCHES} batches {shape.rows}x{shape.tokens} for gradients"
     for name, init in METHODS.items():
         arms: dict[str, Any] = {
-            "ours": Prepared(lambda: twin(loaded), lambda fresh, init=init: _attach(fresh, init, batches))
+            "ours": Prepared(lambda: sharing_copy(loaded), lambda fresh, init=init: _attach(fresh, init, batches))
         }
         if name in PEFT:
             arms["PEFT"] = Prepared(lambda: _copy(loaded), lambda fresh, name=name: _peft(fresh, name, batches))
         say(f"{shape.model} {name} ", end="")
-        found = interleave(arms, plan.times(2), warmup=0)
+        timings = interleave(arms, plan.times(2), warmup=0)
         if "PEFT" in arms:
-            rows.append(found.row(case, f"{name}: PEFT / ours", "PEFT", "ours"))
+            rows.append(timings.row(case, f"{name}: PEFT / ours", "PEFT", "ours"))
         for arm in arms:
-            rows.append(Row(case, f"{name}: {arm}", "s", found.seconds(arm), found.machine))
+            rows.append(Row(case, f"{name}: {arm}", "s", timings.seconds(arm), timings.machine))
         with Meter() as meter:
             import psutil
 
             before = psutil.Process().memory_info().rss / 1e6
-            _attach(twin(loaded), init, batches)
+            _attach(sharing_copy(loaded), init, batches)
         rows.append(single(case, f"{name}: peak memory above the model, ours", "MB", max(0.0, meter.peak_mb - before)))
     return rows
 
 
-def _exactness(shape: Shape, plan: Plan) -> list[Row]:
+def _exactness(shape: Shape) -> list[Row]:
     """The change of the logits on 4 x 32 random tokens when a method is attached to a bf16 base."""
     loaded = load(shape.model)
     loaded.model.to(torch.bfloat16)
@@ -80,7 +80,7 @@ def _exactness(shape: Shape, plan: Plan) -> list[Row]:
         top = base.abs().max()
         ulp = float(torch.nextafter(top, top * 2) - top)
         for name, init in METHODS.items():
-            fresh = twin(loaded)
+            fresh = sharing_copy(loaded)
             try:
                 _attach(fresh, init, batches, cache)
             except UserError as error:  # a method may decline a weight that rounding made singular
@@ -91,7 +91,7 @@ def _exactness(shape: Shape, plan: Plan) -> list[Row]:
             fresh = _copy(loaded)
             model = _peft(fresh, name, batches)
             rows += _changes(shape, f"{name}, PEFT", model(**inputs).logits, base, ulp)
-        rows.append(_worst(shape, rows))
+        rows.append(_worst(rows))
     return rows
 
 
@@ -106,7 +106,7 @@ def _changes(shape: Shape, name: str, logits: torch.Tensor, base: torch.Tensor, 
     ]
 
 
-def _worst(shape: Shape, rows: list[Row]) -> Row:
+def _worst(rows: list[Row]) -> Row:
     ours = [row for row in rows if row.measure.startswith("step-0") and row.measure.endswith("ours")]
     return single(ours[0].case, "step-0 change, worst of our methods", "ulp", max(row.value.median for row in ours))
 

@@ -67,9 +67,9 @@ def _memory() -> int:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None

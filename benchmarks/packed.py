@@ -15,8 +15,8 @@ from benchmarks.subjects import (
     load,
     lorax_arm,
     peft_arm,
+    sharing_copy,
     tuned_attention,
-    twin,
 )
 from benchmarks.worker import Worker, together
 
@@ -53,21 +53,23 @@ def run(plan: Plan) -> list[Row]:
 def _packs(shape: Shape, counts: Sequence[int], plan: Plan) -> list[Row]:
     loaded, steps = load(shape.model), STEPS[shape.model]
     tuned = tuned_attention(loaded, shape, plan.quick)
-    arms = {"PEFT": peft_arm(twin(loaded, "sdpa"), shape, steps)}
+    arms = {"PEFT": peft_arm(sharing_copy(loaded, "sdpa"), shape, steps)}
     if tuned != "sdpa":
-        arms["PEFT tuned"] = peft_arm(twin(loaded, tuned), shape, steps)
+        arms["PEFT tuned"] = peft_arm(sharing_copy(loaded, tuned), shape, steps)
     for count in counts:
-        arms[f"packed K={count}"] = lorax_arm(twin(loaded), shape, [{"name": "lora"}] * count, max(1, steps // count))
+        arms[f"packed K={count}"] = lorax_arm(
+            sharing_copy(loaded), shape, [{"name": "lora"}] * count, max(1, steps // count)
+        )
     say(f"{shape} ", end="")
-    found = interleave(arms, plan.times(9))
+    timings = interleave(arms, plan.times(9))
     best, note = "PEFT tuned" if tuned != "sdpa" else "PEFT", f"PEFT's fastest attention: {tuned}"
-    rows = found.times(str(shape))
+    rows = timings.times(str(shape))
     for count in counts:
         arm = f"packed K={count}"
         rows += [
-            found.row(str(shape), f"PEFT tuned, one by one / {arm}", best, arm, note=note),
-            found.row(str(shape), f"PEFT default, one by one / {arm}", "PEFT", arm),
-            found.row(str(shape), f"ours, one by one / {arm}", "packed K=1", arm),
+            timings.row(str(shape), f"PEFT tuned, one by one / {arm}", best, arm, note=note),
+            timings.row(str(shape), f"PEFT default, one by one / {arm}", "PEFT", arm),
+            timings.row(str(shape), f"ours, one by one / {arm}", "packed K=1", arm),
         ]
     return rows
 
@@ -84,25 +86,27 @@ def _processes(shape: Shape, count: int, plan: Plan) -> list[Row]:
     name, halves = f"packed K={count}", f"two processes of K={count // 2}"
     arms = {
         "two PEFT processes": lambda: together(peft),
-        name: lorax_arm(twin(loaded), shape, lora * count, steps),
+        name: lorax_arm(sharing_copy(loaded), shape, lora * count, steps),
         halves: lambda: together(half),
     }
     say(f"{shape} processes ", end="")
-    found = interleave(arms, plan.times(7))
+    timings = interleave(arms, plan.times(7))
     for worker in [*peft, *half]:
         worker.close()
     case, note = str(shape), f"PEFT's fastest attention: {tuned}"
     return [
-        *found.times(case),
-        found.row(case, f"two PEFT processes / {name}", "two PEFT processes", name, note=note),
-        found.row(case, f"two PEFT processes / {halves}", "two PEFT processes", halves, note=note),
-        _best(found.row(case, "", "two PEFT processes", name), found.row(case, "", "two PEFT processes", halves), note),
+        *timings.times(case),
+        timings.row(case, f"two PEFT processes / {name}", "two PEFT processes", name, note=note),
+        timings.row(case, f"two PEFT processes / {halves}", "two PEFT processes", halves, note=note),
+        _best(
+            timings.row(case, "", "two PEFT processes", name), timings.row(case, "", "two PEFT processes", halves), note
+        ),
     ]
 
 
-def _best(one: Row, other: Row, note: str) -> Row:
+def _best(one_pack: Row, two_packs: Row, note: str) -> Row:
     """Return the better of one pack and two packs in two processes, which the launcher's `processes` offers."""
-    row = max(one, other, key=lambda row: row.value.median)
+    row = max(one_pack, two_packs, key=lambda row: row.value.median)
     row.measure, row.note = "two PEFT processes / best of ours", note
     return row
 
@@ -133,9 +137,9 @@ def _mixed(shape: Shape, plan: Plan) -> list[Row]:
     loaded, steps = load(shape.model), STEPS[shape.model]
     inits = MIXED[:3] if plan.quick else MIXED
     arms = {
-        "LoRA": lorax_arm(twin(loaded), shape, [{"name": "lora"}] * len(inits), steps),
-        "mixed": lorax_arm(twin(loaded), shape, inits, steps),
+        "LoRA": lorax_arm(sharing_copy(loaded), shape, [{"name": "lora"}] * len(inits), steps),
+        "mixed": lorax_arm(sharing_copy(loaded), shape, inits, steps),
     }
     say(f"{shape} mixed ", end="")
-    found = interleave(arms, plan.times(7))
-    return [found.row(str(shape), f"{len(inits)} lanes of mixed methods / of LoRA r 8", "mixed", "LoRA")]
+    timings = interleave(arms, plan.times(7))
+    return [timings.row(str(shape), f"{len(inits)} lanes of mixed methods / of LoRA r 8", "mixed", "LoRA")]

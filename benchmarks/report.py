@@ -22,7 +22,7 @@ def publish(name: str, question: str | None, rows: list[Row], path: Path | None,
         path: the JSON file; the Markdown goes beside it. None writes nothing.
         plan: the command's options.
     """
-    here = machine.facts() | {"quick": plan.quick}
+    this_run = machine.facts() | {"quick": plan.quick}
     kept: dict[str, Any] = {"name": name, "runs": [], "rows": []}
     if path is not None and path.exists():
         kept = json.loads(path.read_text())
@@ -30,7 +30,7 @@ def publish(name: str, question: str | None, rows: list[Row], path: Path | None,
     new = {(row["case"], row["measure"]) for row in fresh}
     kept["question"] = " ".join((question or "").split())
     kept["rows"] = [row for row in kept["rows"] if (row["case"], row["measure"]) not in new] + fresh
-    kept["runs"] = [*kept["runs"], here]
+    kept["runs"] = [*kept["runs"], this_run]
     _drop_unused_runs(kept)
     text = markdown(kept)
     if path is not None:

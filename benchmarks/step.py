@@ -14,8 +14,8 @@ from benchmarks.subjects import (
     lorax_arm,
     lower_bound,
     peft_arm,
+    sharing_copy,
     tuned_attention,
-    twin,
 )
 from benchmarks.worker import Worker
 
@@ -58,44 +58,44 @@ def _against_peft(shape: Shape, plan: Plan) -> list[Row]:
     tuned = tuned_attention(loaded, shape, plan.quick)
     steps = _steps(shape)
     arms = {
-        "lower bound": lower_bound(twin(loaded), shape, steps),
-        "ours": lorax_arm(twin(loaded), shape, steps=steps),
-        "PEFT": peft_arm(twin(loaded, "sdpa"), shape, steps),
+        "lower bound": lower_bound(sharing_copy(loaded), shape, steps),
+        "ours": lorax_arm(sharing_copy(loaded), shape, steps=steps),
+        "PEFT": peft_arm(sharing_copy(loaded, "sdpa"), shape, steps),
     }
     if tuned != "sdpa":
-        arms["PEFT tuned"] = peft_arm(twin(loaded, tuned), shape, steps)
+        arms["PEFT tuned"] = peft_arm(sharing_copy(loaded, tuned), shape, steps)
     say(f"{shape} ", end="")
-    found = interleave(arms, plan.times(9))
+    timings = interleave(arms, plan.times(9))
     best = "PEFT tuned" if tuned != "sdpa" else "PEFT"
     case, note = str(shape), f"PEFT's fastest attention: {tuned}"
     return [
-        found.row(case, "ours / lower bound", "ours", "lower bound"),
-        found.row(case, "PEFT tuned / lower bound", best, "lower bound", note=note),
-        found.row(case, "PEFT default / ours", "PEFT", "ours"),
-        found.row(case, "PEFT tuned / ours", best, "ours", note=note),
-        *found.times(case),
+        timings.row(case, "ours / lower bound", "ours", "lower bound"),
+        timings.row(case, "PEFT tuned / lower bound", best, "lower bound", note=note),
+        timings.row(case, "PEFT default / ours", "PEFT", "ours"),
+        timings.row(case, "PEFT tuned / ours", best, "ours", note=note),
+        *timings.times(case),
     ]
 
 
 def _methods(shape: Shape, plan: Plan) -> list[Row]:
     loaded, steps = load(shape.model), _steps(shape)
-    arms = {"LoRA": lorax_arm(twin(loaded), shape, steps=steps)}
+    arms = {"LoRA": lorax_arm(sharing_copy(loaded), shape, steps=steps)}
     for name, init in METHODS.items():
-        arms[name] = lorax_arm(twin(loaded), shape, [init], steps)
+        arms[name] = lorax_arm(sharing_copy(loaded), shape, [init], steps)
     say(f"{shape} methods ", end="")
-    found = interleave(arms, plan.times(7))
-    return [found.row(str(shape), f"{name} / LoRA, ours", name, "LoRA") for name in METHODS]
+    timings = interleave(arms, plan.times(7))
+    return [timings.row(str(shape), f"{name} / LoRA, ours", name, "LoRA") for name in METHODS]
 
 
 def _rank(shape: Shape, plan: Plan) -> list[Row]:
     loaded, steps = load(shape.model), _steps(shape)
     arms = {
-        "ours": lorax_arm(twin(loaded), shape, [{"name": "lora", "rank": 64}], steps),
-        "PEFT": peft_arm(twin(loaded, "sdpa"), shape, steps, r=64),
+        "ours": lorax_arm(sharing_copy(loaded), shape, [{"name": "lora", "rank": 64}], steps),
+        "PEFT": peft_arm(sharing_copy(loaded, "sdpa"), shape, steps, r=64),
     }
     say(f"{shape} r 64 ", end="")
-    found = interleave(arms, plan.times(7))
-    return [found.row(f"{shape}, r 64", "PEFT default / ours", "PEFT", "ours"), *found.times(f"{shape}, r 64")]
+    timings = interleave(arms, plan.times(7))
+    return [timings.row(f"{shape}, r 64", "PEFT default / ours", "PEFT", "ours"), *timings.times(f"{shape}, r 64")]
 
 
 def _memory(shape: Shape) -> list[Row]:

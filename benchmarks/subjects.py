@@ -64,7 +64,7 @@ def load(name: str, attention: str | None = None) -> Loaded:
     return registry.load(spec, labels=[str(k) for k in range(CLASSES)] if name == "minilm" else None)
 
 
-def twin(loaded: Loaded, attention: str | None = None) -> Loaded:
+def sharing_copy(loaded: Loaded, attention: str | None = None) -> Loaded:
     """Return a copy of a model that shares its weights, so that all arms compute with the same ones.
 
     Args:
@@ -96,9 +96,9 @@ def rows_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[Enc
     return rows
 
 
-def batches_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+def batches_of(loaded: Loaded, shape: Shape, count: int) -> list[dict[str, torch.Tensor]]:
     """Return such examples as keywords of the model's own forward, with labels."""
-    rows = rows_of(loaded, shape, count * shape.rows, seed)
+    rows = rows_of(loaded, shape, count * shape.rows)
     batches = []
     for start in range(0, len(rows), shape.rows):
         part = rows[start : start + shape.rows]
@@ -122,7 +122,7 @@ def lorax_arm(
     """Return a call that trains K runs in one pack by lorax's loop, and times a step of one; the first does not count.
 
     Args:
-        loaded: a model that no other arm uses (`twin`).
+        loaded: a model that no other arm uses (`sharing_copy`).
         shape: batch of one run.
         inits: name and fields of each run's initialiser.
         steps: timed steps of one call.
@@ -137,10 +137,10 @@ def lorax_arm(
     ]
     adapters = install(loaded.model, factors, dropout=[dropout] * len(inits))
     heads = install_heads(loaded, range(len(inits)))
-    lanes = [
-        Run(adapters=one, data=rows_of(loaded, shape, 4 * shape.rows, k), lr=1e-4, seed=k,
+    runs = [
+        Run(adapters=adapters[k], data=rows_of(loaded, shape, 4 * shape.rows, k), lr=1e-4, seed=k,
              head=heads[k] if heads else None)
-        for k, one in enumerate(adapters)
+        for k in range(len(inits))
     ]  # fmt: skip
     plan = TrainPlan(
         steps=steps + 1, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast, progress=False
@@ -148,10 +148,10 @@ def lorax_arm(
 
     def call() -> Trial:
         watch = Stopwatch()
-        lanes[-1].on_step = watch.mark
-        outcomes = train(loaded, lanes, plan)
+        runs[-1].on_step = watch.mark
+        outcomes = train(loaded, runs, plan)
         assert all(outcome.status == "finished" for outcome in outcomes)
-        return watch.trial(len(lanes))
+        return watch.trial(len(runs))
 
     return call
 
@@ -201,27 +201,24 @@ def peft_arm(loaded: Loaded, shape: Shape, steps: int = 4, **config: Any) -> Arm
     return call
 
 
-def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4, embedded: bool = True) -> Arm:
+def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4) -> Arm:
     """Return forward and backward to the inputs with everything frozen: no adapter, no optimiser.
 
     Args:
         loaded: a model that no other arm uses.
         shape: the batch.
         steps: passes of one call.
-        embedded: take the gradient to the input embeddings; False: the forward pass only.
     """
-    if embedded:
-        loaded.model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
+    loaded.model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     batches = batches_of(loaded, shape, 4)
 
     def call() -> Trial:
-        loaded.model.requires_grad_(False)  # twins share weights, and another arm may have set the flag
+        loaded.model.requires_grad_(False)  # copies share weights, and another arm may have set the flag
         watch = Stopwatch()
         for step in range(steps + 1):
-            with autocast(torch.device("cpu"), shape.autocast), torch.set_grad_enabled(embedded):
+            with autocast(torch.device("cpu"), shape.autocast):
                 loss = loaded.model(**batches[step % len(batches)]).loss
-            if embedded:
-                loss.backward()
+            loss.backward()
             watch.mark()
         return watch.trial()
 
@@ -240,9 +237,9 @@ def tuned_attention(loaded: Loaded, shape: Shape, quick: bool = False) -> str:
         return "sdpa"
     kernels = ("sdpa", "eager") if shape.dtype == "fp32" else ("sdpa", "eager", "sdpa_fp32")
     say(f"{shape}: PEFT's attention ", end="")
-    found = interleave({name: peft_arm(twin(loaded, name), shape, steps=2) for name in kernels}, rounds=3)
-    best = min(kernels, key=lambda name: found.seconds(name).median)
-    return best if found.ratio("sdpa", best).median > 1.05 else "sdpa"
+    timings = interleave({name: peft_arm(sharing_copy(loaded, name), shape, steps=2) for name in kernels}, rounds=3)
+    best = min(kernels, key=lambda name: timings.seconds(name).median)
+    return best if timings.ratio("sdpa", best).median > 1.05 else "sdpa"
 
 
 def fresh_lorax(shape: Shape, inits: Sequence[dict[str, Any]], steps: int = 2) -> Arm:

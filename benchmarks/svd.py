@@ -42,7 +42,7 @@ def _model(name: str, plan: Plan) -> list[Row]:
 
     def both(name: str) -> None:
         W = effective(targets[name]).float()
-        svd.ends(W, BLOCKS[0]) if BLOCKS[0] <= svd.few(min(W.shape)) else svd.full(W)
+        svd.ends(W, BLOCKS[0]) if BLOCKS[0] <= svd.most_at_ends(min(W.shape)) else svd.full(W)
 
     def ours() -> None:
         side_by_side(targets, both)
@@ -55,13 +55,13 @@ def _model(name: str, plan: Plan) -> list[Row]:
             torch.linalg.svd(W, full_matrices=False)
 
     say(f"{case} ", end="")
-    found = interleave({"gesdd": gesdd, "ours": ours, "whole": whole}, plan.times(2), warmup=0)
+    timings = interleave({"gesdd": gesdd, "ours": ours, "whole": whole}, plan.times(2), warmup=0)
     rows = [
-        found.row(case, "both ends: gesdd / ours", "gesdd", "ours"),
-        Row(case, "both ends: ours", "s", found.seconds("ours"), found.machine),
-        found.row(case, "whole spectrum: gesdd / ours", "gesdd", "whole"),
-        Row(case, "whole spectrum: ours", "s", found.seconds("whole"), found.machine),
-        Row(case, "both ends: gesdd fp32", "s", found.seconds("gesdd"), found.machine),
+        timings.row(case, "both ends: gesdd / ours", "gesdd", "ours"),
+        Row(case, "both ends: ours", "s", timings.seconds("ours"), timings.machine),
+        timings.row(case, "whole spectrum: gesdd / ours", "gesdd", "whole"),
+        Row(case, "whole spectrum: ours", "s", timings.seconds("whole"), timings.machine),
+        Row(case, "both ends: gesdd fp32", "s", timings.seconds("gesdd"), timings.machine),
     ]
     return rows + _angles(case, weights[:: max(1, len(weights) // 24)])
 
@@ -113,11 +113,11 @@ def _large(m: int, n: int, plan: Plan) -> list[Row]:
 
     say(f"{case} ", end="")
     arms = {"gesdd": lambda: torch.linalg.svd(W, full_matrices=False), "ours": ours}
-    found = interleave(arms, 1 if k > 1024 else plan.times(2), warmup=0)
+    timings = interleave(arms, 1 if k > 1024 else plan.times(2), warmup=0)
     return [
-        Row(case, "gesdd / ours", "x", found.ratio("gesdd", "ours"), found.machine),
-        Row(case, "ours", "s", found.seconds("ours"), found.machine),
-        Row(case, "sine: ours", "", Spread.of([sine(top["triplets"], exact)]), found.machine),
+        Row(case, "gesdd / ours", "x", timings.ratio("gesdd", "ours"), timings.machine),
+        Row(case, "ours", "s", timings.seconds("ours"), timings.machine),
+        Row(case, "sine: ours", "", Spread.of([sine(top["triplets"], exact)]), timings.machine),
     ]
 
 

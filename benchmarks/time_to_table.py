@@ -121,12 +121,12 @@ def _measured(name: str, study: Study, folder: Path, plan: Plan) -> list[Row]:
 
     arms = {"ours": lambda: ours(False), "PEFT": peft, "ours, cache filled": lambda: ours(True)}
     say(f"{name}: {study.runs} runs ", end="")
-    found = interleave(arms, plan.rounds or 1, warmup=0)
+    timings = interleave(arms, plan.rounds or 1, warmup=0)
     case = f"{study.model} {study.task}, {study.runs} runs of {study.steps} steps x {study.batch_size}"
     return [
-        found.row(case, "PEFT script / ours", "PEFT", "ours"),
-        found.row(case, "PEFT script / ours, cache filled", "PEFT", "ours, cache filled"),
-        *(Row(case, f"{arm}", "s", found.seconds(arm), found.machine) for arm in arms),
+        timings.row(case, "PEFT script / ours", "PEFT", "ours"),
+        timings.row(case, "PEFT script / ours, cache filled", "PEFT", "ours, cache filled"),
+        *(Row(case, f"{arm}", "s", timings.seconds(arm), timings.machine) for arm in arms),
         single(case, "mean score, ours", "", _mean_of_records(folder / "results0")),
         single(case, "mean score, PEFT", "", _mean_of_table(tables["PEFT"])),
     ]

@@ -61,7 +61,7 @@ class Train:
     clip: float | None = 1.0
     """Bound on the gradient norm of one run's trained parameters; null: none."""
     accumulation: int = 1
-    """Micro-batches a step; the batch is split, not enlarged."""
+    """Micro-batches per step; the batch is split, not enlarged."""
     head_lr: float | None = None
     """Learning rate of a fresh classification head, the same for every method; null: the task's."""
     checkpoint_every: int = 0

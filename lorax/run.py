@@ -18,6 +18,7 @@ from lorax.errors import UserError
 from lorax.running.messages import composition_message, is_composition_error, one_line
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
 
@@ -169,7 +170,7 @@ def _format_warning(
 _python_format = warnings.formatwarning
 
 
-def _provenance(hydra: Any) -> dict[str, Any]:
+def _provenance(hydra: HydraConf) -> dict[str, Any]:
     launcher = str(hydra.launcher.get("_target_", "")).rsplit(".", 1)[-1]
     return {"launcher": launcher or None, "overrides": list(hydra.overrides.task)}
 

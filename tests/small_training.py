@@ -1,4 +1,4 @@
-"""A toy model, toy tasks and small lanes for the tests of training."""
+"""A toy model, toy tasks and small helpers for the tests of training."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from benchmarks import report
 from benchmarks.__main__ import NAMES, main
 from benchmarks.goals import GOALS
 from benchmarks.harness import Row, Spread, interleave
-from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound, peft_arm, rows_of, twin
+from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound, peft_arm, rows_of, sharing_copy
 from benchmarks.time_to_table import STUDIES
 from lorax.tasks.registry import build
 
@@ -21,9 +21,9 @@ from lorax.tasks.registry import build
 def test_quick_run_writes_json_and_markdown(name, tmp_path, capsys):
     path = tmp_path / f"{name}.json"
     assert main([name, "--quick", "--json", str(path)]) == 0
-    found = json.loads(path.read_text())
-    assert found["rows"] and found["runs"][0]["versions"]["torch"]
-    assert all(row["value"]["low"] <= row["value"]["median"] <= row["value"]["high"] for row in found["rows"])
+    written = json.loads(path.read_text())
+    assert written["rows"] and written["runs"][0]["versions"]["torch"]
+    assert all(row["value"]["low"] <= row["value"]["median"] <= row["value"]["high"] for row in written["rows"])
     assert path.with_suffix(".md").read_text() == capsys.readouterr().out.rstrip("\n") + "\n"
 
 
@@ -37,10 +37,10 @@ def test_time_to_table_runs_both_sides(tmp_path):
 
 def test_ratios_are_formed_within_rounds_and_orders_alternate():
     called = []
-    found = interleave({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=2, warmup=0)
+    timings = interleave({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=2, warmup=0)
     assert called == ["a", "b", "b", "a"]
-    a, b = ([trial.seconds for trial in found.trials[name]] for name in "ab")
-    assert found.ratio("a", "b") == Spread.of([x / y for x, y in zip(a, b, strict=True)])
+    a, b = ([trial.seconds for trial in timings.trials[name]] for name in "ab")
+    assert timings.ratio("a", "b") == Spread.of([x / y for x, y in zip(a, b, strict=True)])
 
 
 def test_a_new_run_replaces_its_rows_and_keeps_the_others(tmp_path):
@@ -49,9 +49,9 @@ def test_a_new_run_replaces_its_rows_and_keeps_the_others(tmp_path):
     path, one = tmp_path / "step.json", Spread.of([1.0])
     for rows in ([Row("a", "x", "s", one), Row("b", "x", "s", one)], [Row("b", "x", "s", Spread.of([2.0]))]):
         report.publish("step", "Q?", rows, path, Plan())
-    found = json.loads(path.read_text())
-    assert {row["case"]: row["value"]["median"] for row in found["rows"]} == {"a": 1.0, "b": 2.0}
-    assert [row["run"] for row in found["rows"]] == [0, 1] and len(found["runs"]) == 2
+    written = json.loads(path.read_text())
+    assert {row["case"]: row["value"]["median"] for row in written["rows"]} == {"a": 1.0, "b": 2.0}
+    assert [row["run"] for row in written["rows"]] == [0, 1] and len(written["runs"]) == 2
 
 
 def test_every_goal_names_a_benchmark_and_the_index_lists_it(tmp_path):
@@ -65,9 +65,9 @@ def test_arms_do_the_same_work_on_shared_weights():
     shape = Shape("tiny", 4, 8)
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     for arm in (
-        lorax_arm(twin(loaded), shape),
-        peft_arm(twin(loaded, "sdpa"), shape),
-        lower_bound(twin(loaded), shape),
+        lorax_arm(sharing_copy(loaded), shape),
+        peft_arm(sharing_copy(loaded, "sdpa"), shape),
+        lower_bound(sharing_copy(loaded), shape),
     ):
         assert arm().seconds > 0
     assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
@@ -79,7 +79,7 @@ def test_arms_do_the_same_work_on_shared_weights():
 def test_the_lower_bound_stays_one_beside_an_arm_that_thaws_the_shared_weights():
     shape = Shape("tiny", 4, 8)
     loaded = load("tiny")
-    bound = lower_bound(twin(loaded), shape, steps=1)
+    bound = lower_bound(sharing_copy(loaded), shape, steps=1)
     loaded.model.requires_grad_(True)
     bound()
     assert all(parameter.grad is None for parameter in loaded.model.parameters())

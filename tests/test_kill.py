@@ -48,17 +48,17 @@ def records(folder):
     return {record.run_id: record for record in store.read("toy")} if store.folder("toy").is_dir() else {}
 
 
-def outcome(found):
-    return {key: (record.label, record.status, record.curve, record.scores) for key, record in found.items()}
+def outcome(runs):
+    return {key: (record.label, record.status, record.curve, record.scores) for key, record in runs.items()}
 
 
-def reached(found, name):
+def reached(runs, name):
     tag, least = ROUNDS[name]
-    return sum(record.provenance["tag"] == f"toy.{tag}" for record in found.values()) >= least
+    return sum(record.provenance["tag"] == f"toy.{tag}" for record in runs.values()) >= least
 
 
-def finished(found):
-    return {key: record.provenance["finished"] + str(record.costs) for key, record in found.items()}
+def finished(runs):
+    return {key: record.provenance["finished"] + str(record.costs) for key, record in runs.items()}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -98,10 +98,10 @@ def test_a_terminated_sweep_ends_its_workers(start, tmp_path):
 
 def test_two_processes_on_one_study_share_it(start, tmp_path):
     finish(start("single", "alone"))
-    said = [finish(process) for process in [start("single", "shared"), start("single", "shared")]]
+    printed = [finish(process) for process in [start("single", "shared"), start("single", "shared")]]
     assert outcome(records(tmp_path / "shared")) == outcome(records(tmp_path / "alone"))
-    assert all("# toy" in out for out in said)
-    assert sum(out.count("finished before, skipped") for out in said) >= len(records(tmp_path / "shared"))
+    assert all("# toy" in out for out in printed)
+    assert sum(out.count("finished before, skipped") for out in printed) >= len(records(tmp_path / "shared"))
 
 
 def test_a_disk_that_fills_is_one_line_and_the_same_command_goes_on(start, tmp_path):

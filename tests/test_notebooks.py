@@ -76,9 +76,9 @@ def test_initialisers_do_to_real_weights_what_they_promise():
     assert figures == 5
     exact, cases = re.search(r"(\d+) of (\d+) cases leave every logit unchanged", text).groups()
     assert exact == cases
-    said = re.search(r"the negative gradient: (.*?)\. The bound is (\S+)", text)
-    cosines = {method: float(value) for method, value in (part.rsplit(" ", 1) for part in said[1].split(", "))}
-    assert max(cosines, key=cosines.get) == "lora_ga" and cosines["lora_ga"] == float(said[2])
+    sentence = re.search(r"the negative gradient: (.*?)\. The bound is (\S+)", text)
+    cosines = {method: float(value) for method, value in (part.rsplit(" ", 1) for part in sentence[1].split(", "))}
+    assert max(cosines, key=cosines.get) == "lora_ga" and cosines["lora_ga"] == float(sentence[2])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

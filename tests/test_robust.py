@@ -1,4 +1,4 @@
-"""What goes wrong in the long run: refusals, full disks, failing lanes, stale records, interrupts."""
+"""What goes wrong in the long run: refusals, full disks, failing runs of a pack, stale records, interrupts."""
 
 import errno
 import os
@@ -24,9 +24,9 @@ def records(name="small", results="results"):
     return {record.run_id: record for record in store.read(name)} if store.folder(name).is_dir() else {}
 
 
-def outcome(found):
+def outcome(by_id):
     """What must not depend on how often a run was interrupted."""
-    return {key: (record.label, record.status, record.curve, record.scores) for key, record in found.items()}
+    return {key: (record.label, record.status, record.curve, record.scores) for key, record in by_id.items()}
 
 
 def left_over(folder="."):
@@ -134,7 +134,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(lorax, capsys, mon
         assert code == 0
 
 
-def test_a_failing_and_a_diverging_lane_leave_their_pack_going(lorax, capsys, monkeypatch):
+def test_a_failing_and_a_diverging_run_leave_their_pack_going(lorax, capsys, monkeypatch):
     from lorax.initializers.registry import get
 
     def broken(self, probe):
@@ -144,8 +144,8 @@ def test_a_failing_and_a_diverging_lane_leave_their_pack_going(lorax, capsys, mo
     with monkeypatch.context() as patch:
         patch.setattr(get("milora"), "__call__", broken)
         assert lorax(*[word.replace("lora,pissa", "lora,pissa,milora") for word in grid]) == 1
-    said = capsys.readouterr()
-    assert "2 of 6 jobs failed, all with: RuntimeError: no convergence" in said.err and "1 diverged" in said.out
+    printed = capsys.readouterr()
+    assert "2 of 6 jobs failed, all with: RuntimeError: no convergence" in printed.err and "1 diverged" in printed.out
     status = {(r.config["init"]["name"], r.config["lr"]): r.status for r in records().values()}
     assert status == {
         ("lora", 0.01): "finished", ("lora", 1e30): "diverged", ("pissa", 0.01): "finished",
@@ -161,8 +161,8 @@ def test_a_failing_and_a_diverging_lane_leave_their_pack_going(lorax, capsys, mo
 def test_a_diverged_arm_is_a_result_of_its_study(lorax, capsys):
     words = [word for word in STUDY if not word.startswith("study.arms")]
     assert lorax(*words, "study.arms=[lora,{init: lora_ga, lr: 1e25}]", "train.clip=null", small=False) == 0
-    said = capsys.readouterr().out
-    assert "2 diverged" in said and "2 of 2 final runs of lora_ga diverged" in said
+    printed = capsys.readouterr().out
+    assert "2 diverged" in printed and "2 of 2 final runs of lora_ga diverged" in printed
     arms = [r for r in records("toy").values() if r.label == "lora_ga" and r.provenance["tag"] != "toy.cost"]
     assert {record.status for record in arms} == {"diverged"} and len(arms) == 14
 
@@ -170,7 +170,7 @@ def test_a_diverged_arm_is_a_result_of_its_study(lorax, capsys):
 def test_ctrl_c_in_a_pack_leaves_no_record_and_no_difference(lorax, capsys, monkeypatch):
     from lorax.training.update import Update
 
-    # One lane diverges before the interrupt: resumed, the others still have it beside them where they had it.
+    # One run diverges before the interrupt; when the pack resumes, it is in the same lane as before.
     grid = [*PACK, "init=lora,pissa", "lr=0.01,1e30", "train.clip=null", "steps=8", "train.checkpoint_every=3"]
     assert lorax(*grid, results="whole") == 0
     step = Update.apply
@@ -211,12 +211,12 @@ def test_a_finished_study_whose_records_are_stale_is_run_again(lorax, capsys, mo
         patch.setitem(identity.VERSIONS, "training", 2)
         capsys.readouterr()
         assert lorax(*STUDY, small=False) == 0
-        said = capsys.readouterr().out
-    assert f"stale: {len(old)} records (another versions.training" in said and "toy: tune, 12 runs" in said
-    assert f"{len(old)} stale records are left out" in said and len(records("toy")) == 2 * len(old)
+        printed = capsys.readouterr().out
+    assert f"stale: {len(old)} records (another versions.training" in printed and "toy: tune, 12 runs" in printed
+    assert f"{len(old)} stale records are left out" in printed and len(records("toy")) == 2 * len(old)
     assert lorax(*STUDY, small=False) == 0  # back again: the first records are there
-    said = capsys.readouterr().out
-    assert "runs" not in said.partition("stale")[2].partition("# toy")[0] and len(records("toy")) == 2 * len(old)
+    printed = capsys.readouterr().out
+    assert "runs" not in printed.partition("stale")[2].partition("# toy")[0] and len(records("toy")) == 2 * len(old)
 
 
 def test_files_written_together_are_all_there_or_none(tmp_path):
@@ -235,14 +235,14 @@ def test_a_claim_clears_what_a_kill_left_and_goes_when_the_run_is_over(tmp_path)
     for path in debris:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    with store.claim("n", "r") as found:
-        assert found is None and not any(path.exists() for path in debris)
+    with store.claim("n", "r") as record:
+        assert record is None and not any(path.exists() for path in debris)
     assert left_over(tmp_path)  # not over yet: the lock may be waited for
-    with store.claim("n", "r") as found:
+    with store.claim("n", "r") as record:
         store.write(RunRecord(run_id="r", name="n", status="finished", config={}, identity={}))
     assert not left_over(tmp_path)
-    with store.claim("n", "r") as found:
-        assert found.run_id == "r"
+    with store.claim("n", "r") as record:
+        assert record.run_id == "r"
     assert not left_over(tmp_path)
 
 

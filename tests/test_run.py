@@ -66,10 +66,10 @@ def test_the_command_line_calms_threads_before_it_does_anything(monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "taken back afterwards")
         monkeypatch.delenv(name)
-    found = []
-    monkeypatch.setattr(run, "_outcome", lambda: (found.append(os.environ.get("GOMP_SPINCOUNT")), (0, ""))[1])
+    seen = []
+    monkeypatch.setattr(run, "_outcome", lambda: (seen.append(os.environ.get("GOMP_SPINCOUNT")), (0, ""))[1])
     run.main()
-    assert found == ["1000"]
+    assert seen == ["1000"]
 
 
 def shapes():
@@ -80,7 +80,7 @@ def shapes():
 
 
 @pytest.mark.parametrize("order", ["0,0.05", "0.05,0"])
-def test_a_start_that_is_not_the_base_is_measured_lane_by_lane(lorax, order):
+def test_a_start_that_is_not_the_base_is_measured_run_by_run(lorax, order):
     grid = ["-m", "init=lora_xs", f"init.noise={order}", "rank=2", "base=false"]
     assert lorax(*grid, results="single") == 0
     assert lorax(*grid, "hydra/launcher=packed", results="packed") == 0
@@ -105,8 +105,8 @@ def test_what_only_a_run_resolves_still_tells_jobs_and_rows_apart(lorax):
 
 def test_twins_run_once_and_zeta_does_not_split_lora(lorax):
     assert lorax("-m", "init=svft,lora", "rank=2,4", "zeta=4,16", "base=false") == 0
-    found = [(record.config["init"]["name"], record.identity["init"].get("rank")) for record in records().values()]
-    assert sorted(found, key=str) == [("lora", 2), ("lora", 4), ("svft", None)]
+    methods = [(record.config["init"]["name"], record.identity["init"].get("rank")) for record in records().values()]
+    assert sorted(methods, key=str) == [("lora", 2), ("lora", 4), ("svft", None)]
 
 
 def test_a_failing_job_is_recorded_and_the_others_finish(lorax, monkeypatch, capsys):

@@ -11,9 +11,9 @@ from lorax.studies.study import read_study
 
 def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys):
     assert lorax("study=toy", "hydra/launcher=packed", "track=none", small=False) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for stage in ("cost", "tune", "extend", "final"):
-        assert f"toy: {stage}, " in said
+        assert f"toy: {stage}, " in printed
     store = Store("results")
     study = read_study(frozen(store.root, "toy"), store)
     assert study.complete and not study.stale and not study.unasked

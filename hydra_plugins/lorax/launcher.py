@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PackedLauncherConf:
-    """Most `lanes` in a pack (null: what fits into memory), and `processes` that train packs side by side."""
+    """`lanes`: most runs in a pack (null: as many as fit into memory); `processes`: packs that train side by side."""
 
     _target_: str = "hydra_plugins.lorax.launcher.PackedLauncher"
     lanes: int | None = None

@@ -47,13 +47,17 @@ def calibrate(quick: bool = False, results_dir: str | Path = "results", seed: in
         "quick": quick,
         "tables": tables,
         "alpha": ALPHA,
-        "chosen": [_checked(measure(one, tables, seed)[0]) for one in chosen],
-        "compared": [_plain(row) for one in compared for row in measure(one, fewer, seed + 1, tuple(CANDIDATES))],
-        "bootstraps": [{"scenario": one.name, **bootstrap_coverage(one, 300, seed)} for one in bootstrapped],
+        "chosen": [_checked(measure(scenario, tables, seed)[0]) for scenario in chosen],
+        "compared": [
+            _plain(row) for scenario in compared for row in measure(scenario, fewer, seed + 1, tuple(CANDIDATES))
+        ],
+        "bootstraps": [
+            {"scenario": scenario.name, **bootstrap_coverage(scenario, 300, seed)} for scenario in bootstrapped
+        ],
         "rules": rules(40 * fewer, seed),
         "power": POWER,
         "promises": _promises(chosen, tables if quick else tables // 2, seed),
-        "stress": [_plain(measure(one, 2 * fewer, seed)[0]) for one in scenarios.stressed()],
+        "stress": [_plain(measure(scenario, 2 * fewer, seed)[0]) for scenario in scenarios.stressed()],
         "swaps": _swaps(Path(results_dir)),
     }
 
@@ -105,11 +109,11 @@ def _last(folder: Path) -> dict[str, Any]:
 
 def _promises(chosen: Sequence[Scenario], tables: int, seed: int) -> list[dict[str, Any]]:
     out = []
-    for one in filter(scenarios.is_promise, chosen):
-        measured = promise(one, tables, seed)
+    for scenario in filter(scenarios.is_promise, chosen):
+        measured = promise(scenario, tables, seed)
         if measured is not None:
             kept = POWER[0] <= measured.power <= POWER[1]
-            out.append({"scenario": one.name, "mde": measured.mde, "power": measured.power, "pass": kept})
+            out.append({"scenario": scenario.name, "mde": measured.mde, "power": measured.power, "pass": kept})
     return out
 
 

@@ -59,17 +59,17 @@ def stressed() -> list[Scenario]:
 
 def _decided() -> list[Scenario]:
     """Data with little noise, in which all four verdicts occur: equivalence and differences in one family."""
-    at = 0.06
-    quiet = Scenario("", seed_sd=0.005, spread=4.0, interaction=0.3, items=1000, seeds=6, margin=at)
+    margin = 0.06
+    quiet = Scenario("", seed_sd=0.005, spread=4.0, interaction=0.3, items=1000, seeds=6, margin=margin)
 
-    def scenario(name: str, effects: tuple[float, ...], margin: float = at) -> Scenario:
+    def scenario(name: str, effects: tuple[float, ...], margin: float = margin) -> Scenario:
         return replace(quiet, name=name, effects=effects, margin=margin)
 
     return [
-        scenario("three at the margin, three alike, two apart", (at, -at, at, 0, 0, 0, 0.1, -0.1)),
-        scenario("seven at the margin, one alike", (at,) * 7 + (0.0,)),
-        scenario("all at the margin", (at, -at) * 4),
-        scenario("all half the margin apart", (at / 2, -at / 2) * 4),
+        scenario("three at the margin, three alike, two apart", (margin, -margin, margin, 0, 0, 0, 0.1, -0.1)),
+        scenario("seven at the margin, one alike", (margin,) * 7 + (0.0,)),
+        scenario("all at the margin", (margin, -margin) * 4),
+        scenario("all half the margin apart", (margin / 2, -margin / 2) * 4),
         scenario("seven far apart, one alike", (0.12, -0.12) * 3 + (0.15, 0.0), margin=0.01),
         scenario("alike, wide margin", (0.0,) * 8),
     ]

@@ -34,7 +34,7 @@ class Scenario:
     seeds: int = 6
     items: int = 1000
     effects: tuple[float, ...] = (0.0,) * 8
-    """True differences from the reference, one an arm."""
+    """True differences from the reference, one per arm."""
     margin: float = 0.01
     spread: float = 1.5
     """Sd of item difficulties (logits)."""
@@ -73,8 +73,8 @@ class Simulator:
         self.items = common + self.generator.normal(0, scenario.interaction, (arms, scenario.items))
         self.validation = self.generator.normal(0, scenario.spread, scenario.validation)
         self.sd = self._logit_sd()
-        wanted = np.array([scenario.rate, *(scenario.rate + effect for effect in scenario.effects)])
-        self.ability = np.array([self._solve(arm, target) for arm, target in enumerate(wanted)])
+        targets = np.array([scenario.rate, *(scenario.rate + effect for effect in scenario.effects)])
+        self.ability = np.array([self._solve(arm, target) for arm, target in enumerate(targets)])
         losses = scenario.curve * (np.arange(RATES) - RATES // 2) ** 2
         steps = np.arange(RATES)
         self.level = self.ability[:, None] - losses
@@ -133,10 +133,10 @@ class Simulator:
     def _logit_sd(self) -> float:
         """Return the sd in logits at which scores vary by `seed_sd` between seeds."""
 
-        def lack(sd: float) -> float:
+        def shortfall(sd: float) -> float:
             ability = self._solve(0, self.scenario.rate, sd)
             scores = expit(ability + sd * _NODES[:, None] - self.items[0]).mean(axis=1)
             mean = _WEIGHTS @ scores
             return float(np.sqrt(_WEIGHTS @ (scores - mean) ** 2) - self.scenario.seed_sd)
 
-        return float(brentq(lack, 1e-6, 5.0, xtol=1e-6))
+        return float(brentq(shortfall, 1e-6, 5.0, xtol=1e-6))

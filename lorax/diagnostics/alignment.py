@@ -9,7 +9,7 @@ from lorax.diagnostics.angles import Angle, energy, share
 from lorax.diagnostics.first_step import adam, reach, sgd
 from lorax.probing import svd
 
-ADAM_STEP = 1e-4  # it is applied whole; the direction depends on it through products of two changes only
+ADAM_STEP = 1e-4  # applied exactly; the direction depends on its size through products of two changes alone
 
 
 def captured(G: Tensor, *ranks: int) -> list[float | None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorax.diagnostics.layer_summary import short
+from lorax.diagnostics.layer_summary import rounded
 from lorax.diagnostics.natural_text import Text, load_text
 from lorax.errors import UserError
 from lorax.forward.active import active
@@ -22,6 +22,8 @@ from lorax.probing.calibration_pass import evaluation_mode
 from lorax.probing.fingerprint import key_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lorax.adapters.baselines import FullModel
     from lorax.adapters.handle import Adapters
     from lorax.models.registry import Loaded
@@ -52,12 +54,12 @@ def forgetting(
         adapters: those that are measured; in a pack, one run's.
         text: a `Text`, or what `load_text` takes; None is CPython's language reference.
         tokens: at least so many are predicted.
-        window: tokens a window, at most the model's context.
+        window: tokens in a window, at most the model's context.
         autocast_dtype: dtype of the forward pass by autocast, or None.
         cache: keeps the base model's losses, which are the same for all arms on this model.
 
     Returns:
-        change (nats a token; positive is forgetting), se (its standard error over windows), base,
+        change (nats per token; positive is forgetting), se (its standard error over windows), base,
         adapted, tokens, windows, window, source, digest (of the text). None unless the model is a causal
         language model.
 
@@ -76,10 +78,10 @@ def forgetting(
     per_window = rows.shape[1] - start
     change = (new - base) / per_window
     return {
-        "change": short(float(change.mean())),
-        "se": short(float(change.std() / len(change) ** 0.5)) if len(change) > 1 else None,
-        "base": short(float(base.mean()) / per_window),
-        "adapted": short(float(new.mean()) / per_window),
+        "change": rounded(float(change.mean())),
+        "se": rounded(float(change.std() / len(change) ** 0.5)) if len(change) > 1 else None,
+        "base": rounded(float(base.mean()) / per_window),
+        "adapted": rounded(float(new.mean()) / per_window),
         "tokens": len(rows) * per_window,
         "windows": len(rows),
         "window": rows.shape[1],
@@ -114,7 +116,7 @@ def windows(loaded: Loaded, text: Text, tokens: int, window: int = WINDOW) -> tu
 
 
 class _Losses:
-    """The summed cross-entropy of each window, (count,) float64, under the model in its present state."""
+    """Computes the summed cross-entropy of each window, (count,) float64, under the model as it is."""
 
     def __init__(self, loaded: Loaded, rows: Tensor, start: int, autocast_dtype: str | None) -> None:
         self.loaded, self.rows, self.start, self.autocast = loaded, rows, start, autocast_dtype
@@ -143,7 +145,7 @@ class _Losses:
         return torch.cat(sums)
 
 
-def _begin(tokenizer: Any) -> list[int]:
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the begin token, if the tokenizer writes one by itself, else nothing."""
     begin = tokenizer.bos_token_id
     ids = tokenizer("a")["input_ids"]

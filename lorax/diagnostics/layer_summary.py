@@ -63,30 +63,30 @@ def summarise(
     Returns:
         Two mappings. Headlines: {metric: the median over layers, or the mean for counts}. Details: `worst`
         {metric: number}, `overall` {metric: cosine of the vectors over all layers}, `kinds`
-        {kind: {metric: [headline, worst]}} and `layers` {"names": [...], metric: [a number a layer]}.
+        {kind: {metric: [headline, worst]}} and `layers` {"names": [...], metric: [one number per layer]}.
         A metric that is defined in no layer is null.
     """
     metrics = list(dict.fromkeys(metric for row in rows for metric in row))
     columns = {metric: [row.get(metric) for row in rows] for metric in metrics}
     kinds = [kind(name) for name in names]
     by_kind = {
-        one: {
-            metric: list(_summary(metric, [v for v, other in zip(values, kinds, strict=True) if other == one]))
+        wanted: {
+            metric: list(_summary(metric, [v for v, of_layer in zip(values, kinds, strict=True) if of_layer == wanted]))
             for metric, values in columns.items()
         }
-        for one in sorted(set(kinds))
+        for wanted in sorted(set(kinds))
     }
     summaries = {metric: _summary(metric, values) for metric, values in columns.items()}
     details = {
         "worst": {metric: worst for metric, (_, worst) in summaries.items()},
-        "overall": {metric: short(angle.cosine) for metric, angle in (angles or {}).items()},
+        "overall": {metric: rounded(angle.cosine) for metric, angle in (angles or {}).items()},
         "kinds": by_kind,
-        "layers": {"names": list(names), **{m: [short(v) for v in values] for m, values in columns.items()}},
+        "layers": {"names": list(names), **{m: [rounded(v) for v in values] for m, values in columns.items()}},
     }
     return {metric: headline for metric, (headline, _) in summaries.items()}, details
 
 
-def short(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Return a number rounded to six significant digits, as records hold it."""
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
@@ -97,7 +97,7 @@ def _summary(metric: str, values: Sequence[float | None]) -> tuple[float | None,
     if not known:
         return None, None
     headline = statistics.fmean(known) if metric in COUNTED else statistics.median(known)
-    return short(headline), short((max if metric in LARGE_IS_WORST else min)(known))
+    return rounded(headline), rounded((max if metric in LARGE_IS_WORST else min)(known))
 
 
 def _depth(name: str) -> list[tuple[int, int, str]]:

@@ -53,7 +53,7 @@ class Settings:
     forgetting_tokens: int = 50_000
     """At least so many tokens are predicted; 0 leaves forgetting out."""
     window: int = WINDOW
-    """Tokens a window of that text."""
+    """Tokens in each window of that text."""
 
     def about(self) -> dict[str, Any]:
         """Return the settings that the record keeps."""
@@ -97,7 +97,7 @@ def measure(
     Returns:
         `layer_summary.summarise` of all metrics: those of `alignment.first_step_alignment`; cosine_final (with full
         fine-tuning's update) and cosine_final_gradient (with -G); those of `update_shape.update_shape`.
-        Then forgetting (the change, nats a token), forgetting_text (its details) and about (the settings).
+        Then forgetting (the change in nats per token), forgetting_text (its details) and about (the settings).
         What could not be measured is null.
 
     Raises:

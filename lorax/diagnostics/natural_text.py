@@ -43,30 +43,30 @@ def load_text(path: str | None = None, column: str = COLUMN, characters: int | N
         UserError: no such file or column, an empty text, or an unreadable one.
     """
     if path is None:
-        return _manual(characters)
+        return _language_reference(characters)
     file = Path(path)
     if file.suffix in PLAIN and file.is_file():
         try:
-            return _some([file.read_text(encoding="utf-8")], file.name, characters)
+            return _joined([file.read_text(encoding="utf-8")], file.name, characters)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"text={path}: {error}") from None
     if file.suffix in TABLES and file.is_file():
-        return _some(_table(file, column), f"{file.name}:{column}", characters)
+        return _joined(_table(file, column), f"{file.name}:{column}", characters)
     if file.exists() or file.suffix in PLAIN + TABLES:
         problem = f"not one of {', '.join(PLAIN + TABLES)}" if file.exists() else "no such file"
         raise UserError(f"text={path}: {problem}")
-    return _some(_hub(path, column), f"{path}:{column} (hub)", characters)
+    return _joined(_hub(path, column), f"{path}:{column} (hub)", characters)
 
 
-def _manual(characters: int | None) -> Text:
+def _language_reference(characters: int | None) -> Text:
     import platform
     from pydoc_data.topics import topics
 
     source = f"CPython {platform.python_version()} language reference (pydoc_data/topics.py, PSF licence)"
-    return _some((topics[key] for key in sorted(topics)), source, characters)
+    return _joined((topics[key] for key in sorted(topics)), source, characters)
 
 
-def _some(parts: Iterable[str], source: str, characters: int | None) -> Text:
+def _joined(parts: Iterable[str], source: str, characters: int | None) -> Text:
     taken, total = [], 0
     for part in parts:
         taken.append(part)

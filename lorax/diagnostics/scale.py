@@ -90,7 +90,7 @@ def scale_grid(
     rows = []
     for r, m, n in cells:
         drawn = [moments(make(r), m, n, seed, tokens, draw, cache) for draw in range(draws)]
-        means = {key: math.sqrt(sum(one[key] for one in drawn) / draws) for key in MOMENTS}
+        means = {key: math.sqrt(sum(of_draw[key] for of_draw in drawn) / draws) for key in MOMENTS}
         rows.append({"r": r, "m": m, "n": n, **means})
     fits = {moment: power_law(rows, moment) for moment in MOMENTS}
     return {
@@ -108,12 +108,12 @@ def scale_grid(
 def moments(
     initializer: Initializer, m: int, n: int, seed: int, tokens: int, draw: int = 0, cache: Cache | None = None
 ) -> dict[str, float]:
-    """Return the four second moments (mean squares) of one draw of a cell."""
+    """Return the four mean squares of one draw of a cell."""
     import torch
 
     from lorax.diagnostics.angles import energy
     from lorax.diagnostics.first_step import sgd
-    from lorax.probing.calibration import Given
+    from lorax.probing.calibration import GivenMatrices
     from lorax.probing.probe import Probe, layer_generator
 
     name = f"scale {m}x{n} {draw}"
@@ -122,7 +122,7 @@ def moments(
     W0 = torch.randn(m, n, generator=generator) / math.sqrt(n)
     X, V = torch.randn(tokens, n, generator=generator), torch.randn(tokens, m, generator=generator)
     G = V.mT @ X / tokens
-    given = Given({name: G}, gradient_digest=f"scale seed {seed}, {tokens} tokens")
+    given = GivenMatrices({name: G}, gradient_digest=f"scale seed {seed}, {tokens} tokens")
     # not the seed of the data: a method's random factors must not repeat the data
     probe = Probe(name, linear_with(W0), seed=seed + 1, calibration=given, cache=cache)
     with torch.no_grad():

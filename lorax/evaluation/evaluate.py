@@ -1,4 +1,4 @@
-"""Scores by item: every lane answers every item of a split, all lanes in one batch."""
+"""Scores by item: every run of a pack answers every item of a split, all runs in one batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluate(
     shots: bool = False,
     modality: Modality[Any] | None = None,
 ) -> list[list[Item]]:
-    """Score every item of a split, for each lane.
+    """Score every item of a split, for each run of a pack.
 
     What an answer is, its loss and its score are the modality's: greedy completions and the mean loss of
     the reference answer, the most likely class and its cross-entropy, a number and its squared error.
@@ -44,12 +44,12 @@ def evaluate(
         loaded: the model, with the adapters installed if there are any.
         task: gives the examples and scores the answers.
         split: train | validation | test | heldout.
-        adapters: installed together, one for each lane; None: the model as it is, one lane.
+        adapters: those of a pack, one for each lane; None: the model as it is, K = 1.
         heads: their heads, in the same order.
         batch_size: at most this many items at once; None: as many as fit into memory (`Modality.fits`).
         autocast_dtype: dtype of the forward pass by autocast, or None.
         shots: put the task's few-shot examples before each prompt.
-        modality: None: that of the model; `CausalText(loaded, verify=False)` is a slow twin.
+        modality: None: that of the model; `CausalText(loaded, verify=False)` gives the same answers, slowly.
 
     Returns:
         For each lane, rows {split, id, score, tolerant, loss, completion, answer} in the order of
@@ -88,8 +88,8 @@ def batches(
 
     Args:
         modality: says how many fit.
-        task: the task.
-        rows: the rows.
+        task: what is answered.
+        rows: its encoded examples.
         lanes: K; each item takes K rows of a batch.
         batch_size: at most this many items; None: memory alone decides.
     """
@@ -117,7 +117,7 @@ def summarise(items: Sequence[Item]) -> dict[str, float | int | None]:
 
 @contextmanager
 def _evaluating(loaded: Loaded, adapters: Sequence[Adapters]) -> Iterator[None]:
-    """Have the model and the adapters in evaluation mode; the modes of all modules come back afterwards."""
+    """Put the model and the adapters into evaluation mode; afterwards every module is in the mode it had before."""
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
     for each in adapters:

@@ -1,6 +1,7 @@
-"""Which adapters and heads the next forward passes are for, and what their layers are told of the batch.
+"""Which adapters and heads the next forward passes go through, and facts of the batch that their layers need.
 
-Adapters installed together share a pack. The batch is one equal block of rows for each active lane of it.
+Adapters installed together share a pack. A batch holds equally many rows for each active lane of the
+pack, those of a lane next to each other.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def active(adapters: Sequence[Trainable], heads: Sequence[Head | None] = ()) -> 
 
 
 def set_widths(adapters: Sequence[Trainable], widths: Sequence[Mapping[int, int]]) -> None:
-    """Say how wide the rows of each lane would be if it were alone.
+    """Tell the layers how wide the rows of each lane would be padded if its run trained alone.
 
-    Padding changes no result, but the shape in which a dropout mask is drawn.
+    The width of the padding changes one thing only: the shape in which a dropout mask is drawn.
 
     Args:
         adapters: the active ones.
@@ -50,7 +51,12 @@ def set_widths(adapters: Sequence[Trainable], widths: Sequence[Mapping[int, int]
 
 
 def set_unpadded(adapters: Sequence[Trainable], batch: Batch | None) -> None:
-    """Say which tokens of the next batch are no padding, so that the others may be left out; None: all count."""
+    """Tell the layers which tokens of the next batch are no padding, so that they may leave out the others.
+
+    Args:
+        adapters: the active ones.
+        batch: None: every token counts.
+    """
     pack = pack_of(adapters)
     if pack is not None:
         pack.unpadded = None
@@ -74,5 +80,5 @@ def pack_of(adapters: Sequence[Trainable]) -> PackState | None:
     packs = {id(each.pack): each.pack for each in adapters}
     pack = next(iter(packs.values()), None)
     if len(adapters) > 1 and (len(packs) > 1 or pack is None):
-        raise UserError(f"{len(adapters)} lanes that were not installed together cannot be trained at once")
+        raise UserError(f"{len(adapters)} adapters that were not installed together cannot share a batch")
     return pack

@@ -50,7 +50,7 @@ def order(seed: int, n: int, batch_size: int, steps: int) -> list[list[int]]:
     Args:
         seed: the run's seed.
         n: number of training examples.
-        batch_size: examples a step.
+        batch_size: examples per step.
         steps: optimiser steps.
 
     Returns:
@@ -82,7 +82,7 @@ def pad_causal(rows: Sequence[Encoded], pad: int, prefix: int = 0, lanes: int = 
     Args:
         rows: the examples; those of a lane next to each other, equally many each.
         pad: the token to pad with.
-        prefix: leading tokens that go into `Batch.prefix`, once a lane, and not into the rows.
+        prefix: leading tokens that go into `Batch.prefix`, once for each lane, and not into the rows.
         lanes: K.
     """
     tokens = [row.ids[prefix:] + row.labels[:-1] for row in rows]
@@ -100,7 +100,7 @@ def pad_causal(rows: Sequence[Encoded], pad: int, prefix: int = 0, lanes: int = 
 
 
 def shared_prefix(rows: Sequence[Encoded], lanes: int, device: torch.device) -> int:
-    """Return how many leading tokens all rows have in common, if it pays to compute them once a lane; else 0.
+    """Return how many leading tokens all rows have in common, if it pays to compute them once for each lane; else 0.
 
     The prompts of a task begin alike (template, system text, instruction, shots). What a causal model
     makes of a beginning does not depend on what follows, so its keys and values serve all rows, and

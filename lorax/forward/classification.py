@@ -1,4 +1,4 @@
-"""Classes of a text: one label and one row of logits an example."""
+"""Text that is classified: one label and one row of logits for each example."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorax.forward.batch import Encoded, flat_labels, grid, lane_widths, pad_id, unpadded_tokens
-from lorax.forward.text import Text, limit
+from lorax.forward.text import TextModality, limit
 from lorax.models.modality import Batch
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lorax.tasks.base import Example, Task
 
 
-class TextClassification(Text):
+class ClassifiedText(TextModality):
     """The text goes in as it is, without template or shots; the most likely class is the answer."""
 
     task_kinds = ("classification",)

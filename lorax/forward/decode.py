@@ -1,4 +1,4 @@
-"""Greedy decoding for K lanes at once, with a key-value cache; reference answers are checked first.
+"""Greedy decoding for the K runs of a pack at once, with a key-value cache; reference answers are checked first.
 
 The rows of the first pass are prompts followed by their reference answers. That one causal pass gives the
 losses of the answers. Its argmax at each position of an answer is also the greedy token there, as long as
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stop:
-    """When a completion ends."""
+    """Where completions end."""
 
     tokens: frozenset[int]
     """The tokens that end one."""
-    most: int
+    max_tokens: int
     """Most tokens of a completion, the end token included."""
 
     def reached(self, completion: Sequence[int]) -> bool:
         """Return whether a completion has come to its end."""
-        return completion[-1] in self.tokens or len(completion) >= self.most
+        return completion[-1] in self.tokens or len(completion) >= self.max_tokens
 
     def cut(self, completion: list[int]) -> list[int]:
         """Return a completion up to its first end token, without it."""
@@ -51,7 +51,7 @@ class Stop:
 
 @dataclass
 class _Completion:
-    """What a row has said so far."""
+    """The completion of one row as far as it is decoded."""
 
     tokens: list[int]
     past: int
@@ -67,7 +67,7 @@ class _Completion:
         while verify and agreed < len(greedy) and greedy[agreed] == row.labels[agreed] not in stop.tokens:
             agreed += 1
         # All labels agree without an end token among them only if the answer has none.
-        tokens = (row.labels[:agreed] + greedy[agreed : agreed + 1])[: stop.most]
+        tokens = (row.labels[:agreed] + greedy[agreed : agreed + 1])[: stop.max_tokens]
         past = len(row.ids) + min(agreed, len(tokens) - 1)
         return cls(tokens, past, past, stop.reached(tokens))
 
@@ -95,10 +95,10 @@ def decode(
         pad: the token to pad with.
         lanes: K.
         active: restricts the model to lanes that still have unfinished rows.
-        stop: when a completion ends.
+        stop: where completions end.
         verify: accept the reference answer's tokens as far as they are the greedy ones; False decodes every
-            token from the prompt (the slow twin).
-        share: compute what all prompts begin with once a lane; False computes every row whole.
+            token from the prompt: the same result, slowly.
+        share: compute what all prompts begin with once for each lane; False computes every row whole.
 
     Returns:
         For the rows of lane 0, then those of lane 1, ...: the greedy tokens without the end token, and the
@@ -127,7 +127,7 @@ def _complete(
     active: ActiveLanes,
     stop: Stop,
 ) -> None:
-    """Decode what is left, a token a step; finished rows are dropped when enough have finished.
+    """Decode the unfinished rows, one token of each row per step; finished rows leave the batch when they are many.
 
     Args:
         readout: the model.
@@ -136,13 +136,13 @@ def _complete(
         completions: equally many for each lane.
         lanes: K.
         active: restricts the model to some lanes.
-        stop: when a completion ends.
+        stop: where completions end.
     """
     device = device_of(readout.model)
-    current, going = completions, list(range(lanes))
+    current, active_lanes = completions, list(range(lanes))
     mask: Tensor | None = None
     while not all(completion.finished for completion in current):
-        kept, lanes_kept = _rows_to_keep(current, going)
+        kept, lanes_kept = _rows_to_keep(current, active_lanes)
         if mask is None:
             longest = max(current[row].past for row in kept)
             if longest < width:
@@ -152,7 +152,7 @@ def _complete(
         if len(kept) < len(current):
             chosen = torch.tensor(kept, device=device)
             cache.batch_select_indices(chosen)
-            mask, current, going = mask[chosen], [current[row] for row in kept], lanes_kept
+            mask, current, active_lanes = mask[chosen], [current[row] for row in kept], lanes_kept
         mask = torch.cat([mask, mask.new_ones(len(current), 1)], dim=1)
         next_tokens = [[completion.tokens[-1], completion.position] for completion in current]
         ids, positions = torch.tensor(next_tokens, device=device).split(1, dim=1)
@@ -163,28 +163,28 @@ def _complete(
             "past_key_values": cache,
             "use_cache": True,
         }
-        with active(going):
+        with active(active_lanes):
             logits = readout(inputs, torch.arange(len(current), device=device))
         for completion, token in zip(current, logits.argmax(-1).tolist(), strict=True):
             if not completion.finished:
                 completion.add(token, stop)
 
 
-def _rows_to_keep(current: list[_Completion], going: list[int]) -> tuple[list[int], list[int]]:
-    """Return the rows to go on with, in equal blocks for the lanes that are not finished, and those lanes.
+def _rows_to_keep(current: list[_Completion], active_lanes: list[int]) -> tuple[list[int], list[int]]:
+    """Return the rows to go on with, and the lanes that they belong to: those with an unfinished row.
 
-    A lane with fewer unfinished rows than the fullest keeps finished ones to fill its block. Rows are
-    dropped only when a quarter of the batch can go: dropping copies the cache.
+    Each of these lanes keeps equally many rows: one that has fewer unfinished rows than another keeps finished
+    ones too. Rows are dropped only when a quarter of the batch can go, because dropping copies the cache.
     """
-    block = len(current) // len(going)
-    numbers = [range(start, start + block) for start in range(0, len(current), block)]
-    unfinished = [[row for row in rows if not current[row].finished] for rows in numbers]
+    block = len(current) // len(active_lanes)
+    blocks = [range(start, start + block) for start in range(0, len(current), block)]
+    unfinished = [[row for row in rows if not current[row].finished] for rows in blocks]
     size = max(map(len, unfinished))
-    lanes_kept = [lane for lane, rows in zip(going, unfinished, strict=True) if rows]
+    lanes_kept = [lane for lane, rows in zip(active_lanes, unfinished, strict=True) if rows]
     if size * len(lanes_kept) > 0.75 * len(current):
-        return list(range(len(current))), going
+        return list(range(len(current))), active_lanes
     kept = []
-    for all_rows, rows in zip(numbers, unfinished, strict=True):
+    for all_rows, rows in zip(blocks, unfinished, strict=True):
         if rows:
             finished = [row for row in all_rows if current[row].finished]
             kept += sorted([*rows, *finished[: size - len(rows)]])

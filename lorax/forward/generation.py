@@ -15,7 +15,7 @@ from lorax.forward.decode import Stop, decode
 from lorax.forward.prefix_tree import lay_out, size
 from lorax.forward.prompts import causal_pair, ended, prompt_text
 from lorax.forward.readout import Readout, caches_by_position
-from lorax.forward.text import Text
+from lorax.forward.text import TextModality
 from lorax.models.modality import Batch, Prediction, by_lane, row_means
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lorax.tasks.base import Task
 
 
-class GeneratedText(Text):
+class GeneratedText(TextModality):
     """Greedy completions, scored as texts; the loss is that of the reference answer and its end token."""
 
     task_kinds = ("generation",)
@@ -43,11 +43,11 @@ class GeneratedText(Text):
         return self.readout.run(batch)
 
     def stop(self, task: Task) -> Stop:
-        """Return when a completion ends."""
+        """Return where completions end."""
         return Stop(end_tokens(self.loaded), task.max_new_tokens)
 
     def answers(self, completions: Sequence[list[int]], losses: Sequence[float], lanes: int) -> list[list[Prediction]]:
-        """Return completions as texts, lane by lane."""
+        """Return, for each lane, its completions as texts with their losses."""
         texts = [self.loaded.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
         return by_lane([Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)], lanes)
 
@@ -58,12 +58,12 @@ class GeneratedText(Text):
             ids: (rows, T) padded prompts.
             mask: (rows, T) 1 for tokens, 0 for padding.
             start: tokens of its output that come before the completion.
-            stop: when a completion ends.
+            stop: where completions end.
         """
         output = self.loaded.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=stop.most,
+            max_new_tokens=stop.max_tokens,
             do_sample=False,
             num_beams=1,
             eos_token_id=sorted(stop.tokens),
@@ -96,7 +96,7 @@ class CausalText(GeneratedText):
     def collate(
         self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
     ) -> Batch:
-        """Return the rows with what they begin with once a lane, where that pays (`prefix_tree.lay_out`)."""
+        """Return the rows, where that pays with their common beginning once for each lane (`prefix_tree.lay_out`)."""
         return lay_out(rows, self.loaded, lanes, share and self.share, single_pass)
 
     def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:

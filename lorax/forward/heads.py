@@ -41,11 +41,11 @@ class PackedHead(nn.Module):
 
 
 class Head:
-    """The fresh head of one run: what its optimiser trains and its checkpoint holds.
+    """The fresh head of one run, which its optimiser trains and its checkpoint holds.
 
     Args:
         packed: the installed `PackedHead` of every head module, by the module's name.
-        lane: which replica is the run's.
+        lane: of the run; its replica has this index.
     """
 
     def __init__(self, packed: dict[str, PackedHead], lane: int):
@@ -80,7 +80,7 @@ class Head:
 def install_heads(loaded: Loaded, seeds: Sequence[int]) -> list[Head]:
     """Replace each fresh head of the model by K replicas; that of lane k is drawn from `seeds[k]` alone.
 
-    A run's head is the same whether it is alone or one of K, and whichever method it sits beside.
+    A run's head does not depend on the other runs of the pack, nor on the method that it trains beside.
 
     Args:
         loaded: `loaded.head` names the modules; none for generation.
@@ -111,7 +111,7 @@ def remove_heads(loaded: Loaded) -> None:
 
 @contextmanager
 def plain_head(head: Head | None, loaded: Loaded) -> Iterator[None]:
-    """Have one run's head in the model as a plain module for a while, under its usual name: for saving."""
+    """Put one run's head into the model as a plain module, under its usual name, inside the block: for saving."""
     replicas = {} if head is None else {name: packed.replicas[head.lane] for name, packed in head.packed.items()}
     packed = {name: loaded.model.get_submodule(name) for name in replicas}
     for name, module in replicas.items():
@@ -125,7 +125,7 @@ def plain_head(head: Head | None, loaded: Loaded) -> Iterator[None]:
 
 @contextmanager
 def heads_active(heads: Sequence[Head]) -> Iterator[None]:
-    """Let the next forward passes have one block of rows for each of these heads, in this order."""
+    """Send block k of the rows through the k-th of these heads inside the block."""
     packed = list(heads[0].packed.values()) if heads else []
     before = [module.active for module in packed]
     for module in packed:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError, near
-from lorax.forward.classification import TextClassification
+from lorax.forward.classification import ClassifiedText
 from lorax.forward.generation import CausalText, Seq2SeqText
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TEXT: Mapping[str, Callable[[Loaded], Modality[Any]]] = {
     "causal": CausalText,
-    "classification": TextClassification,
+    "classification": ClassifiedText,
     "seq2seq": Seq2SeqText,
 }
 

@@ -38,7 +38,7 @@ LONGEST = 512
 def lay_out(
     rows: Sequence[Encoded], loaded: Loaded, lanes: int = 1, share: bool = True, single_pass: bool = False
 ) -> Batch:
-    """Return the batch of some rows, with their common beginning once a lane where that is exact and pays.
+    """Return the batch of some rows, with their common beginning once for each lane where that is exact and pays.
 
     That is a tree where the model takes one and it is short enough, else `Batch.prefix`, else plain rows.
 
@@ -46,7 +46,7 @@ def lay_out(
         rows: examples of a causal model; those of a lane next to each other, equally many each.
         loaded: model and tokenizer.
         lanes: K.
-        share: False computes every row whole (the slow twin).
+        share: False computes every row whole: the same result, slowly.
         single_pass: no `Batch.prefix`. With one, all rests are differentiated before the beginning, so the
             gradients of all weights are held at once.
     """
@@ -81,7 +81,7 @@ def takes_masks(model: PreTrainedModel) -> bool:
 
 
 def tree(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, prefix: int, lanes: int = 1) -> Batch:
-    """Return one tree a lane, padded on the right to the longest.
+    """Return one tree for each lane, padded on the right to the longest.
 
     Args:
         rows: examples of a causal model; those of a lane next to each other, equally many each.

@@ -81,7 +81,7 @@ class Readout:
         """Return the (N, V) logits of a batch's labels.
 
         Args:
-            batch: if it has a prefix, that is run first, a row a lane, and its keys and values serve all rows.
+            batch: if it has a prefix, that is run first, one row for each lane, and its keys and values serve all rows.
             cache: an empty cache, to be filled with the keys and values of the whole rows.
         """
         assert batch.positions is not None

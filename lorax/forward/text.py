@@ -24,7 +24,7 @@ JOINED = 512
 """Tokens of a joined batch at most."""
 
 
-class Text(Modality[Encoded]):
+class TextModality(Modality[Encoded]):
     """Token ids in, tokens or a class out; the loss of a label is its cross-entropy."""
 
     loss_name = "cross-entropy"

@@ -1,7 +1,7 @@
 """Which attention kernel: chosen by device, from measured steps.
 
 On CPU, the backward pass of torch's bf16 flash attention is about ten times slower than that of its fp32
-one (31 against 3.2 ms a call, 8 x 8 heads x 32 tokens, on a CPU with AMX). `sdpa_fp32` is torch's SDPA
+one (31 against 3.2 ms per call, 8 x 8 heads x 32 tokens, on a CPU with AMX). `sdpa_fp32` is torch's SDPA
 computed in fp32, outside autocast, where the inputs have 16 bits and gradients are recorded. For fp32
 inputs and in decoding it is SDPA itself, so one choice serves every precision. Seconds of one forward
 and backward pass, LoRA r 8 on all linear layers:

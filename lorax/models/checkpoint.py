@@ -1,4 +1,4 @@
-"""Model families that lie in a folder of transformers: configuration, tokenizer and weights."""
+"""Model families whose folder transformers reads: configuration, tokenizer and weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What families of this sort share. Each says where its folder is, and what its digest is."""
+    """What such families share. Each says where its folder is, and what its digest is."""
 
     name: str
     kind: str = "auto"

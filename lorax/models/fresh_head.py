@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
-def init_head(model: Any, head: Sequence[str], seed: int) -> None:
+def init_head(model: nn.Module, head: Sequence[str], seed: int) -> None:
     """Draw the weights of fresh heads: N(0, 0.02^2), biases 0, norms 1.
 
     A parameter is drawn from the seed and its own name alone, whatever else is drawn. The configuration's
@@ -34,7 +36,7 @@ def init_head(model: Any, head: Sequence[str], seed: int) -> None:
                 parameter.copy_(values)
 
 
-def modules_without_weights(model: Any, weights: set[str]) -> list[str]:
+def modules_without_weights(model: PreTrainedModel, weights: set[str]) -> list[str]:
     """Return the modules outside the pretrained body that a checkpoint has no weights for.
 
     Args:

@@ -44,7 +44,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass
 class Batch:
-    """The tensors of some rows; the rows of a lane lie next to each other. What has a default concerns text."""
+    """The tensors of some rows; the rows of a lane lie next to each other. Fields with a default are for text."""
 
     inputs: dict[str, Tensor]
     """What the model's forward takes, by keyword."""
@@ -54,7 +54,7 @@ class Batch:
     """Labels of each row; sums to N."""
     positions: Tensor | None = None
     """(N,) flat indices into the grid of the model's outputs, where the labels are predicted. For models with one
-    output a row: the rows' numbers, or None."""
+    output per row: the rows' numbers, or None."""
     prefix: Tensor | None = None
     """(K, p) tokens before those in `inputs`, the same for all rows of a lane."""
     unpadded: Tensor | None = None

@@ -18,7 +18,7 @@ from lorax.models.registry import Loaded, register
 from lorax.records import canonical
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = 1
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -76,7 +76,7 @@ class Toy:
         model.to(device=device, dtype=torch_dtype(dtype))
         return loaded
 
-    def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> Any:
+    def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> PreTrainedModel:
         from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
         options: dict[str, Any] = {
@@ -97,12 +97,18 @@ class Toy:
             raise UserError("model=toy model.kind=classification: the task has no classes")
         return labels is not None and self.kind != "causal"
 
-    def _wrap(self, model: Any, tokens: Any, labels: Sequence[str] | None, attention: str) -> Loaded:
+    def _wrap(
+        self,
+        model: PreTrainedModel,
+        tokens: PreTrainedTokenizerBase | None,
+        labels: Sequence[str] | None,
+        attention: str,
+    ) -> Loaded:
         kind = "classification" if self._classifies(labels) else "causal"
         head = ["score"] if kind == "classification" else []
         return Loaded(model.eval(), tokens, kind, self.name, self.digest(), head, attention)
 
-    def _draw(self, model: Any) -> None:
+    def _draw(self, model: PreTrainedModel) -> None:
         """Draw each parameter from its name: matrices N(0, 1/n), embeddings N(0, 1), norms are 1."""
         import torch
 
@@ -116,7 +122,7 @@ class Toy:
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    """Return the byte-level tokenizer: one token a byte, special tokens for the chat roles."""
+    """Return the byte-level tokenizer: one token per byte, special tokens for the chat roles."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -30,7 +30,7 @@ def layer_activations(
 
     Args:
         model: any module.
-        targets: {layer name: module} that takes inputs (..., n); one called several times gains all its inputs.
+        targets: {layer name: module} that takes inputs (..., n); of one that is called several times all inputs count.
         loss: calls the model on a batch, its value is not used; None calls `model(**batch)`.
         batches: read once; no labels are needed.
 
@@ -48,7 +48,7 @@ def layer_activations(
 class SecondMoments:
     """The sums of x_t x_t^T over the targets' inputs.
 
-    Memory: one (n, n) matrix a layer in main memory, whatever the number of tokens, and one at a time on the device.
+    Memory: one (n, n) matrix per layer in main memory, whatever the number of tokens, and one at a time on the device.
     """
 
     def __init__(self, targets: Mapping[str, nn.Module]) -> None:
@@ -57,7 +57,7 @@ class SecondMoments:
         self._sums: dict[str, Tensor] = {}
         self._tokens: dict[str, float] = {}
         self.counts: list[Tensor] = []
-        """Of the batch under way; see `calibration_pass.token_counts`."""
+        """Of the current batch; see `calibration_pass.token_counts`."""
 
     @contextmanager
     def collecting(self, model: nn.Module) -> Iterator[None]:
@@ -79,9 +79,9 @@ class SecondMoments:
         """
         if not self._sums:
             raise UserError("calibration: no batch; a method that looks at activations needs batches=...")
-        lost = [name for name in self._targets if not self._tokens.get(name)]
-        if lost:
-            raise UserError(f"calibration: no token reaches {first_few(lost)}; leave them out of targets")
+        unreached = [name for name in self._targets if not self._tokens.get(name)]
+        if unreached:
+            raise UserError(f"calibration: no token reaches {first_few(unreached)}; leave them out of targets")
         return {name: self._sums[name].div_(self._tokens[name]) for name in self._targets}
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class SecondMoments:
         places = inputs.shape[:-1]
         fitting = [counts for counts in self.counts if places in (counts.shape, (counts.numel(),))]
         if not fitting and places == self.counts[0].shape[:1]:
-            return None  # one vector a row: pooled over its tokens
+            return None  # one vector per row: pooled over its tokens
         if not fitting or not all(torch.equal(fitting[0].float(), other.float()) for other in fitting):
             masks = " and ".join(str(tuple(counts.shape)) for counts in self.counts)
             problem = "two masks fit" if fitting else "no mask fits"

@@ -173,7 +173,7 @@ def _read(path: Path, rows: slice) -> Parts | None:
 
 
 def _checksums(part: Tensor) -> Tensor:
-    """Return one int64 a row: the sum of its 32-bit words."""
+    """Return one int64 per row: the sum of its 32-bit words."""
     return part.contiguous().view(len(part), -1).view(torch.int32).sum(dim=1, dtype=torch.int64)
 
 

@@ -1,4 +1,4 @@
-"""What the layers' probes share: one pass over the calibration batches, run when the first layer asks for it."""
+"""The calibration data of all layers: from one pass over the batches, which runs when the first layer asks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class CalibrationData(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
-    """Matrices that are there already, such as drawn ones."""
+class GivenMatrices:
+    """Calibration data without a pass: matrices that the caller has, such as random ones."""
 
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     """{layer name: (m, n)}."""
@@ -98,7 +98,7 @@ class Calibration:
         """What the gradients depend on, or None where that is not known.
 
         A cached decomposition of a gradient is found by a digest of all the model's values, the batches and the loss.
-        A loss of one's own needs the attribute `digest`; without it its gradients are not cached.
+        A loss of the caller's needs the attribute `digest`; without it its gradients are not cached.
         """
         named = "labels" if self._loss is None else getattr(self._loss, "digest", None)
         if named is None or self._batches is None:

@@ -87,9 +87,9 @@ def token_counts(batch: Any, loss: Loss | None, number: int = 0) -> list[Tensor]
     if decoder is None and "decoder_input_ids" in batch and labels is not None:
         decoder = labels.ne(-100)
     masks = [mask] if decoder is None else [mask, decoder]
-    for one in masks:
-        if one.ndim != 2:
-            shape = tuple(one.shape)
+    for tokens in masks:
+        if tokens.ndim != 2:
+            shape = tuple(tokens.shape)
             raise UserError(f"calibration batch {number}: attention mask of shape {shape}; (rows, tokens) is needed")
     return masks
 

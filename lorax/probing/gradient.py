@@ -91,9 +91,9 @@ class GradientSums:
         """
         if self._total == 0:
             raise UserError("calibration: no batch with a counted label; a gradient method needs batches=...")
-        lost = [name for name, weight in self._weights.items() if id(weight) not in self._sums]
-        if lost:
-            raise UserError(f"calibration: the loss does not reach {first_few(lost)}; leave them out of targets")
+        unreached = [name for name, weight in self._weights.items() if id(weight) not in self._sums]
+        if unreached:
+            raise UserError(f"calibration: the loss does not reach {first_few(unreached)}; leave them out of targets")
         for gradient in self._sums.values():
             gradient.div_(self._total)
         return {name: oriented(self._targets[name], self._sums[id(weight)]) for name, weight in self._weights.items()}

@@ -40,12 +40,12 @@ def side_by_side(targets: Mapping[str, nn.Module], look: Callable[[str], T]) -> 
     if small:
         within, threads = _modes(), torch.get_num_threads()
 
-        def one(name: str) -> T:
+        def look_at(name: str) -> T:
             with within():
                 return look(name)
 
         with _pool(min(MOST, threads, len(small)), threads) as submit:
-            results |= zip(small, submit(one, small), strict=True)
+            results |= zip(small, submit(look_at, small), strict=True)
     return {name: results[name] for name in targets}
 
 
@@ -70,7 +70,7 @@ def _small_on_cpu(module: nn.Module) -> bool:
 
 @contextmanager
 def _pool(workers: int, threads: int) -> Iterator[Callable[..., Iterator[T]]]:
-    """Start worker threads of one core each; on leaving, torch's and scipy's numbers of threads are as before."""
+    """Start worker threads with one core each; on leaving, torch's and scipy's numbers of threads are as before."""
     started, go = threading.Semaphore(0), threading.Event()
 
     def begin() -> None:

@@ -29,7 +29,7 @@ class Probe:
     """One layer: shape, weight, singular triplets, gradient, activations, and a generator of its own.
 
     All tensors come in `dtype` on `device`, the weight's. The generator depends on the seed and the layer's
-    name only, so random factors do not change with other layers, targets or lanes.
+    name only, so random factors depend neither on other layers nor on other runs of a pack.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Probe:
             return self._randomised(r)
         b = self._block_size(r)
         if self._has_small_side:
-            return self._ends(b, slice(0, r)) if b <= svd.few(min(self.shape)) else self._spectrum(slice(0, r))
+            return self._ends(b, slice(0, r)) if b <= svd.most_at_ends(min(self.shape)) else self._spectrum(slice(0, r))
         return self._cached(("top", b), lambda: svd.top(self._portable_weight(), b), slice(0, r))
 
     def bottom_svd(self, r: int) -> Triplets:
@@ -99,7 +99,9 @@ class Probe:
         self._check_rank("triplets", r)
         k, b = min(self.shape), self._block_size(r)
         if self._has_small_side:
-            return self._ends(b, slice(2 * b - r, 2 * b)) if b <= svd.few(k) else self._spectrum(slice(k - r, k))
+            return (
+                self._ends(b, slice(2 * b - r, 2 * b)) if b <= svd.most_at_ends(k) else self._spectrum(slice(k - r, k))
+            )
         return self._cached(("bottom", b), lambda: svd.bottom(self._portable_weight(), b), slice(b - r, b))
 
     def full_svd(self) -> Triplets:

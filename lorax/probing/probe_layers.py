@@ -42,11 +42,11 @@ def probe_layers(
     """
     calibration = Calibration(model, targets, loss, batches, needs) if needs & CALIBRATED else None
 
-    def one(name: str) -> T:
+    def look_at(name: str) -> T:
         try:
             return look(Probe(name, targets[name], seed=seed, cache=cache, calibration=calibration))
         finally:
             if calibration is not None:
                 calibration.release(name)
 
-    return side_by_side(targets, one)
+    return side_by_side(targets, look_at)

@@ -30,7 +30,7 @@ class Triplets(NamedTuple):
     Vh: Tensor
 
     def rows(self, part: slice | list[int]) -> Triplets:
-        """Return those triplets whose numbers `part` holds."""
+        """Return the triplets at the places that `part` holds."""
         return Triplets(self.U[:, part], self.S[part], self.Vh[part])
 
     def to(self, dtype: torch.dtype) -> Triplets:
@@ -74,7 +74,7 @@ def bottom(W: Tensor, r: int) -> Triplets:
 def ends(W: Tensor, r: int) -> Triplets:
     """Return the r largest and then the r smallest triplets of W in float64, from one decomposition.
 
-    It costs about half of `full` where r is at most `few(min(m, n))`.
+    It costs about half of `full` where r is at most `most_at_ends(min(m, n))`.
     """
     k = min(W.shape)
     part = [*range(r), *range(k - r, k)]
@@ -84,7 +84,7 @@ def ends(W: Tensor, r: int) -> Triplets:
     return _signed(_checked(X, _by_gram_matrix(X, first=r, last=r), part))
 
 
-def few(k: int) -> int:
+def most_at_ends(k: int) -> int:
     """Return the largest r for which r triplets of each end cost clearly less than all k = min(m, n)."""
     return k // 12
 
@@ -150,7 +150,7 @@ def residual(W: Tensor, triplets: Triplets) -> float:
 
 
 def _checked(X: Tensor, triplets: Triplets, part: slice | list[int] = slice(None)) -> Triplets:
-    """Return the triplets if their residual is small enough, else those of gesdd that `part` numbers."""
+    """Return the triplets if their residual is small enough, else those of gesdd at the places `part`."""
     return triplets if residual(X, triplets) <= TOLERANCE else _gesdd(X).rows(part)
 
 

@@ -56,15 +56,15 @@ def write_diagnostics(store: Store, name: str, records: Sequence[RunRecord]) -> 
 
 
 def _draw(frame: pd.DataFrame, layer_values: pd.DataFrame, arms: Sequence[str], folder: Path) -> list[Path]:
-    from lorax.reports.figures.diagnostics import diagnostics, layers  # matplotlib: only where there is what to draw
+    from lorax.reports.figures.diagnostics import diagnostics, layers  # loads matplotlib: only where something is drawn
     from lorax.reports.figures.style import save
 
     paths, tasks = [], list(dict.fromkeys(frame["task"]))
-    for one in tasks:
-        end = "" if len(tasks) == 1 else f"_{one}"
+    for name in tasks:
+        end = "" if len(tasks) == 1 else f"_{name}"
         drawn = {
-            f"diagnostics{end}": diagnostics(frame[frame["task"] == one], arms),
-            f"diagnostics_layers{end}": layers(layer_values[layer_values["task"] == one], arms),
+            f"diagnostics{end}": diagnostics(frame[frame["task"] == name], arms),
+            f"diagnostics_layers{end}": layers(layer_values[layer_values["task"] == name], arms),
         }
         for stem, figure in drawn.items():
             paths += [] if figure is None else save(figure, folder, stem)
@@ -72,21 +72,23 @@ def _draw(frame: pd.DataFrame, layer_values: pd.DataFrame, arms: Sequence[str], 
 
 
 def part(frame: pd.DataFrame, runs: Mapping[str, Sequence[RunRecord]]) -> Part:
-    """Return a table a task, and the sentences that say what its columns are.
+    """Return one table per task, and the sentences that say what its columns are.
 
     Args:
         frame: from `diagnostics_frame`.
         runs: arm -> its runs.
     """
     tables = []
-    for one in dict.fromkeys(frame["task"]):
-        here = frame[frame["task"] == one]
-        quantities = [key for key in COLUMNS if (here["quantity"] == key).any()]
-        means = here.groupby(["arm", "quantity"], sort=False)["value"].mean()
+    for name in dict.fromkeys(frame["task"]):
+        of_task = frame[frame["task"] == name]
+        quantities = [key for key in COLUMNS if (of_task["quantity"] == key).any()]
+        means = of_task.groupby(["arm", "quantity"], sort=False)["value"].mean()
         body = [
-            [arm, *(number(means.get((arm, key))) for key in quantities)] for arm in runs if (here["arm"] == arm).any()
+            [arm, *(number(means.get((arm, key))) for key in quantities)]
+            for arm in runs
+            if (of_task["arm"] == arm).any()
         ]
-        tables.append(Table(("method", *(COLUMNS[key] for key in quantities)), body, one))
+        tables.append(Table(("method", *(COLUMNS[key] for key in quantities)), body, name))
     sources = sorted({_full_update(record) for records in runs.values() for record in records} - {""})
     forgetting = [FORGETTING] if (frame["quantity"] == "forgetting").any() else []
     lines = [*NOTES, *forgetting, *(f"Full fine-tuning's update is that of {source}." for source in sources)]

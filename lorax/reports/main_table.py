@@ -1,4 +1,4 @@
-"""The main table of a study: one row an arm and task, everything a reviewer asks for in one place."""
+"""The main table of a study: one row per arm and task, with everything a reviewer asks for."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def select(rows: Sequence[StudyRow], task: str, arms: Sequence[str]) -> list[Stu
 
 
 def main_table(study: Study) -> pd.DataFrame:
-    """Return the numbers of the main table, one row a task and arm in the study's order; gaps are null.
+    """Return the numbers of the main table, one row per task and arm in the study's order; gaps are null.
 
     Columns are the keys of `score_columns` and `setting_columns`. Scores and differences are fractions, `low` and
     `high` a t interval over seeds at 1 - alpha, `difference_low` and `difference_high` the interval of the verdict
@@ -111,8 +111,12 @@ def _score(result: ArmResult | None) -> str:
     return numbers.bounded(result.mean, low, high) + diverged
 
 
-def _difference(versus: Comparison | None) -> str:
-    return numbers.bounded(versus.estimate, versus.low, versus.high, signed=True) if versus else numbers.NOTHING
+def _difference(comparison: Comparison | None) -> str:
+    return (
+        numbers.bounded(comparison.estimate, comparison.low, comparison.high, signed=True)
+        if comparison
+        else numbers.NOTHING
+    )
 
 
 def _rate(choice: Choice | None) -> str:

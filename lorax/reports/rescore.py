@@ -33,24 +33,23 @@ def gold(answer: str) -> str:
     return answer.rpartition("####")[2].strip()
 
 
-def rescore_items(items: Iterable[Mapping[str, Any]], rules: Iterable[str] | None = None) -> pd.DataFrame:
-    """Score one run's kept completions under several rules.
+def rescore_items(items: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Score one run's kept completions under every extraction rule.
 
     Args:
         items: rows with id, split, completion and answer; rows without a completion are skipped.
-        rules: names of extraction rules; None takes all.
 
     Returns:
-        One row an item and rule: id, split, recorded (the run's own score), rule, read (whether the
+        One row per item and rule: id, split, recorded (the run's own score), rule, read (whether the
         rule read an answer), score (0 or 1).
     """
-    chosen = [extractors.get(name) for name in (extractors.names() if rules is None else rules)]
+    rules = [extractors.get(name) for name in extractors.names()]
     lines = []
     for item in items:
         if item.get("completion") is None or item.get("answer") is None:
             continue
         wanted, text = gold(str(item["answer"])), str(item["completion"])
-        for rule in chosen:
+        for rule in rules:
             value = rule.extract(text)
             right = int(value is not None and rule.same(value, wanted))
             lines.append((item["id"], item.get("split"), item.get("score"), rule.name, value is not None, right))
@@ -73,7 +72,7 @@ def runs_of_study(study: Study, split: str) -> Runs:
 
 
 def runs_of_sweep(records: list[RunRecord]) -> Runs:
-    """Return a sweep's runs by the rows of its table, one a seed; failed and stale ones are left out."""
+    """Return a sweep's runs by the rows of its table, one per seed; failed and stale ones are left out."""
     kept = [record for record in fresh(records)[0] if record.status != "failed"]
     by_label: dict[str, list[RunRecord]] = defaultdict(list)
     rows = rows_of(kept)
@@ -87,7 +86,7 @@ def rescored(store: Store, runs: Runs, split: str = "test") -> pd.DataFrame:
     """Score the kept completions of runs anew.
 
     Returns:
-        One row a run and rule: run_id, row (of the table), task, seed, rule, recorded, read (share of
+        One row per run and rule: run_id, row (of the table), task, seed, rule, recorded, read (share of
         completions), score (fraction), n (completions). Runs that kept no completions have none.
     """
     lines: list[dict[str, Any]] = []
@@ -147,7 +146,7 @@ def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
     spec = study.spec
     if study.result is None:
         return []
-    place_of = {  # one run may stand for two arms (twins), so the arm is part of the key
+    place_of = {  # one run may stand for two arms, so the arm is part of the key
         (arm, record.run_id): (task, seed, record.status == "diverged")
         for (task, arm), runs in study.finals.items()
         for seed, record in runs.items()
@@ -194,7 +193,7 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
     if table.empty:
         raise UserError(f"rescore={name}: no run of this name kept completions of its {split} items")
     lines = notes(table) + (verdict_changes(study, table) if study else [])
-    tables = [_means(str(one), part) for one, part in table.groupby("task", sort=True)]
+    tables = [_means(str(name), part) for name, part in table.groupby("task", sort=True)]
     title = f"{name}: kept completions under each extraction rule ({split} split, per cent)"
     text = markdown.render(Document(title, [Part("", lines, tables)]))
     paths = [store.root / "tables" / f"{name}.rescored.{kind}" for kind in ("md", "csv")]

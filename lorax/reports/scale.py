@@ -87,7 +87,7 @@ def _claims(grids: Mapping[str, Any]) -> str:
 def _reading(measured: Mapping[str, Any]) -> list[str]:
     """Return what the table means; every number in it was measured."""
     grids = measured["grids"]
-    one, many = grids["1"], max(grids, key=int)
+    single, many = grids["1"], max(grids, key=int)
 
     def of(grid: Mapping[str, Any], label: str, moment: str, key: str = "r") -> str:
         return f"{round(grid[label]['exponents'][moment][key], 2) + 0:+.2f}"
@@ -98,23 +98,25 @@ def _reading(measured: Mapping[str, Any]) -> list[str]:
         f"{TOLERANCE:g}: a factor of {16**TOLERANCE:.1f} over a sixteenfold range.",
         "LoRA-GA's statement is about the start. It says nothing about the step: with zeta going "
         f"like 1 / r, what a step of fixed lr adds falls with the rank (forward "
-        f"{of(grids[many], 'lora_ga', 'forward_step')} from {many} tokens, {of(one, 'lora_ga', 'forward_step')} from "
-        "one, where -1 is zeta's and the rest is the energy that more ranks capture of a random gradient).",
+        f"{of(grids[many], 'lora_ga', 'forward_step')} from {many} tokens, "
+        f"{of(single, 'lora_ga', 'forward_step')} from one, "
+        "where -1 is zeta's and the rest is the energy that more ranks capture of a random gradient).",
         "rsLoRA's statement is about what training makes of B = 0, in expectation over A. Forward, from one token, the "
-        f"step is eta^2 |A x|^2, and |A x|^2 goes like r: {of(one, 'rslora', 'forward_step')} for alpha / sqrt r, "
-        f"{of(one, 'lora', 'forward_step')} for alpha / r. Backward it is eta^2 A^T A x: its mean goes like r, but "
+        f"step is eta^2 |A x|^2, and |A x|^2 goes like r: {of(single, 'rslora', 'forward_step')} for alpha / sqrt r, "
+        f"{of(single, 'lora', 'forward_step')} for alpha / r. Backward it is eta^2 A^T A x: its mean goes like r, but "
         "for r far below n its fluctuation, which goes like sqrt r, is larger: "
-        f"{of(one, 'rslora', 'backward_step')} and {of(one, 'lora', 'backward_step')}.",
+        f"{of(single, 'rslora', 'backward_step')} and {of(single, 'lora', 'backward_step')}.",
         f"From {many} tokens whose gradients have nothing in common the terms between tokens, which go like sqrt r, "
         f"outweigh each token's own: {of(grids[many], 'rslora', 'forward_step')} for alpha / sqrt r, "
         f"{of(grids[many], 'lora', 'forward_step')} for alpha / r. Real gradients are between the two cases.",
         "The gap between the two scalings is one power of r everywhere, as it must be; which of them is the flat one "
         "depends on the data. Default learning rates are no part of this: all steps are per unit of lr.",
-        "PiSSA and MiLoRA start with a part of W0, so their start grows with the rank "
-        f"(forward {of(one, 'pissa', 'forward_init')} and {of(one, 'milora', 'forward_init')}); SVFT has no rank. "
+        "PiSSA and MiLoRA start with a part of W0, so their start grows with the rank (forward "
+        f"{of(single, 'pissa', 'forward_init')} and {of(single, 'milora', 'forward_init')}); SVFT has no rank. "
         "MiLoRA's is no power law (off by a factor of "
-        f"{one['milora']['misfit']['forward_init']:.0f}): a square random W0 has singular values near 0, an oblong one "
-        "does not. W0 is random here: the spectra of real weights decay, and PiSSA's start then grows less.",
+        f"{single['milora']['misfit']['forward_init']:.0f}): a square random W0 has singular values near 0, "
+        "an oblong one does not. W0 is random here: the spectra of real weights decay, and PiSSA's start then grows "
+        "less.",
     ]
 
 
@@ -122,10 +124,10 @@ def _table(grid: Mapping[str, Any], stage: str) -> str:
     head, body = ["method"], []
     for side in SIDES:
         head += [f"{side}: r", "m", "n", "off by"]
-    for label, one in grid.items():
+    for label, measured in grid.items():
         line = [label]
         for side in SIDES:
-            fit, off = (one[part][f"{side}_{stage}"] for part in ("exponents", "misfit"))
+            fit, off = (measured[part][f"{side}_{stage}"] for part in ("exponents", "misfit"))
             line += (
                 ["0 throughout", "", "", ""]
                 if fit is None

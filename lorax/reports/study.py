@@ -1,4 +1,4 @@
-"""Everything a study leaves to read: tables in four formats, figures, and the conclusion in words."""
+"""The report of a study: tables in four formats, figures, and the conclusions in words."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     scores, values = item_scores(study, store), main_table(study)
     drawings, folder = draw_all(study, scores, values), store.root / "figures" / name
     paths = save_all(drawings, folder)
-    pictures = [Picture(one.caption, (folder / f"{one.name}.svg").read_bytes()) for one in drawings]
+    pictures = [Picture(drawn.caption, (folder / f"{drawn.name}.svg").read_bytes()) for drawn in drawings]
     report = document(study, descriptions(study, scores), pictures)
     pages = {
         "md": markdown.render(report),
@@ -95,7 +95,7 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
 
 
 def _halves(study: Study, numbered: Sequence[str]) -> tuple[list[Table], list[Table]]:
-    """Return the main table's left and right halves, one table each a task and block."""
+    """Return the main table's left and right halves: of each, one table per task and block."""
     rows, results, settings = study_rows(study), [], []
     for task in study.spec.tasks:
         for block, arms in blocks(study).items():
@@ -139,7 +139,7 @@ def _fixed(study: Study) -> str:
 
 
 def factor_tables(lines: Mapping[str, Sequence[Line]]) -> list[Table]:
-    """Return a table a task, method and factor: rank down, the factor's values across, mean ± SD over seeds.
+    """Return one table per task, method and factor: rank down, the factor's values across, mean ± SD over seeds.
 
     Args:
         lines: task -> its lines.
@@ -162,7 +162,7 @@ def wandb_payload(store: Store, name: str) -> dict[str, Any]:
     """Return what a tracker logs for a study, or for a sweep.
 
     Returns:
-        `rows`: one mapping a table row, plain values, null where nothing was measured. `figures`:
+        `rows`: one mapping per row of the table, plain values, null where nothing was measured. `figures`:
         name -> path of the PNG, those that `write_study` has written.
     """
     if frozen_path(store.root, name).is_file():

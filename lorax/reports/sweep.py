@@ -27,7 +27,7 @@ class TaskScores:
     """What the runs of one row reached on one task."""
 
     scores: tuple[float, ...] = ()
-    """One a seed, fractions."""
+    """One per seed, fractions."""
     failed: int = 0
     diverged: int = 0
 
@@ -74,7 +74,7 @@ class Sweep:
     """Sentences below the table."""
 
     def frame(self) -> pd.DataFrame:
-        """Return the numbers, one row a method, rank and swept setting, by the keys of `sweep_columns`.
+        """Return the numbers, one row per method, rank and swept setting, by the keys of `sweep_columns`.
 
         Means and SDs (over seeds, n - 1 below) are fractions, `<task>_failed` and `<task>_diverged` count runs;
         `rank` is null where the method ignores it; `eta`, `lr` and `parameters` are a number, or `low .. high`.
@@ -87,7 +87,7 @@ class Sweep:
         return Document(name, [Part("", self.notes, [table, *self._by_rank()])])
 
     def _by_rank(self) -> list[Table]:
-        """Return, where more than one rank was run, one small table a task: methods down, ranks across."""
+        """Return, where more than one rank was run, one small table per task: methods down, ranks across."""
         ranks = sorted({row.rank for row in self.rows if row.rank is not None})
         if len(ranks) < 2:
             return []
@@ -138,7 +138,8 @@ def read_sweep(records: list[RunRecord]) -> Sweep:
     """Return the rows of a sweep in order: the base, then by method, rank and swept fields.
 
     Args:
-        records: of any status; stale ones are left out (see `notes`), twins are one row.
+        records: of any status; stale ones are left out (see `notes`). Runs that differ only in what
+            their method ignores are one row.
 
     Raises:
         UserError: there is no record.
@@ -177,18 +178,18 @@ def _untouched(records: Sequence[RunRecord], tasks: Sequence[str], split: str) -
     """
     several, scores = several_digests(records), {}
     for name in tasks:
-        here = [record for record in records if task(record) == name]
-        models = {str(record.model.get("name")) for record in here}
+        of_task = [record for record in records if task(record) == name]
+        models = {str(record.model.get("name")) for record in of_task}
         mixed = len(models) > 1 or ("task", name) in several or any(("model", model) in several for model in models)
-        known = [score for record in here if (score := record.score(f"base_{split}")) is not None]
+        known = [score for record in of_task if (score := record.score(f"base_{split}")) is not None]
         scores[name] = TaskScores(() if mixed else tuple(known[:1]))
-    measured = any(one.scores for one in scores.values())
+    measured = any(on_task.scores for on_task in scores.values())
     return [SweepRow("base", None, scores, frozen=True, untouched=True)] if measured else []
 
 
 def _allowed_by_seeds(rows: Sequence[SweepRow]) -> str:
     """Say what the number of seeds allows."""
-    if max(len(one.scores) for row in rows for one in row.scores.values()) < 2:
+    if max(len(on_task.scores) for row in rows for on_task in row.scores.values()) < 2:
         return "One seed a row: a difference may be the seed's. No test is made; `+study=<name>` tunes and tests."
     return "SDs describe; no test is made here. `+study=<name>` tunes every method alike and tests."
 

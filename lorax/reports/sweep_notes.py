@@ -57,12 +57,12 @@ def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dic
 def _metrics(records: list[RunRecord], split: str) -> str:
     parts = []
     for name in sorted({task(record) for record in records}):
-        here = [record for record in records if task(record) == name]
-        sizes = {int(n) for record in here if (n := (record.scores.get(split) or {}).get("n"))}
-        shares = {record.task["majority"] for record in here if record.task.get("majority")}
+        of_task = [record for record in records if task(record) == name]
+        sizes = {int(n) for record in of_task if (n := (record.scores.get(split) or {}).get("n"))}
+        shares = {record.task["majority"] for record in of_task if record.task.get("majority")}
         items = f", {_either(sizes)} items" if sizes else ""
         majority = f", majority class {_either(shares, lambda share: f'{100 * share:.1f}')}" if shares else ""
-        metric = " or ".join(sorted({str(record.task.get("metric", "score")) for record in here}))
+        metric = " or ".join(sorted({str(record.task.get("metric", "score")) for record in of_task}))
         parts.append(f"{name}: {metric}{items}{majority}")
     return "; ".join(parts) + "."
 

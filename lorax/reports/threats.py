@@ -36,7 +36,7 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
             "that scales the update (alpha, zeta, rank through alpha / rank) is here a step size as well."
         )
     lines += _size(study)
-    lines += _ends(study)
+    lines += _floor_and_ceiling(study)
     lines += _format(study)
     lines += _provenance(finals + [trial.record for trial in study.trials])
     lines += _scope(study, finals)
@@ -54,7 +54,8 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
 def _incomplete(study: Study) -> list[str]:
     if study.complete:
         return []
-    return [f"The study is not complete: {len(study.rest.jobs)} runs of the {study.rest.kind} round are missing."]
+    missing = study.remaining
+    return [f"The study is not complete: {len(missing.jobs)} runs of the {missing.kind} round are missing."]
 
 
 def _size(study: Study) -> list[str]:
@@ -73,7 +74,7 @@ def _size(study: Study) -> list[str]:
     return lines
 
 
-def _ends(study: Study) -> list[str]:
+def _floor_and_ceiling(study: Study) -> list[str]:
     """Say where scores are near the floor, the ceiling, the majority class or the base: differences shrink there."""
     if study.result is None:
         return []
@@ -147,9 +148,9 @@ def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
         + (", and where test items differ, runs are paired by seed only." if place == "task" else ".")
         for place, name in sorted(several)
     ]
-    one = "One model" if "model" not in {place for place, _ in several} else "Models of one name"
+    models = "One model" if "model" not in {place for place, _ in several} else "Models of one name"
     lines.append(
-        f"{one}, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "
+        f"{models}, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "
         f"{', '.join(study.spec.tasks)}: nothing here speaks about others."
     )
     lines += _twins(study)

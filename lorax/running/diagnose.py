@@ -1,4 +1,4 @@
-"""Diagnostics of a run, and full fine-tuning's update kept for the other arms to be compared with."""
+"""Diagnostics of a run, and the update of full fine-tuning, which is kept so that other arms are compared with it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def diagnose(session: Session, lane: int, gradients: Mapping[str, Tensor]) -> dict[str, Any]:
     """Measure one run after training; see `lorax.diagnostics.measure`.
 
-    The cosine to full fine-tuning's own update needs that arm's run on the same task, model, data seed
-    and steps first, at any learning rate (of a study: its final runs). The update of the same seed is
-    taken if there is one, else of the lowest; the record names it (`full_update_of`). Null otherwise.
+    The cosine with full fine-tuning's update is null unless full fine-tuning ran before, on the same task, model, data
+    seed and steps, at any learning rate (in a study: a final run). The update of the same seed is taken if there is
+    one, else that of the lowest seed; the record names its run (`full_update_of`).
 
     Args:
         session: holds model, adapters and placement.
-        lane: which run of the pack.
+        lane: of the run that is measured.
         gradients: {layer: (m, n)} of the untouched model on calibration data.
     """
     from lorax.diagnostics.measure import References, Settings, measure
@@ -73,7 +73,7 @@ def keeps_update(config: RunConfig) -> bool:
 
 
 def write_update(run: PreparedRun, delta: Mapping[str, Tensor]) -> None:
-    """Keep full fine-tuning's update {layer: (m, n)}, one file a seed; where the disk is full, warn and go on."""
+    """Keep full fine-tuning's update {layer: (m, n)}, one file per seed; where the disk is full, warn and go on."""
     from safetensors.torch import save
 
     facts = {"run_id": run.run_id, "seed": str(run.config.seed), "lr": f"{run.config.lr:g}"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorax.training.run import Outcome
 
 PACK_COSTS = ("init_seconds", "init_peak_mb", "train_seconds", "step_ms", "eval_seconds", "peak_mb")
-"""Costs that were measured on all runs of a pack together: no run of it can call them its own."""
+"""Costs that were measured on all runs of a pack together: they are not the cost of one run."""
 
 
 def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> None:
@@ -28,8 +28,8 @@ def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> 
 
     Args:
         runs: they agree on model, task, precision and batch shape; one unless packed.
-        provenance: what goes into each record's provenance.
-        show: progress bars and one line a phase.
+        provenance: goes into that of each record.
+        show: progress bars, and one line per phase.
     """
     from lorax.models.registry import load
 
@@ -63,7 +63,7 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
     reset_peak(placement.device)
     start = time.perf_counter()
     try:
-        run.factors = _build_factors(run, loaded, placement)
+        run.factors = _build_factors(run, loaded)
     except Exception as error:
         if show or isinstance(error, Unwritable):
             raise
@@ -74,7 +74,7 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
     return True
 
 
-def _build_factors(run: PreparedRun, loaded: Loaded, placement: Placement) -> dict[str, Factors]:
+def _build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     """Return {layer: factors}; nothing for methods without factors."""
     from lorax.adapters.install import find_targets
     from lorax.api import make_factors

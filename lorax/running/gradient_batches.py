@@ -11,6 +11,7 @@ from lorax.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lorax.models.modality import Batch
     from lorax.models.registry import Loaded
     from lorax.probing.gradient import Loss
     from lorax.tasks import Task
@@ -24,8 +25,8 @@ def gradient_batches(
     With `calibration=train` these are the batches that the first steps of the run will see, so the gradient
     that initialises is the one the first steps follow; `heldout` takes examples that serve nothing else.
     The loss is the mean over answer tokens, with their number as weight, in full precision. Small batches are
-    joined, and what all prompts of a batch begin with is computed once; both are exact. A fresh head is the one
-    that this run starts with, not that of another lane of its pack.
+    joined, and what all prompts of a batch begin with is computed once; both are exact. The fresh head is the
+    one that this run starts with, not that of another run of its pack.
 
     Args:
         task: gives the examples.
@@ -63,7 +64,7 @@ def gradient_batches(
 
 
 def token_counts(batch: Mapping[str, Any]) -> list[Tensor]:
-    """Return, for each grid of input tokens, how many examples' tokens each position stands for, (rows, tokens).
+    """Return, for each grid of input tokens (rows, tokens), of how many examples each position holds a token.
 
     Padding counts 0, a token 1, and a token of a beginning that R examples share R: the counts do not depend on how
     examples are laid out. Where no mask says so, an example ends where its last label is predicted.
@@ -91,13 +92,17 @@ def token_counts(batch: Mapping[str, Any]) -> list[Tensor]:
     return [torch.zeros(rows, width, device=ends.device).index_add(0, ends // width, seen.float())]
 
 
-def _to_fields(batch: Any) -> dict[str, Any]:
-    """Return what decides a batch's loss; names and values are part of the key that its gradient is cached under."""
+def _to_fields(batch: Batch) -> dict[str, Any]:
+    """Return what decides a batch's loss, by name.
+
+    Names and values are part of the key under which its gradient is cached, so `Batch.unpadded` keeps the name that it
+    had when the first gradients were cached, `live`.
+    """
     fields = {name: getattr(batch, name) for name in ("inputs", "positions", "targets", "counts", "prefix")}
     return fields | {"live": batch.unpadded}
 
 
-def _from_fields(fields: dict[str, Any]) -> Any:
+def _from_fields(fields: dict[str, Any]) -> Batch:
     from lorax.models.modality import Batch
 
     return Batch(**{name: value for name, value in fields.items() if name != "live"}, unpadded=fields["live"])

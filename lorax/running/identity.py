@@ -34,8 +34,8 @@ def identity(config: RunConfig, initializer: Initializer, task: Task, model_dige
         dtype: the resolved precision.
     """
     kept = consumed_fields(config, initializer)
-    beside_a_head = task.kind == "classification" and initializer.changes_layers  # a head alone trains at `lr`
-    if "train" in kept and not beside_a_head:
+    adapters_beside_head = task.kind == "classification" and initializer.changes_layers  # a head alone trains at `lr`
+    if "train" in kept and not adapters_beside_head:
         kept["train"].pop("head_lr", None)
     return kept | {
         "task": {"name": task.name, "digest": task.digest, "version": task.version},
@@ -80,13 +80,15 @@ def is_measured(config: RunConfig, initializer: Initializer) -> bool:
 def _measured_with(config: RunConfig, consumed_already: set[str]) -> list[str]:
     """Return what diagnostics read beyond what the method consumes: the rank of energies, the gradient's data.
 
-    Values of `_UNNAMED` are left out: ids given before these keys counted still hold.
+    A value of `_NOT_IN_IDS` is left out, so that runs keep the ids that they had before these keys counted.
     """
     read = {"rank": config.rank, "calibration": (config.calibration, config.train["calibration_batches"])}
-    return [f"{key}={value}" for key, value in read.items() if key not in consumed_already and value != _UNNAMED[key]]
+    return [
+        f"{key}={value}" for key, value in read.items() if key not in consumed_already and value != _NOT_IN_IDS[key]
+    ]
 
 
-_UNNAMED = {"rank": 8, "calibration": ("train", 8)}
+_NOT_IN_IDS = {"rank": 8, "calibration": ("train", 8)}
 
 
 @cache

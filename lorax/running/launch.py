@@ -38,7 +38,7 @@ def run_pack(
     runs = [prepare(config) for config in configs]
     for run, words in zip(runs, overrides or [], strict=False):
         run.overrides = words
-    distinct = {run.run_id: run for run in runs}  # in the order of `configs`, which is the order of the lanes
+    distinct = {run.run_id: run for run in runs}  # in the order of `configs`; a run's index is its lane
     with ExitStack() as claims:
         missing = set()
         for key in sorted(distinct):  # claimed in one order everywhere: two processes never wait for each other

@@ -11,8 +11,9 @@ from lorax.records import canonical
 if TYPE_CHECKING:
     from lorax.tasks import Task
 
-MOST_LANES = 16
-"""More lanes bring little more speed, since the base product is saturated, and each costs activations."""
+MOST_RUNS = 16
+"""In a pack. More bring little more speed, since the products with the base's weights use all cores by then, and each
+run keeps activations."""
 
 
 def pack_key(config: RunConfig) -> str:
@@ -38,45 +39,43 @@ def pack_key(config: RunConfig) -> str:
 def make_packs(configs: Sequence[RunConfig], lanes: int | None) -> list[list[int]]:
     """Return packs as lists of positions in `configs`, in order of first appearance.
 
-    Packs are filled and run one after another. So a kill leaves whole packs over, the same command forms the
-    same packs again, and every run gets the neighbours that it would have had.
+    Packs are filled one after another, and run in that order. So after a kill the unfinished packs are whole, the same
+    command forms them again, and every run is packed with the same runs as without the kill.
 
     Args:
         configs: the jobs.
-        lanes: most runs in a pack; None: `fitting_lanes` of each pack.
+        lanes: most runs in a pack; None: `runs_that_fit` of each pack.
     """
     compatible: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
         compatible.setdefault(pack_key(config), []).append(position)
     packs = []
     for members in compatible.values():
-        most = lanes or (fitting_lanes(configs[members[0]]) if len(members) > 1 else 1)
+        most = lanes or (runs_that_fit(configs[members[0]]) if len(members) > 1 else 1)
         packs += [members[start : start + most] for start in range(0, len(members), most)]
     return packs
 
 
-def fitting_lanes(config: RunConfig, free_bytes: int | None = None) -> int:
-    """Return for how many runs activations fit into half of the free memory.
+def runs_that_fit(config: RunConfig) -> int:
+    """Return of how many runs the activations fit into half of the free memory.
 
-    A run keeps for its backward pass about `layers * (14 hidden + 6 intermediate)` numbers a token
+    A run keeps for its backward pass about `layers * (14 hidden + 6 intermediate)` numbers per token
     (inputs of the products, attention, norms and activation), two bytes under bf16 autocast, plus
     four copies of its adapter. The estimate is high on purpose: a pack that swaps is slower than two.
 
     Args:
         config: any job of the pack.
-        free_bytes: free memory; None: what the device or the machine has now.
     """
     from lorax.models.registry import skeleton
     from lorax.running.preflight import class_names, load_task
 
-    free = free_bytes if free_bytes is not None else _free_bytes(config.device)
     task = load_task(config)
     size = skeleton(config.model, labels=class_names(task)).model.config
     hidden, layers = size.hidden_size, size.num_hidden_layers
     tokens = (config.batch_size or task.batch_size) / config.train["accumulation"] * _tokens(task)
     per_token = layers * (14 * hidden + 6 * getattr(size, "intermediate_size", 4 * hidden)) * 4
     adapter = 16 * 14 * config.rank * hidden * layers
-    return max(1, min(MOST_LANES, int(free / 2 // (tokens * per_token + adapter))))
+    return max(1, min(MOST_RUNS, int(_free_bytes(config.device) / 2 // (tokens * per_token + adapter))))
 
 
 def _tokens(task: Task) -> float:

@@ -47,7 +47,7 @@ class Session:
         self.total = sum(value.numel() for value in loaded.model.parameters())
         self.trains = runs[0].initializer.trains
         self.adapters = self._install()
-        # The frozen base consumes no seed, so its untrained head must not depend on whose base it is.
+        # The frozen base consumes no seed, so its untrained head must not depend on the run that asked for it.
         self.heads = install_heads(loaded, [run.config.seed if self.trains else 0 for run in runs])
         self.trackers = [self._tracker(run) for run in runs]
 
@@ -64,7 +64,7 @@ class Session:
         return install(model, factors, first.config.recenter, dropouts, infos)
 
     def step0_errors(self) -> list[float]:
-        """Return, for each lane, the largest change of an output on one training batch before step 1."""
+        """Return, for each run, the largest change of an output on one training batch before step 1."""
         from lorax.forward.active import active
         from lorax.forward.modality import modality_of
         from lorax.forward.readout import autocast
@@ -80,7 +80,7 @@ class Session:
                 heads = self.heads[lane : lane + 1]
                 with active([adapters], heads), autocast(device, self.placement.autocast):
                     output = modality.forward(batch)
-                    if base is None or heads:  # a lane's head is its own, the rest of the base all lanes share
+                    if base is None or heads:  # each run has a head of its own; the rest of the base is shared
                         with adapters.disabled():
                             base = modality.forward(batch)
                 errors.append(float((output.double() - base.double()).abs().max()))
@@ -165,7 +165,7 @@ class Session:
 
         adapters = self.adapters[lane]
         head = self.heads[lane].count_trainable() if self.heads and self.trains else 0
-        # Full fine-tuning counts the model's own head, in whose place the lane's head trains.
+        # Full fine-tuning counts the model's own head, in whose place the run's head trains.
         replaced = {id(value) for name in self.loaded.head for value in self._original(name).parameters()}
         body = sum(value.numel() for value in adapters.parameters() if id(value) not in replaced)
         saved = {key: value for key, value in adapters.state_dict().items() if not key.startswith("start.")}
@@ -176,7 +176,7 @@ class Session:
         }  # fmt: skip
 
     def _original(self, head: str) -> nn.Module:
-        """Return the model's own module in whose place the lanes have their heads."""
+        """Return the model's own head module, in whose place the runs' heads are."""
         return self.heads[0].packed[head].original[0]
 
     def save(self) -> None:

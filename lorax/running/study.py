@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from lorax.studies.jobs import Job
     from lorax.studies.spec import StudySpec
 
-OUTSIDE = (
+EXECUTION = (
     "results_dir", "track", "device", "cache", "task.path", "model.path",
     "train.eval_batch_size", "train.checkpoint_every",
 )  # fmt: skip
-"""Keys that say where and how a study runs; any other override changes its design."""
+"""Keys that say where and how a study is executed; any other override changes its design."""
 
 
 def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
@@ -45,25 +45,25 @@ def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
     from lorax.tables import draw
 
     data: Any = OmegaConf.to_container(sweeper.config.study, resolve=True)
-    design, outside = _split(sweeper, arguments)
+    design, execution = _split(sweeper, arguments)
     spec = from_mapping(data)
     spec = replace(spec, fixed=spec.fixed | design)
-    jobs = _JobFacts(sweeper, outside)
+    jobs = _JobFacts(sweeper, execution)
     spec = planning.bind(spec, lr=jobs.rate, count=jobs.trained_values, consumes=jobs.consumed)
     store = Store(str(sweeper.config.results_dir))
     if data.get("plan"):
-        seconds = seconds_per_run(spec, store, sweeper, outside)
+        seconds = seconds_per_run(spec, store, sweeper, execution)
         print("\n".join(planning.plan(spec, seconds).lines))
         return
-    checked(sweeper, [[*job.overrides, *outside] for job in one_of_each(spec)])
+    checked(sweeper, [[*job.overrides, *execution] for job in one_of_each(spec)])
     freeze(spec, store.root)
     print("\n".join(planning.plan(spec).lines), flush=True)
-    _run_rounds(sweeper, spec, store, outside)
+    _run_rounds(sweeper, spec, store, execution)
     print(draw(store, spec.name))
     publish(store, spec.name, str(sweeper.config.track))
 
 
-def _run_rounds(sweeper: LoraxSweeper, spec: StudySpec, store: Store, outside: list[str]) -> None:
+def _run_rounds(sweeper: LoraxSweeper, spec: StudySpec, store: Store, execution: list[str]) -> None:
     """Launch round after round; what the next one is follows from the records alone."""
     from lorax.studies.rounds import next_round
 
@@ -72,18 +72,20 @@ def _run_rounds(sweeper: LoraxSweeper, spec: StudySpec, store: Store, outside: l
     started = 0
     while True:
         records = store.read(spec.name) if store.folder(spec.name).is_dir() else []
-        this = next_round(spec, records)
-        _print_new(this.notes, printed)
-        if this.kind == "done":
+        current = next_round(spec, records)
+        _print_new(current.notes, printed)
+        if current.kind == "done":
             return
-        jobs = [[*job.overrides, *outside] for job in this.jobs]
-        again = [job for job in jobs if tuple(job) in launched]
-        if again:
-            raise JobsFailed(f"{this.kind}: {len(again)} jobs left no record: {' '.join(again[0])}")
+        jobs = [[*job.overrides, *execution] for job in current.jobs]
+        without_record = [job for job in jobs if tuple(job) in launched]
+        if without_record:
+            raise JobsFailed(
+                f"{current.kind}: {len(without_record)} jobs left no record: {' '.join(without_record[0])}"
+            )
         launched |= {tuple(job) for job in jobs}
         configs = checked(sweeper, jobs)
-        print(f"{spec.name}: {this.kind}, {len(jobs)} runs", flush=True)
-        results = _one_by_one(configs, jobs) if this.solo else launch(sweeper, jobs, started)
+        print(f"{spec.name}: {current.kind}, {len(jobs)} runs", flush=True)
+        results = _one_by_one(configs, jobs) if current.solo else launch(sweeper, jobs, started)
         started += len(jobs)
         raise_failures(results)
 
@@ -111,7 +113,7 @@ def _one_by_one(configs: list[RunConfig], jobs: list[list[str]]) -> list[dict[st
 
 
 def one_of_each(spec: StudySpec) -> list[Job]:
-    """Return a job for every arm on every task, to find what is wrong with one before the design is fixed."""
+    """Return one job of every arm on every task: they are checked before the design is fixed."""
     from lorax.studies.jobs import make_job
 
     return [
@@ -124,13 +126,13 @@ def one_of_each(spec: StudySpec) -> list[Job]:
 class _JobFacts:
     """What `lorax.studies.plan.bind` asks of a job, from the configuration that the job would get."""
 
-    def __init__(self, sweeper: LoraxSweeper, outside: list[str]):
-        self.sweeper, self.outside = sweeper, outside
+    def __init__(self, sweeper: LoraxSweeper, execution: list[str]):
+        self.sweeper, self.execution = sweeper, execution
         self.shapes: dict[str, dict[str, tuple[int, int]]] = {}
 
     def config(self, overrides: list[str]) -> RunConfig:
         """Return the resolved configuration of a job."""
-        return resolve(self.sweeper.compose([*overrides, *self.outside]))
+        return resolve(self.sweeper.compose([*overrides, *self.execution]))
 
     def rate(self, overrides: list[str]) -> float:
         """Return what `lr=null` resolves to: the task's base rate times the method's prior and factor."""
@@ -155,10 +157,10 @@ class _JobFacts:
 
 
 def _split(sweeper: LoraxSweeper, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the overrides that change the study's design, and those that say where and how it runs."""
+    """Return the overrides that change the study's design, and those of `EXECUTION`."""
     from lorax.studies.parse import OWNED
 
-    design, outside = {}, []
+    design, execution = {}, []
     for override in sweeper.parse(arguments):
         key = override.get_key_element().lstrip("+~")
         if override.is_sweep_override():
@@ -167,8 +169,8 @@ def _split(sweeper: LoraxSweeper, arguments: list[str]) -> tuple[dict[str, Any],
             continue
         if key in OWNED:
             raise UserError(f"{key}: {OWNED[key]}; copy the study's YAML to change it")
-        if key in OUTSIDE:
-            outside.append(f"{key}={override.get_value_element_as_str()}")
+        if key in EXECUTION:
+            execution.append(f"{key}={override.get_value_element_as_str()}")
         else:
             design[key] = override.value()
-    return design, outside
+    return design, execution

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def seconds_per_run(
-    spec: StudySpec, store: Store, sweeper: LoraxSweeper, outside: list[str]
+    spec: StudySpec, store: Store, sweeper: LoraxSweeper, execution: list[str]
 ) -> dict[str, float] | float | None:
     """Return the seconds of a full run, for the study's plan.
 
@@ -22,13 +22,13 @@ def seconds_per_run(
         spec: the study.
         store: may hold records of it.
         sweeper: composes the trial's configuration.
-        outside: overrides that say where and how the study runs.
+        execution: overrides that say where and how the study runs.
 
     Returns:
         {`task/arm`: seconds} from the cost probes that are there; without any, the seconds of the reference arm
         from a trial; None if the study measures no costs.
     """
-    return _from_probes(spec, store) or _from_trial(spec, sweeper, outside)
+    return _from_probes(spec, store) or _from_trial(spec, sweeper, execution)
 
 
 def _from_probes(spec: StudySpec, store: Store) -> dict[str, float]:
@@ -47,7 +47,7 @@ def _from_probes(spec: StudySpec, store: Store) -> dict[str, float]:
     return seconds
 
 
-def _from_trial(spec: StudySpec, sweeper: LoraxSweeper, outside: list[str]) -> float | None:
+def _from_trial(spec: StudySpec, sweeper: LoraxSweeper, execution: list[str]) -> float | None:
     """Return start-up, initialisation, the median step times the steps, and evaluation; the record is thrown away.
 
     Other arms' initialisation and steps differ; their own cost probes replace this once the study has begun.
@@ -60,7 +60,7 @@ def _from_trial(spec: StudySpec, sweeper: LoraxSweeper, outside: list[str]) -> f
         return None
     job = make_job(spec, spec.reference, spec.tasks[0], "cost", None, spec.costs.seed)
     with tempfile.TemporaryDirectory() as folder:
-        kept = [word for word in outside if not word.startswith(("results_dir=", "track="))]
+        kept = [word for word in execution if not word.startswith(("results_dir=", "track="))]
         start = time.perf_counter()
         run_pack(checked(sweeper, [[*job.overrides, *kept, f"results_dir={folder}", "track=none"]]))
         elapsed = time.perf_counter() - start

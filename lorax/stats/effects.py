@@ -35,7 +35,7 @@ def paired_t(differences: ArrayLike, resolution: ArrayLike = 0.0) -> Effect:
     """Effect from per-seed differences: mean, sd / sqrt(n), n - 1 degrees of freedom.
 
     Args:
-        differences: (..., n) score of the arm minus score of the reference, one a seed.
+        differences: (..., n) score of the arm minus score of the reference, one per seed.
         resolution: one item, 1 / n_items. Scores move in such steps, so a smaller sample sd
             (all seeds equal, floor, ceiling) is raised to it.
 
@@ -73,8 +73,8 @@ def crossed(differences: ArrayLike, resolution: ArrayLike = 0.0) -> Effect:
     ms_seed = items * by_seed.var(axis=-1, ddof=1)
     ms_item = seeds * by_item.var(axis=-1, ddof=1)
     total = ((d - estimate[..., None, None]) ** 2).sum(axis=(-2, -1))
-    rest = np.maximum(total - (seeds - 1) * ms_seed - (items - 1) * ms_item, 0)
-    ms_error = rest / ((seeds - 1) * (items - 1))
+    ss_error = np.maximum(total - (seeds - 1) * ms_seed - (items - 1) * ms_item, 0)
+    ms_error = ss_error / ((seeds - 1) * (items - 1))
     ms_seed = np.maximum(ms_seed, items * np.asarray(resolution) ** 2)
     ms_sum = np.maximum(ms_seed + ms_item - ms_error, ms_seed)
     spread = ms_seed**2 / (seeds - 1) + ms_item**2 / (items - 1) + ms_error**2 / ((seeds - 1) * (items - 1))
@@ -120,7 +120,7 @@ def step_down(p: ArrayLike, correct: Callable[[Array], Array]) -> Array:
 def holm(p: ArrayLike) -> Array:
     """Holm-adjusted p-values along the last axis: the smallest times K, the next times K - 1, and so on.
 
-    Equal to `statsmodels.stats.multitest.multipletests(method="holm")`, which takes one family a call and
+    Equal to `statsmodels.stats.multitest.multipletests(method="holm")`, which takes one family per call and
     collects garbage at each (about 30 ms), so that the calibration's 40,000 families would take 20 minutes.
 
     Args:
@@ -198,7 +198,7 @@ def two_proportions(first: float, n_first: int, second: float, n_second: int) ->
 
         z = (a - b) / sqrt(p (1 - p) (1 / n_a + 1 / n_b)),   p the rate of both together
 
-    For published tables that give one accuracy a row. Seeds are not covered, so the true p is larger.
+    For published tables that give one accuracy per row. Seeds are not covered, so the true p is larger.
 
     Args:
         first: rate of one row.

@@ -60,9 +60,9 @@ def judge(
     if not any((reference, task) in cells for task in tasks):
         raise UserError(f"the reference arm {reference!r} has no final run; {near(reference, arms)}")
     others = [arm for arm in arms if arm != reference]
-    wanted = [(task, arm) for task in tasks for arm in others]
-    family = len(wanted)
-    contrasts = [contrast(cells, task, arm, reference, procedure) for task, arm in wanted]
+    planned = [(task, arm) for task in tasks for arm in others]
+    family = len(planned)
+    contrasts = [contrast(cells, task, arm, reference, procedure) for task, arm in planned]
     comparisons: tuple[Comparison, ...] = ()
     if contrasts:
         verdicts = decide(_stack(contrasts), margin, alpha, family)
@@ -91,8 +91,8 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
 
     Args:
         result: the study's.
-        comparison: one of it.
-        most: seeds to search, and multiples of the present items.
+        comparison: one of its comparisons.
+        most: up to so many seeds, and so many times the present items, are tried.
     """
     if comparison.verdict != "undecided" or not np.isfinite(comparison.se):
         return power.Need(None, None, None)
@@ -142,15 +142,15 @@ def _all_pairs(
     cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float, procedure: str
 ) -> tuple[Pair, ...]:
     """Test every pair of arms in every task, with Holm over all of them."""
-    wanted = [(task, i, j) for task in tasks for i, j in combinations(arms, 2)]
-    if not wanted:
+    pairs = [(task, i, j) for task in tasks for i, j in combinations(arms, 2)]
+    if not pairs:
         return ()
-    effect = _stack([contrast(cells, task, i, j, procedure) for task, i, j in wanted])
+    effect = _stack([contrast(cells, task, i, j, procedure) for task, i, j in pairs])
     p = effects.p_zero(effect)
     adjusted = effects.holm(p)
     return tuple(
         Pair(task, i, j, float(effect.estimate[at]), float(p[at]), float(adjusted[at]), bool(adjusted[at] <= alpha))
-        for at, (task, i, j) in enumerate(wanted)
+        for at, (task, i, j) in enumerate(pairs)
     )
 
 
@@ -173,14 +173,14 @@ def _rows(cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float)
 
 def _lettered(rows: Sequence[ArmResult], pairs: Sequence[Pair]) -> tuple[ArmResult, ...]:
     apart = {(pair.task, pair.first, pair.second) for pair in pairs if pair.separated}
-    out = []
+    lettered = []
     for task in dict.fromkeys(row.task for row in rows):
         members = [row for row in rows if row.task == task]
         matrix = [[bool({(task, x.arm, y.arm), (task, y.arm, x.arm)} & apart) for y in members] for x in members]
         order = np.argsort([-row.mean for row in members], kind="stable")
         letters = compact_letters(np.array(matrix), order.tolist())
-        out += [replace(row, letters=text) for row, text in zip(members, letters, strict=True)]
-    return tuple(out)
+        lettered += [replace(row, letters=text) for row, text in zip(members, letters, strict=True)]
+    return tuple(lettered)
 
 
 def _design(

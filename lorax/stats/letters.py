@@ -19,7 +19,7 @@ def compact_letters(separated: ArrayLike, order: Sequence[int] | None = None) ->
         order: rows from best to worst, `a` is given to the best; None: as they are.
 
     Returns:
-        One string a row.
+        One string per row.
 
     Examples:
         >>> compact_letters([[0, 0, 1], [0, 0, 0], [1, 0, 0]])

@@ -1,4 +1,5 @@
-"""What a design can show: probabilities of verdicts, minimum detectable effect, attainable p, needs.
+"""What a design can show: probabilities of verdicts, minimum detectable effect, attainable p, seeds or items
+that would decide a comparison.
 
 Everything is computed for the first step of the test that `rule.decide` applies (level alpha / K), so
 that it also holds for an arm where no other arm differs.
@@ -121,13 +122,13 @@ def detectable(sd: float, n_seeds: int, level: float, margin: float, power: floa
     if sd <= 0:
         return margin
 
-    def lack(effect: float) -> float:
+    def shortfall(effect: float) -> float:
         return verdict_probabilities(effect, sd, n_seeds, level, margin)[0] - power
 
     top = max(sd, margin)
-    while lack(top) < 0:
+    while shortfall(top) < 0:
         top *= 2
-    return float(optimize.brentq(lack, 0.0, top, xtol=1e-6))
+    return float(optimize.brentq(shortfall, 0.0, top, xtol=1e-6))
 
 
 def typical_sd(se: ArrayLike, n_seeds: ArrayLike, df: ArrayLike) -> np.ndarray:
@@ -212,25 +213,26 @@ def need(
         level: two-sided level of the interval, alpha / K.
         margin: of equivalence.
         item_noise: part of sd that comes from items; it shrinks as 1 / sqrt(items).
-        most: seeds to search, and multiples of the present items.
+        most: up to so many seeds, and so many times the present items, are tried.
     """
     sd = max(sd, 1 / n_items if n_items else 0.0)  # at least one item, as in the verdict
     seeds = np.arange(max(2, n_seeds + 1), max(most, n_seeds + 1) + 1)
     half = sps.t.ppf(1 - level / 2, seeds - 1) * sd / np.sqrt(seeds)
-    at, verdict = _first(estimate, half, margin)
+    at, verdict = _first_decided(estimate, half, margin)
     seeds_needed = None if at is None else int(seeds[at])
     items_needed = None
     if item_noise is not None and n_seeds >= 2:
         factor = np.geomspace(1, most, 400)[1:]
-        rest = max(sd**2 - item_noise**2, 0.0)
-        half = sps.t.ppf(1 - level / 2, n_seeds - 1) * np.sqrt((rest + item_noise**2 / factor) / n_seeds)
-        at, with_items = _first(estimate, half, margin)
+        seed_variance = max(sd**2 - item_noise**2, 0.0)
+        half = sps.t.ppf(1 - level / 2, n_seeds - 1) * np.sqrt((seed_variance + item_noise**2 / factor) / n_seeds)
+        at, with_items = _first_decided(estimate, half, margin)
         items_needed = None if at is None else int(np.ceil(n_items * factor[at]))
         verdict = verdict or with_items
     return Need(seeds_needed, items_needed, verdict)
 
 
-def _first(estimate: float, half: ArrayLike, margin: float) -> tuple[int | None, str | None]:
+def _first_decided(estimate: float, half: ArrayLike, margin: float) -> tuple[int | None, str | None]:
+    """Return the place of the first half width at which the interval decides, and its verdict; None where none does."""
     equal = abs(estimate) + np.asarray(half) < margin
     differ = np.asarray(half) < abs(estimate)
     hits = np.flatnonzero(equal | differ)

@@ -17,11 +17,11 @@ class JobIndex:
     """Finds the record of a job. Failed runs do not count; stale ones are listed and left out."""
 
     def __init__(self, spec: StudySpec, records: Iterable[RunRecord]):
-        over = [record for record in records if record.status in ("finished", "diverged")]
-        self.records, self.stale = fresh(over, spec.consumes.values())
+        ended = [record for record in records if record.status in ("finished", "diverged")]
+        self.records, self.stale = fresh(ended, spec.consumes.values())
         """The fresh records; and run id -> why it is left out."""
         self._by_seed_and_split: dict[tuple[Any, Any], list[RunRecord]] = defaultdict(list)
-        for record in sorted(self.records, key=lambda one: one.run_id):
+        for record in sorted(self.records, key=lambda record: record.run_id):
             used = settings(record)
             self._by_seed_and_split[used.get("seed"), used.get("evaluate")].append(record)
 

@@ -11,8 +11,8 @@ from lorax.records.fields import learning_rate, settings
 from lorax.records.fields import task as task_of
 from lorax.studies.spec import StudySpec
 
-_APART = {"lr", "seed", "evaluate", "task", "model", "steps"}
-"""Fields that are compared apart: the job itself sets them, or the identity holds digests of them."""
+_COMPARED_SINGLY = {"lr", "seed", "evaluate", "task", "model", "steps"}
+"""Fields that `answers` compares one by one: the job sets them, or the identity holds digests of them."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,12 @@ def answers(record: RunRecord, job: Job) -> bool:
         if any(canonical(parts.get(part)) != canonical(value) for part, value in wanted.get(key, {}).items()):
             return False
     # None or `auto` at the top level is resolved when the run is made; inside a mapping None is a value.
-    others = [(key, value) for key, value in wanted.items() if key not in _APART and value not in (None, "auto")]
-    extra = identity.keys() - wanted.keys() - _APART  # the run consumed something that the job does not ask for
+    others = [
+        (key, value) for key, value in wanted.items() if key not in _COMPARED_SINGLY and value not in (None, "auto")
+    ]
+    extra = (
+        identity.keys() - wanted.keys() - _COMPARED_SINGLY
+    )  # the run consumed something that the job does not ask for
     return not extra and all(canonical(identity.get(key)) == canonical(value) for key, value in others)
 
 

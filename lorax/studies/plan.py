@@ -53,11 +53,11 @@ def bind(
     return replace(spec, centres=centres, consumes=json.loads(canonical(fields)))
 
 
-def _check_trained(spec: StudySpec, arm: Arm, does: bool) -> None:
+def _check_trained(spec: StudySpec, arm: Arm, trains: bool) -> None:
     """Refuse an arm that trains and would be run once, or one that trains nothing and would be tuned."""
-    if arm.trained and not does:
+    if arm.trained and not trains:
         raise UserError(f"study {spec.name}: arm {arm.label!r}: init={arm.init} trains nothing; add trained: false")
-    if does and not arm.trained:
+    if trains and not arm.trained:
         raise UserError(f"study {spec.name}: arm {arm.label!r}: trained: false, but init={arm.init} trains")
 
 
@@ -120,8 +120,8 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
     lines = [f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}"]
     lines += [f"  {stage}: {n} runs" + (" at most" if stage == "extend" else "") for stage, n in jobs.items() if n]
     if total is not None:
-        words = "one run after another, extensions not counted; packed lanes share much of it"
-        lines.append(f"  about {_clock(total)} {words}")
+        conditions = "one run after another, extensions not counted; packed runs share much of it"
+        lines.append(f"  about {_clock(total)} {conditions}")
     lines += [
         f"  {label}: {key}={value} (equal parameters)"
         for label, settings in spec.matched.items()
@@ -139,12 +139,12 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
     tuning = _tuning_runs(spec)
     for task in spec.tasks:
         for arm in spec.arms:
-            one = seconds if isinstance(seconds, int | float) else seconds.get(f"{task}/{arm.label}")
-            if one is None and not arm.trained:
+            run_seconds = seconds if isinstance(seconds, int | float) else seconds.get(f"{task}/{arm.label}")
+            if run_seconds is None and not arm.trained:
                 continue  # a frozen base is only scored
-            if one is None:
+            if run_seconds is None:
                 return None
-            total += one * (tuning + len(spec.seeds) if arm.trained else 1)
+            total += run_seconds * (tuning + len(spec.seeds) if arm.trained else 1)
     return total
 
 
@@ -174,6 +174,6 @@ def _warnings(spec: StudySpec) -> list[str]:
 
 
 def _clock(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, last = divmod(rest, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {last:02d} s"
+    hours, remainder = divmod(int(seconds), 3600)
+    minutes, full_seconds = divmod(remainder, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {full_seconds:02d} s"

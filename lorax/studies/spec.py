@@ -10,8 +10,8 @@ from lorax.errors import UserError, near
 
 _NOT_DESIGN = ("question", "assumed_sd", "validation_items", "test_items", "blocks")
 """Keys that may change after the first run: no conclusion rests on them."""
-_UNSTATED = {"estimand": "rate"}
-"""Key -> what a stored design means that lacks it: the key came later. With this value it is not stored."""
+_WHEN_ABSENT = {"estimand": "rate"}
+"""Key added later -> the value that designs without the key stand for. With this value it is not stored."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class StudySpec:
 
     def plain(self) -> dict[str, Any]:
         """Return the study as plain data, as it is stored."""
-        return {key: value for key, value in asdict(self).items() if _UNSTATED.get(key, ...) != value}
+        return {key: value for key, value in asdict(self).items() if _WHEN_ABSENT.get(key, ...) != value}
 
     def design(self) -> dict[str, Any]:
         """Return everything that a conclusion rests on, as plain data."""

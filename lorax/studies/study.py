@@ -43,7 +43,7 @@ class Study:
     """run id -> why it was left out."""
     unasked: tuple[RunRecord, ...]
     """Records under the study's name that answer no job of the study."""
-    rest: Round
+    remaining: Round
     """What is still to be run; kind `done` when nothing is."""
     fixed_at: str | None = None
     """When the design was fixed, ISO 8601; None where that was not written down."""
@@ -51,7 +51,7 @@ class Study:
     @property
     def complete(self) -> bool:
         """Whether every round is done."""
-        return self.rest.kind == "done"
+        return self.remaining.kind == "done"
 
 
 def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
@@ -75,7 +75,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         result=_judged(spec, finals, store if items else None),
         stale=reached.stale,
         unasked=reached.unasked,
-        rest=reached.next_round(),
+        remaining=reached.next_round(),
         fixed_at=fixed_at(store.root, spec.name),
     )
 

@@ -60,25 +60,25 @@ class Choice:
 class Search:
     """How far the tuning of one task has come."""
 
-    rates: dict[str, list[int]]
-    """Arm -> lattice points so far; of a halved tuning the survivors."""
+    points: dict[str, list[int]]
+    """Arm -> its lattice points so far; after a screening those that are run at full length."""
     missing: list[Job]
     stage: str
     """screen | tune | extend: what the missing jobs are for."""
     trials: dict[str, list[Trial]]
     """Arm -> runs at these points so far: short ones while `stage` is still a screening."""
     tried: dict[str, list[int]] | None = None
-    """Arm -> lattice points that were screened; None: nothing was, or the screening is not complete."""
+    """Arm -> lattice points of a complete screening; None: there was none, or runs of it are missing."""
     screened: dict[str, list[Trial]] = field(default_factory=dict)
     """Arm -> the short runs of all these points."""
 
     def edge(self, arm: str, best: int) -> str:
         """Return `low` or `high` where a lattice point is at an end of all points that were tried, else ""."""
-        ks = (self.tried or self.rates)[arm]
+        ks = (self.tried or self.points)[arm]
         return "low" if best == ks[0] else "high" if best == ks[-1] else ""
 
     def full_length(self) -> list[Trial]:
-        """Return all runs at the points of `rates`."""
+        """Return all runs at `points`."""
         return [trial for some in self.trials.values() for trial in some]
 
     def short(self) -> list[Trial]:
@@ -96,24 +96,24 @@ def search(spec: StudySpec, index: JobIndex, task: str) -> Search:
     arms = [arm.label for arm in spec.arms if arm.trained]
     if tuning is None:
         return Search({arm: [] for arm in arms}, [], "tune", {arm: [] for arm in arms})
-    rates = {arm: grid(spec.centre(arm, task), tuning.points, tuning.per_decade) for arm in arms}
+    points = {arm: grid(spec.centre(arm, task), tuning.points, tuning.per_decade) for arm in arms}
     first = "screen" if tuning.halving else "tune"
     trials: dict[str, list[Trial]] = {}
     for extension in range(tuning.rounds + 1):
-        trials, missing = _trials(spec, tuning, index, task, rates, first, trials)
+        trials, missing = _trials(spec, tuning, index, task, points, first, trials)
         if missing or extension == tuning.rounds:
             break
-        best = {arm: ranked(rates[arm], trials[arm], tuning.per_decade)[0] for arm in arms}
-        if not any(best[arm] in (rates[arm][0], rates[arm][-1]) for arm in arms):
+        best = {arm: ranked(points[arm], trials[arm], tuning.per_decade)[0] for arm in arms}
+        if not any(best[arm] in (points[arm][0], points[arm][-1]) for arm in arms):
             break
-        rates = {arm: _extended(rates[arm], best[arm], tuning.extend) for arm in arms}
-    longer = any(len(ks) > tuning.points for ks in rates.values())
+        points = {arm: _extended(points[arm], best[arm], tuning.extend) for arm in arms}
+    longer = any(len(ks) > tuning.points for ks in points.values())
     if missing or not tuning.halving:
-        return Search(rates, missing, "extend" if missing and longer else first, trials)
+        return Search(points, missing, "extend" if missing and longer else first, trials)
     keep = tuning.halving.survivors(tuning.points)
-    kept = {arm: sorted(ranked(rates[arm], trials[arm], tuning.per_decade)[:keep]) for arm in arms}
+    kept = {arm: sorted(ranked(points[arm], trials[arm], tuning.per_decade)[:keep]) for arm in arms}
     tuned, missing = _trials(spec, tuning, index, task, kept, "tune", {})
-    return Search(kept, missing, "tune", tuned, rates, trials)
+    return Search(kept, missing, "tune", tuned, points, trials)
 
 
 def choose(spec: StudySpec, tuned: Search, task: str) -> dict[str, Choice]:
@@ -134,7 +134,7 @@ def choose(spec: StudySpec, tuned: Search, task: str) -> dict[str, Choice]:
     for arm, trials in tuned.trials.items():
         if not trials:
             continue
-        ks = tuned.rates[arm]
+        ks = tuned.points[arm]
         order = ranked(ks, trials, tuning.per_decade)
         best = order[0]
         scores = {k: [trial.score for trial in trials if trial.lr == rate(k, tuning.per_decade)] for k in ks}
@@ -168,15 +168,18 @@ def _trials(
     tuning: Tuning,
     index: JobIndex,
     task: str,
-    rates: Mapping[str, Sequence[int]],
+    points: Mapping[str, Sequence[int]],
     stage: str,
     known: Mapping[str, Sequence[Trial]],
 ) -> tuple[dict[str, list[Trial]], list[Job]]:
-    """Return arm -> the runs at its lattice points, and the jobs that have none; `known` ones are not looked up."""
+    """Return arm -> the runs at its lattice points, and the jobs without a record.
+
+    Runs in `known` are not looked up again.
+    """
     earlier = {(trial.arm, trial.lr, trial.seed): trial for some in known.values() for trial in some}
-    done: dict[str, list[Trial]] = {arm: [] for arm in rates}
+    done: dict[str, list[Trial]] = {arm: [] for arm in points}
     missing = []
-    for arm, ks in rates.items():
+    for arm, ks in points.items():
         for lr in (rate(k, tuning.per_decade) for k in ks):
             for seed in tuning.seeds:
                 trial = earlier.get((arm, lr, seed))
@@ -192,7 +195,7 @@ def _trials(
 
 
 def _extended(ks: Sequence[int], best: int, points: int) -> list[int]:
-    """Grow towards the end that the best is nearer to (upwards where it is in the middle)."""
+    """Add points at the end that the best one is nearer to; at the upper end if it is in the middle."""
     if best - ks[0] < ks[-1] - best:
         return list(range(ks[0] - points, ks[-1] + 1))
     return list(range(ks[0], ks[-1] + points + 1))

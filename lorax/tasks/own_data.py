@@ -96,7 +96,7 @@ class TextToText(Files):
 @register("text_classification")
 @dataclass(frozen=True, kw_only=True)
 class TextClassification(Files):
-    """Texts and classes from the same sources; the model gets a fresh head with one row a class."""
+    """Texts and classes from the same sources; the model gets a fresh head with one output per class."""
 
     name: str = "text_classification"
     text: str = "text"
@@ -119,21 +119,18 @@ class TextClassification(Files):
         return [(text(row, self.text), text(row, self.label)) for row in rows]
 
 
-def classification(
-    options: TextClassification, pairs: dict[str, list[tuple[str, str]]], data_seed: int, labels: Sequence[str] = ()
-) -> Task:
+def classification(options: TextClassification, pairs: dict[str, list[tuple[str, str]]], data_seed: int) -> Task:
     """Build a classification task from (text, class) pairs.
 
     Args:
         options: sizes and training defaults.
         pairs: train, and where given validation and test.
         data_seed: decides which example enters which split.
-        labels: class names in order; empty: those of train, sorted.
 
     Raises:
         UserError: a class in validation or test that train does not have; fewer than two classes.
     """
-    names = tuple(labels) or tuple(sorted({label for _, label in pairs["train"]}))
+    names = tuple(sorted({label for _, label in pairs["train"]}))
     number = {label: index for index, label in enumerate(names)}
     if len(names) < 2:
         raise UserError(f"task={options.name}: {len(names)} class in the training rows; at least two are needed")

@@ -36,11 +36,11 @@ def read_splits(
     given = {split: file for split, file in (files or {}).items() if file}
     rows = {split: list(read(existing(file, f"task.{split}"))) for split, file in given.items()}
     if path:
-        here = Path(path).expanduser()
-        if here.is_file():
-            rows.setdefault("train", list(read(here)))
-        elif here.is_dir():
-            for split, file in folder_splits(here).items():
+        local = Path(path).expanduser()
+        if local.is_file():
+            rows.setdefault("train", list(read(local)))
+        elif local.is_dir():
+            for split, file in folder_splits(local).items():
                 if split not in rows:
                     rows[split] = list(read(file))
         elif looks_local(path):
@@ -66,7 +66,7 @@ def looks_local(path: str) -> bool:
 
 
 def folder_splits(folder: Path) -> dict[str, Path]:
-    """Return {split: file} of a folder with one file a split."""
+    """Return {split: file} of a folder with one file per split."""
     files: dict[str, Path] = {}
     for split, stems in ALIASES.items():
         for stem in stems:

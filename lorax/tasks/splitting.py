@@ -56,9 +56,9 @@ def split(
     Raises:
         UserError: too few examples for the splits.
     """
-    given = official.get("test", ())
-    seen = {example.id for example in given}
-    kept = {"test": _numbered(given)}
+    official_test = official.get("test", ())
+    seen = {example.id for example in official_test}
+    kept = {"test": _numbered(official_test)}
     kept |= {part: unique(official.get(part, ()), seen) for part in ("validation", "train")}
     total = sum(len(examples) for examples in official.values())
     notes = {"duplicates": total - sum(map(len, kept.values()))}
@@ -88,8 +88,8 @@ def _numbered(examples: Sequence[Example]) -> list[Example]:
     kept = []
     for example in examples:
         times[example.id] += 1
-        again = f"-{times[example.id]}" if times[example.id] > 1 else ""
-        kept.append(replace(example, id=example.id + again))
+        suffix = f"-{times[example.id]}" if times[example.id] > 1 else ""
+        kept.append(replace(example, id=example.id + suffix))
     return kept
 
 

@@ -32,7 +32,7 @@ def train(model, adapters, x, steps=20, seed=3, lr=1e-2):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_fast_form_trains_like_the_readable_one(net, make, kind, dropout):
+def test_fast_form_trains_like_the_reference(net, make, kind, dropout):
     model, adapters = adapted(net, make, kind, dropout=dropout)
     twin = copy.deepcopy(model)
     x = torch.randn(4, 3, 6, dtype=torch.float64)

@@ -139,7 +139,7 @@ def test_rows_must_divide(net, make):
         model(torch.randn(3, 6, dtype=torch.float64))
 
 
-def test_steady_keeps_the_stack_until_the_block_ends(net, make, shake):
+def test_frozen_factors_keep_the_stack_until_the_block_ends(net, make, shake):
     model, _, lanes = lanes_of(net, make, MIXED)
     batch = torch.cat(data(len(MIXED)))
     with torch.no_grad(), lanes[0].pack.frozen_factors():

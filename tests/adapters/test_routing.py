@@ -38,7 +38,7 @@ def test_each_row_gets_its_own_adapter_and_no_weight_is_written(pack):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
 
 
-def test_gradients_reach_the_routed_lanes_alone(pack):
+def test_gradients_reach_the_routed_lanes_only(pack):
     model, lanes = pack
     with lanes[0].pack.routed(torch.tensor([1, 1, -1])):
         model(torch.randn(3, 6, dtype=torch.float64)).sum().backward()

@@ -15,7 +15,7 @@ from lorax.diagnostics.angles import Angle, cosine
 from lorax.diagnostics.first_step import adam, gradients, reach, sgd, tangent
 from lorax.diagnostics.layer_summary import summarise
 from lorax.initializers.registry import build, get, names
-from lorax.probing.calibration import Given
+from lorax.probing.calibration import GivenMatrices
 from lorax.probing.probe import Probe
 
 M, N, R = 18, 14, 3
@@ -31,7 +31,7 @@ G, W = randn(M, N, seed=1), randn(M, N, seed=2)
 def probe():
     layer = nn.Linear(N, M, bias=False, dtype=torch.float64)
     layer.weight.data = W.clone()
-    return Probe("0", layer, calibration=Given({"0": G}))
+    return Probe("0", layer, calibration=GivenMatrices({"0": G}))
 
 
 def made(name, **own):
@@ -91,20 +91,20 @@ def test_reach_is_the_least_squares_cosine(factors):
 
 
 def test_lora_ga_reaches_the_rank_2r_optimum_and_plain_lora_does_not():
-    found = first_step_alignment(CASES["lora_ga"], G, R)
+    alignment = first_step_alignment(CASES["lora_ga"], G, R)
     S = torch.linalg.svdvals(G)
-    assert found["optimum_2r"] == pytest.approx(float(S[: 2 * R].norm() / S.norm()), rel=1e-12)
-    assert found["cosine_first"] == pytest.approx(found["optimum_2r"], rel=1e-9)
-    assert first_step_alignment(CASES["lora"], G, R)["cosine_first"] < found["optimum_r"] < found["optimum_2r"]
-    assert first_step_alignment(CASES["pissa"], G, R)["cosine_first"] < found["optimum_2r"]
+    assert alignment["optimum_2r"] == pytest.approx(float(S[: 2 * R].norm() / S.norm()), rel=1e-12)
+    assert alignment["cosine_first"] == pytest.approx(alignment["optimum_2r"], rel=1e-9)
+    assert first_step_alignment(CASES["lora"], G, R)["cosine_first"] < alignment["optimum_r"] < alignment["optimum_2r"]
+    assert first_step_alignment(CASES["pissa"], G, R)["cosine_first"] < alignment["optimum_2r"]
 
 
 def test_full_fine_tuning_is_its_own_gradient():
-    found = first_step_alignment(None, G, R)
-    assert found["cosine_first"] == pytest.approx(1) and found["reach"] == 1
-    assert found["cosine_first_adam_full"] == pytest.approx(1)
+    alignment = first_step_alignment(None, G, R)
+    assert alignment["cosine_first"] == pytest.approx(1) and alignment["reach"] == 1
+    assert alignment["cosine_first_adam_full"] == pytest.approx(1)
     mean_over_rms = float(G.abs().mean() / G.square().mean().sqrt())
-    assert found["cosine_first_adam"] == pytest.approx(mean_over_rms, rel=1e-6)
+    assert alignment["cosine_first_adam"] == pytest.approx(mean_over_rms, rel=1e-6)
 
 
 def test_undefined_is_none():

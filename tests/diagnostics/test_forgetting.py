@@ -30,9 +30,9 @@ def trained(toy):
 
 def test_change_is_the_difference_of_exact_means(toy, trained):
     text = load_text(characters=4000)
-    found = forgetting(toy, trained, text, tokens=900, window=64)
+    forgot = forgetting(toy, trained, text, tokens=900, window=64)
     rows, start = windows(toy, text, 900, 64)
-    assert found["tokens"] == rows[:, start:].numel() >= 900
+    assert forgot["tokens"] == rows[:, start:].numel() >= 900
 
     def mean():
         with torch.no_grad():
@@ -42,8 +42,8 @@ def test_change_is_the_difference_of_exact_means(toy, trained):
     adapted = mean()
     with trained.disabled():
         base = mean()
-    assert found["adapted"] == pytest.approx(adapted, rel=1e-5) and adapted != base
-    assert found["change"] == pytest.approx(adapted - base, rel=1e-5) and found["se"] > 0
+    assert forgot["adapted"] == pytest.approx(adapted, rel=1e-5) and adapted != base
+    assert forgot["change"] == pytest.approx(adapted - base, rel=1e-5) and forgot["se"] > 0
 
 
 def test_the_base_is_computed_once_for_all_arms(toy, trained, tmp_path):
@@ -57,26 +57,26 @@ def test_the_base_is_computed_once_for_all_arms(toy, trained, tmp_path):
 def test_step_0_forgets_nothing_and_modes_are_kept(toy):
     adapters = attach(toy.model, init="pissa", rank=2, dropout=0.5)
     toy.model.train()
-    found = forgetting(toy, adapters, tokens=100, window=32)
-    assert found["change"] == 0 and toy.model.training
+    forgot = forgetting(toy, adapters, tokens=100, window=32)
+    assert forgot["change"] == 0 and toy.model.training
     toy.model.eval()
     adapters.detach()
 
 
-def test_one_lane_of_a_pack_is_measured_alone(toy):
+def test_one_run_of_a_pack_is_measured_alone(toy):
     from lorax.adapters.install import find_targets, install
     from lorax.api import make_factors
     from lorax.initializers.registry import build
 
     targets = find_targets(toy.model)
     sets = [make_factors(toy.model, build(name, shared={"rank": 2}), targets) for name in ("lora", "pissa")]
-    lanes = install(toy.model, sets)
-    for parameter in lanes[1].parameters():
+    handles = install(toy.model, sets)
+    for parameter in handles[1].parameters():
         parameter.data += 0.05
-    assert forgetting(toy, lanes[0], tokens=100, window=32)["change"] == 0
-    assert forgetting(toy, lanes[1], tokens=100, window=32)["change"] != 0
-    for lane in lanes:
-        lane.detach()
+    assert forgetting(toy, handles[0], tokens=100, window=32)["change"] == 0
+    assert forgetting(toy, handles[1], tokens=100, window=32)["change"] != 0
+    for handle in handles:
+        handle.detach()
 
 
 def test_the_default_text_is_long_enough_and_says_what_it_is(toy):
@@ -86,7 +86,7 @@ def test_the_default_text_is_long_enough_and_says_what_it_is(toy):
         windows(toy, Text("short", "mine"), 50_000)
 
 
-def test_texts_of_ones_own(tmp_path):
+def test_texts_of_the_user(tmp_path):
     plain = tmp_path / "a.txt"
     plain.write_text("some words")
     assert load_text(str(plain)).text == "some words"

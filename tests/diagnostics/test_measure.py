@@ -11,7 +11,7 @@ from lorax.adapters.install import find_targets, install
 from lorax.adapters.kinds import effective
 from lorax.api import attach, make_factors
 from lorax.diagnostics.alignment import first_step_alignment
-from lorax.diagnostics.layer_summary import short
+from lorax.diagnostics.layer_summary import rounded
 from lorax.diagnostics.measure import References, Settings, measure
 from lorax.errors import UserError
 from lorax.initializers.registry import build
@@ -52,15 +52,15 @@ def test_an_arm_from_first_step_to_forgetting(toy):
     descend(adapters, toy)
     full = {name: -gradient for name, gradient in gradients.items()}
     references = References(factors=factors, gradients=gradients, full_update=full)
-    found = measure(toy, adapters, Settings(**TEXT), references)
-    assert found["cosine_final"] == found["cosine_final_gradient"] and found["overall"]["cosine_final"] < 1
-    assert 0 < found["cosine_first"] <= found["optimum_2r"] <= 1 and found["reach"] >= found["cosine_first"]
-    assert found["relative_norm"] > 0 and 1 <= found["stable_rank"] <= found["effective_rank"] <= 8.01
-    assert found["forgetting"] == found["forgetting_text"]["change"] != 0
-    assert found["about"]["n_measured"] == len(found["layers"]["names"]) == 14
-    for name, value in zip(found["layers"]["names"], found["layers"]["cosine_first"], strict=True):
-        assert value == short(first_step_alignment(factors[name], gradients[name], 4)["cosine_first"])
-    record = RunRecord("id", "name", "finished", {}, {}, diagnostics=json.loads(json.dumps(found)))
+    measured = measure(toy, adapters, Settings(**TEXT), references)
+    assert measured["cosine_final"] == measured["cosine_final_gradient"] and measured["overall"]["cosine_final"] < 1
+    assert 0 < measured["cosine_first"] <= measured["optimum_2r"] <= 1 and measured["reach"] >= measured["cosine_first"]
+    assert measured["relative_norm"] > 0 and 1 <= measured["stable_rank"] <= measured["effective_rank"] <= 8.01
+    assert measured["forgetting"] == measured["forgetting_text"]["change"] != 0
+    assert measured["about"]["n_measured"] == len(measured["layers"]["names"]) == 14
+    for name, value in zip(measured["layers"]["names"], measured["layers"]["cosine_first"], strict=True):
+        assert value == rounded(first_step_alignment(factors[name], gradients[name], 4)["cosine_first"])
+    record = RunRecord("id", "name", "finished", {}, {}, diagnostics=json.loads(json.dumps(measured)))
     assert RunRecord.from_json(record.to_json()).diagnostics["kinds"]["mlp.up_proj"]
     adapters.detach()
     assert all(torch.equal(value, before[key]) for key, value in toy.model.state_dict().items())
@@ -73,9 +73,9 @@ def test_full_fine_tuning_needs_no_factors_and_agrees_with_itself(toy):
     for name, gradient in gradients.items():
         toy.model.get_submodule(name).weight.data -= 0.1 * gradient
     references = References(gradients=gradients, full_update=arm.delta())
-    found = measure(toy, arm, Settings(**TEXT), references)
-    assert found["cosine_first"] == found["cosine_final"] == pytest.approx(1)
-    assert found["cosine_final_gradient"] == pytest.approx(1, abs=1e-4)
+    measured = measure(toy, arm, Settings(**TEXT), references)
+    assert measured["cosine_first"] == measured["cosine_final"] == pytest.approx(1)
+    assert measured["cosine_final_gradient"] == pytest.approx(1, abs=1e-4)
     with pytest.raises(UserError, match="is not adapted"):
         measure(toy, arm, Settings(targets=targets, **TEXT), references)
     arm.detach()
@@ -83,17 +83,17 @@ def test_full_fine_tuning_needs_no_factors_and_agrees_with_itself(toy):
 
 def test_a_frozen_base_has_nothing_but_zero_forgetting(toy):
     arm = attach(toy.model, init="none")
-    found = measure(toy, arm, Settings(**TEXT), References())
-    assert found["forgetting"] == 0 and "cosine_first" not in found
+    measured = measure(toy, arm, Settings(**TEXT), References())
+    assert measured["forgetting"] == 0 and "cosine_first" not in measured
     arm.detach()
 
 
 def test_layers_are_sampled_by_kind(toy):
     adapters = attach(toy.model, init="lora", rank=2)
-    found = measure(toy, adapters, Settings(every=2, forgetting_tokens=0), References())
-    names = found["layers"]["names"]
-    assert len(names) == 7 and all(".0." in name for name in names) and len(found["kinds"]) == 7
-    assert found["relative_norm"] == 0 and found["forgetting"] is None and found["effective_rank"] is None
+    measured = measure(toy, adapters, Settings(every=2, forgetting_tokens=0), References())
+    names = measured["layers"]["names"]
+    assert len(names) == 7 and all(".0." in name for name in names) and len(measured["kinds"]) == 7
+    assert measured["relative_norm"] == 0 and measured["forgetting"] is None and measured["effective_rank"] is None
     adapters.detach()
 
 
@@ -102,8 +102,12 @@ def test_what_is_not_known_is_not_measured_and_a_missing_gradient_is_named(toy):
     factors = make_factors(toy.model, build("lora", shared={"rank": 2}), targets)
     adapters = install(toy.model, factors)
     settings = Settings(forgetting_tokens=0)
-    found = measure(toy, adapters, settings, References(factors=factors))
-    assert found["cosine_final_gradient"] is None and found["cosine_final"] is None and "cosine_first" not in found
+    measured = measure(toy, adapters, settings, References(factors=factors))
+    assert (
+        measured["cosine_final_gradient"] is None
+        and measured["cosine_final"] is None
+        and "cosine_first" not in measured
+    )
     gradients = gradients_of(toy, dict([targets.popitem()]))
     with pytest.raises(UserError, match="no gradient for layer"):
         measure(toy, adapters, settings, References(factors=factors, gradients=gradients))
@@ -121,8 +125,8 @@ def test_conv1d_is_measured_as_m_by_n_against_w0(toy, recenter):
     W0 = {name: effective(module).clone() for name, module in targets.items()}
     adapters = attach(model, init="pissa", rank=2, recenter=recenter)
     descend(adapters, loaded)
-    found = measure(loaded, adapters, Settings(forgetting_tokens=0), References())
-    for name, norm in zip(found["layers"]["names"], found["layers"]["relative_norm"], strict=True):
+    measured = measure(loaded, adapters, Settings(forgetting_tokens=0), References())
+    for name, norm in zip(measured["layers"]["names"], measured["layers"]["relative_norm"], strict=True):
         delta = adapters.delta([name])[name]
         assert delta.shape == W0[name].shape
         assert norm == pytest.approx(float(delta.norm() / W0[name].norm()), rel=1e-5)

@@ -15,10 +15,10 @@ def grid(name, tokens=64, draws=1, **shared):
 
 
 def test_lora_ga_forward_is_stable_in_rank_and_width():
-    found = grid("lora_ga", alpha=8, zeta=16)
-    assert [row["forward_init"] for row in found["rows"]] == pytest.approx([2] * 8, rel=1e-4)  # zeta / alpha
-    assert found["exponents"]["forward_init"] == pytest.approx({"r": 0, "m": 0, "n": 0}, abs=1e-3)
-    assert found["exponents"]["backward_init"] == pytest.approx({"r": 0, "m": 0.5, "n": -0.5}, abs=1e-3)
+    fit = grid("lora_ga", alpha=8, zeta=16)
+    assert [row["forward_init"] for row in fit["rows"]] == pytest.approx([2] * 8, rel=1e-4)  # zeta / alpha
+    assert fit["exponents"]["forward_init"] == pytest.approx({"r": 0, "m": 0, "n": 0}, abs=1e-3)
+    assert fit["exponents"]["backward_init"] == pytest.approx({"r": 0, "m": 0.5, "n": -0.5}, abs=1e-3)
     backward = grid("lora_ga", alpha=8, zeta=16, zeta_rule="backward")["exponents"]["backward_init"]
     assert backward == pytest.approx({"r": 0, "m": 0, "n": 0}, abs=1e-3)
 
@@ -48,7 +48,7 @@ def test_the_command_measures_every_setting(capsys, tmp_path, monkeypatch):
 
 
 def test_what_does_not_vary_has_no_exponent():
-    found = scale_grid(lambda r: build("lora", shared={"rank": r}), [2, 4], [(16, 24)])
-    assert found["exponents"]["forward_step"]["m"] is None
+    fit = scale_grid(lambda r: build("lora", shared={"rank": r}), [2, 4], [(16, 24)])
+    assert fit["exponents"]["forward_step"]["m"] is None
     with pytest.raises(UserError, match="nothing to measure"):
         scale_grid(lambda r: build("lora"), [], [(8, 8)])

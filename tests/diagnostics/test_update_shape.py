@@ -54,9 +54,9 @@ def test_a_new_direction_is_an_intruder_and_a_rescaling_is_not():
 
 
 def test_no_update():
-    found = shape_of(torch.zeros(M, N))
-    assert found["relative_norm"] == 0 and found["intruders"] == 0
-    assert found["effective_rank"] is None and found["overlap_top"] is None
+    shape = shape_of(torch.zeros(M, N))
+    assert shape["relative_norm"] == 0 and shape["intruders"] == 0
+    assert shape["effective_rank"] is None and shape["overlap_top"] is None
 
 
 def test_a_diverged_update_has_no_shape():

@@ -1,3 +1,5 @@
+"""Scores by item: a pack's answers are those of transformers' own `generate`, run by run."""
+
 import pytest
 import torch
 from small_training import encode
@@ -24,7 +26,7 @@ from lorax.training.loop import Run, TrainPlan, train
 
 @pytest.fixture(scope="module")
 def trained(toy, fresh_sums):
-    """Three lanes that know different amounts of the task: answers are right, partly right and wrong."""
+    """Three trained runs that know different amounts of the task: answers are right, partly right and wrong."""
     sums = fresh_sums()
     sums.system = "Compute."
     loaded = toy()
@@ -33,14 +35,14 @@ def trained(toy, fresh_sums):
     ]
     handles = install(loaded.model, made)
     data = encode(sums, loaded, "test")  # on purpose: some answers are then reproduced to the end
-    lanes = [Run(adapters=a, data=data, lr=r, seed=0) for a, r in zip(handles, (3e-2, 1e-2, 1e-4), strict=True)]
-    train(loaded, lanes, TrainPlan(steps=50, batch_size=8))
+    runs = [Run(adapters=a, data=data, lr=r, seed=0) for a, r in zip(handles, (3e-2, 1e-2, 1e-4), strict=True)]
+    train(loaded, runs, TrainPlan(steps=50, batch_size=8))
     return loaded, handles, sums
 
 
 def generated(loaded, task, split="test"):
-    """What transformers' own generate says, item by item: no padding, no lanes, no cache of ours."""
-    said = []
+    """The completions by transformers' own generate, item by item: no padding, no pack, no cache of ours."""
+    completions = []
     for row in encode(task, loaded, split):
         ids = torch.tensor([row.ids])
         output = loaded.model.generate(
@@ -48,20 +50,20 @@ def generated(loaded, task, split="test"):
             eos_token_id=loaded.tokenizer.eos_token_id, pad_token_id=0,
         )  # fmt: skip
         start = ids.shape[1] if loaded.kind == "causal" else 1
-        said.append(loaded.tokenizer.decode(output[0, start:], skip_special_tokens=True).strip())
-    return said
+        completions.append(loaded.tokenizer.decode(output[0, start:], skip_special_tokens=True).strip())
+    return completions
 
 
-def test_lanes_say_what_generate_says_item_by_item(trained):
+def test_a_pack_completes_as_generate_does_item_by_item(trained):
     loaded, handles, sums = trained
     items = evaluate(loaded, sums, "test", handles, batch_size=7)
-    scores = [summarise(lane)["score"] for lane in items]
+    scores = [summarise(of_run)["score"] for of_run in items]
     assert scores[0] > scores[2] and 0 < sum(scores) < 3  # accepted, partly accepted and rejected answers all occur
-    for handle, lane in zip(handles, items, strict=True):
+    for handle, of_run in zip(handles, items, strict=True):
         with handle.pack.active([handle.number]):
-            assert [item["completion"] for item in lane] == generated(loaded, sums)
-    for twin in ({"verify": False}, {"share": False}, {"share": False, "verify": False}):
-        slow_items = evaluate(loaded, sums, "test", handles, batch_size=7, modality=CausalText(loaded, **twin))
+            assert [item["completion"] for item in of_run] == generated(loaded, sums)
+    for options in ({"verify": False}, {"share": False}, {"share": False, "verify": False}):
+        slow_items = evaluate(loaded, sums, "test", handles, batch_size=7, modality=CausalText(loaded, **options))
         for slow, fast in zip(slow_items, items, strict=True):
             assert [row["completion"] for row in slow] == [row["completion"] for row in fast]
             assert [row["loss"] for row in slow] == pytest.approx([row["loss"] for row in fast], rel=1e-4, abs=1e-6)
@@ -78,7 +80,7 @@ def test_losses_are_those_of_the_answer_alone(trained):
         assert item["id"] == row.example.id and item["answer"] == row.example.answer and item["split"] == "test"
 
 
-def test_the_base_is_evaluated_without_lanes_or_with_them_disabled(toy, sums):
+def test_the_base_is_evaluated_without_adapters_or_with_them_disabled(toy, sums):
     loaded = toy()
     before = evaluate(loaded, sums, "validation")
     adapters = attach(loaded.model, "lora", rank=2)

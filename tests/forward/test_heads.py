@@ -1,10 +1,12 @@
+"""Fresh heads: one replica for each run of a pack, drawn from its seed."""
+
 import torch
 
 from lorax.api import attach
 from lorax.forward.heads import heads_active, install_heads, remove_heads
 
 
-def test_a_lane_s_head_depends_on_its_seed_alone(toy):
+def test_a_run_s_head_depends_on_its_seed_alone(toy):
     three = install_heads(toy(labels=["a", "b", "c"]), [5, 6, 7])
     [alone] = install_heads(toy(labels=["a", "b", "c"]), [6])
     assert torch.equal(three[1].state_dict()["score.weight"], alone.state_dict()["score.weight"])

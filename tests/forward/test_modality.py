@@ -79,7 +79,7 @@ ARMS = [("lora", 2, 0, 3e-2, 0.0), ("pissa", 1, 1, 1e-2, 0.1)]
 PLAN = TrainPlan(steps=40, batch_size=8, accumulation=2)
 
 
-def lanes(loaded, task, arms):
+def runs_of(loaded, task, arms):
     made = [
         make_factors(loaded.model, build(name, shared={"rank": rank}, own={}), targets=["0", "2"], seed=seed)
         for name, rank, seed, *_ in arms
@@ -95,12 +95,12 @@ def lanes(loaded, task, arms):
 def test_a_regression_trains_and_is_scored_packed_as_single(products):
     loaded = network()
     [untrained] = evaluate(loaded, products, "test")
-    packed = lanes(loaded, products, ARMS)
+    packed = runs_of(loaded, products, ARMS)
     outcomes = train(loaded, packed, PLAN)
-    scored = evaluate(loaded, products, "test", [lane.adapters for lane in packed], batch_size=10)
+    scored = evaluate(loaded, products, "test", [run.adapters for run in packed], batch_size=10)
     for number, arm in enumerate(ARMS):
         other = network()
-        [single] = lanes(other, products, [arm])
+        [single] = runs_of(other, products, [arm])
         [outcome] = train(other, [single], PLAN)
         assert [row["loss"] for row in outcomes[number].curve] == pytest.approx(
             [row["loss"] for row in outcome.curve], rel=1e-8
@@ -126,11 +126,11 @@ def test_an_item_holds_the_answer_its_loss_and_its_score(products):
 
 def test_the_loss_of_a_step_is_the_mean_over_labels(products):
     loaded = network()
-    [lane] = lanes(loaded, products, ARMS[:1])
+    [run] = runs_of(loaded, products, ARMS[:1])
     expected = [
-        (loaded.model(tensor(row.vector)).item() - row.labels[0]) ** 2 for row in lane.data
+        (loaded.model(tensor(row.vector)).item() - row.labels[0]) ** 2 for row in run.data
     ]  # step 0 is the base model
-    [outcome] = train(loaded, [lane], TrainPlan(steps=1, batch_size=len(lane.data)))
+    [outcome] = train(loaded, [run], TrainPlan(steps=1, batch_size=len(run.data)))
     assert outcome.curve[0]["loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-9)
 
 
@@ -139,10 +139,10 @@ def test_gradients_for_an_initialiser_come_from_the_same_loss(products):
     config = SimpleNamespace(calibration="train", seed=0, batch_size=8, train={"calibration_batches": 8})
     loss, batches = gradient_batches(products, loaded, config)
     assert "squared error" in loss.digest
-    [found] = layer_gradients(loaded.model, {"2": loaded.model[2]}, loss, batches).values()
+    [gradient] = layer_gradients(loaded.model, {"2": loaded.model[2]}, loss, batches).values()
     vectors, numbers = (tensor([getattr(e, key) for e in products.train]) for key in ("prompt", "answer"))
     (loaded.model(vectors).squeeze(1) - numbers).square().mean().backward()
-    assert torch.allclose(found, loaded.model[2].weight.grad, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(gradient, loaded.model[2].weight.grad, rtol=1e-6, atol=1e-9)
 
 
 def test_a_model_says_its_modality_or_its_kind_of_text(toy):
@@ -154,6 +154,6 @@ def test_a_model_says_its_modality_or_its_kind_of_text(toy):
 
 
 def test_adapters_that_share_no_pack_cannot_share_a_batch(products):
-    strangers = [lanes(network(), products, ARMS[:1])[0].adapters for _ in range(2)]
-    with pytest.raises(UserError, match="2 lanes that were not installed together"), active(strangers):
+    strangers = [runs_of(network(), products, ARMS[:1])[0].adapters for _ in range(2)]
+    with pytest.raises(UserError, match="2 adapters that were not installed together"), active(strangers):
         pass

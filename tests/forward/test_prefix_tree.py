@@ -1,3 +1,5 @@
+"""Prefix trees: one sequence that holds a common beginning once gives what whole rows give."""
+
 import pytest
 import torch
 import transformers
@@ -67,7 +69,7 @@ def test_models_that_count_or_mask_otherwise(toy, kind):
     torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_lanes_of_unequal_length_leave_their_padding_out(toy):
+def test_padding_of_lanes_of_unequal_length_is_left_out(toy):
     loaded, several = toy(dtype="float64"), rows((1, 2), (2, 1), (20, 3), (20, 3))
     one = tree(several, loaded.tokenizer, 12, 2)
     assert len(one.unpadded) == 12 + 2 + 2 + 12 + 22 + 22 and one.inputs["input_ids"].shape == (2, 56)

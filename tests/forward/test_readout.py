@@ -1,3 +1,5 @@
+"""Logits at chosen positions: the whole model's, at less cost, and the head is as before."""
+
 import pytest
 import torch
 from transformers import (

@@ -1,3 +1,5 @@
+"""Text as token ids: prompts, answers, shots, padding and the cache of encoded splits."""
+
 import json
 
 import pytest
@@ -54,7 +56,9 @@ def test_labels_are_masked_by_position_so_the_end_is_learnt_though_it_is_the_pad
     for number, row in enumerate(rows):
         places = batch.positions[start : start + len(row.labels)] - number * ids.shape[1]
         assert batch.targets[start : start + len(row.labels)].tolist() == row.labels
-        assert flat[number * ids.shape[1] + places[0]] == row.ids[-1]  # the answer is said after the prompt
+        assert (
+            flat[number * ids.shape[1] + places[0]] == row.ids[-1]
+        )  # the answer is predicted from the prompt's end on
         assert ids[number, places[1:]].tolist() == row.labels[:-1]
         start += len(row.labels)
     assert start == len(batch.targets) == sum(batch.counts)
@@ -124,7 +128,7 @@ def test_batches_move_whole(toy, sums):
     assert batch.positions.is_meta and batch.targets.is_meta and batch.inputs["input_ids"].is_meta
 
 
-def test_a_lane_knows_how_wide_its_rows_are_when_it_is_alone():
+def test_a_batch_holds_how_wide_each_lane_would_be_alone():
     rows = [Encoded([5] * n, [1, 2], None) for n in (3, 4, 8, 2)]
     assert pad_causal(rows, 0, lanes=2).widths == [{9: 5}, {9: 9}]
     assert pad_seq2seq(rows, 0, 0, lanes=2).widths == [{8: 4, 2: 2}, {8: 8, 2: 2}]

@@ -1,4 +1,4 @@
-"""Trainable counts of methods.md against published ones: architectures on the meta device, closed formulas."""
+"""Trainable counts by closed formula against published ones: architectures on the meta device."""
 
 import functools
 
@@ -116,8 +116,8 @@ def built(model):
 
 @pytest.mark.parametrize("model,targets,name,fields,count", PUBLISHED)
 def test_counts_are_the_published_ones(model, targets, name, fields, count):
-    found = find_targets(built(model), targets)
+    layers = find_targets(built(model), targets)
     initializer = build(name, own=fields)
-    for layer, module in found.items():
+    for layer, module in layers.items():
         initializer.check(layer, *shape_of(module))
-    assert sum(initializer.count(*shape_of(module)) for module in found.values()) == count
+    assert sum(initializer.count(*shape_of(module)) for module in layers.values()) == count

@@ -1,3 +1,5 @@
+"""The cache of decompositions: computed once, read in slices, safe when damaged, full or shared."""
+
 import multiprocessing
 import os
 import pickle
@@ -30,9 +32,9 @@ def test_an_entry_is_computed_once_and_read_in_slices(tmp_path, where):
     cache = Cache(tmp_path / "new" if where else None)
     compute, calls = counted()
     cache.get(key_of(1), compute)
-    found = cache.get(key_of(1), compute, slice(1, 3))
+    parts = cache.get(key_of(1), compute, slice(1, 3))
     assert len(calls) == 1 and cache.has(key_of(1)) and not cache.has(key_of(2))
-    assert all(torch.equal(found[name], PARTS[name][1:3]) for name in PARTS)
+    assert all(torch.equal(parts[name], PARTS[name][1:3]) for name in PARTS)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
@@ -44,8 +46,8 @@ def test_damaged_entries_are_computed_again(tmp_path, damage):
     raw = bytearray(path.read_bytes())
     raw[-5] ^= 4
     path.write_bytes({"flip": bytes(raw), "truncate": bytes(raw[:-9]), "empty": b""}[damage])
-    found = cache.get(key_of(1), compute)
-    assert len(calls) == 2 and all(torch.equal(found[name], PARTS[name]) for name in PARTS)
+    parts = cache.get(key_of(1), compute)
+    assert len(calls) == 2 and all(torch.equal(parts[name], PARTS[name]) for name in PARTS)
     cache.get(key_of(1), compute)
     assert len(calls) == 2
 
@@ -68,8 +70,8 @@ def test_an_unwritable_folder_is_no_obstacle(tmp_path):
     (tmp_path / "file").write_text("")
     compute, calls = counted()
     with pytest.warns(UserWarning, match="going on without it"):
-        found = Cache(tmp_path / "file").get(key_of(1), compute, slice(0, 2))
-    assert len(calls) == 1 and torch.equal(found["S"], PARTS["S"][:2])
+        parts = Cache(tmp_path / "file").get(key_of(1), compute, slice(0, 2))
+    assert len(calls) == 1 and torch.equal(parts["S"], PARTS["S"][:2])
 
 
 def test_concurrent_processes_compute_an_entry_once(tmp_path):
@@ -105,7 +107,7 @@ def test_with_or_without_a_cache_the_bits_are_the_same(tmp_path, monkeypatch, dt
         calibration = Calibration(module, {"a": module}, loss, batches)
         probe = Probe("a", module, cache=cache, calibration=calibration)
         asked = (probe.top_svd(3), probe.top_svd(5, randomised=True), probe.bottom_svd(4), probe.full_svd())
-        return [tensor for found in (*asked, probe.gradient_svd(4)) for tensor in found], probe.facts
+        return [tensor for parts in (*asked, probe.gradient_svd(4)) for tensor in parts], probe.facts
 
     plain, facts = everything(None)
     for cache in (Cache(tmp_path), Cache(tmp_path), Cache(None)):

@@ -1,3 +1,5 @@
+"""Fingerprints of tensors: equal for equal values, and computed again after every change."""
+
 import torch
 from torch import nn
 

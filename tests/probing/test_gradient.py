@@ -1,3 +1,5 @@
+"""Layer gradients: autograd's on the whole batch, and the model is as before."""
+
 import pytest
 import torch
 from torch import nn
@@ -39,7 +41,7 @@ def test_equals_autograd_on_the_whole_batch_and_leaves_no_trace():
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     batches = data([5, 2, 9])
     targets = {"a": model.a, "b": model.b, "out": model.out}
-    found = layer_gradients(model, targets, loss, batches)
+    gradients = layer_gradients(model, targets, loss, batches)
     assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
     assert model.training and model.drop.training and model.a.bias.grad is kept
     assert all(p.grad is None for name, p in model.named_parameters() if name != "a.bias")
@@ -48,7 +50,7 @@ def test_equals_autograd_on_the_whole_batch_and_leaves_no_trace():
     (model(whole[0]) - whole[1]).square().mean().backward()
     for name, module in targets.items():
         wanted = module.weight.grad.T if name == "out" else module.weight.grad
-        torch.testing.assert_close(found[name], wanted, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(gradients[name], wanted, rtol=1e-12, atol=1e-15)
 
 
 def test_flags_come_back_after_an_error():
@@ -71,18 +73,18 @@ def test_bf16_gradients_accumulate_in_float32():
     model = Net()
     exact = layer_gradients(model, {"b": model.b}, loss, batches)["b"]
     half = Net(torch.bfloat16)
-    found = layer_gradients(half, {"b": half.b}, loss, data([1] * 64, torch.bfloat16))["b"]
-    assert found.dtype == torch.float32
-    assert float((found - exact).norm() / exact.norm()) < 1e-2
+    gradients = layer_gradients(half, {"b": half.b}, loss, data([1] * 64, torch.bfloat16))["b"]
+    assert gradients.dtype == torch.float32
+    assert float((gradients - exact).norm() / exact.norm()) < 1e-2
 
 
 def test_tied_weights_count_once_and_unused_ones_are_named():
     model = Net()
     model.b2 = nn.Linear(10, 10).double()
     model.b2.weight = model.b.weight
-    found = layer_gradients(model, {"b": model.b, "b2": model.b2}, loss, data([4]))
+    gradients = layer_gradients(model, {"b": model.b, "b2": model.b2}, loss, data([4]))
     alone = layer_gradients(model, {"b": model.b}, loss, data([4]))
-    torch.testing.assert_close(found["b2"], alone["b"])
+    torch.testing.assert_close(gradients["b2"], alone["b"])
     with pytest.raises(UserError, match="does not reach spare"):
         layer_gradients(model, {"a": model.a, "spare": model.spare}, loss, data([4]))
     with pytest.raises(UserError, match="no batch"):
@@ -105,9 +107,9 @@ def test_labels_weight_batches_by_the_tokens_their_loss_counts(family):
     labels[0, :6] = labels[1, :2] = labels[2, 1:] = -100
     targets = find_targets(model)
     split = [{"input_ids": ids[i : i + 1], "labels": labels[i : i + 1]} for i in range(3)]
-    found = layer_gradients(model, targets, None, split)
+    gradients = layer_gradients(model, targets, None, split)
     whole = layer_gradients(model, targets, None, [{"input_ids": ids, "labels": labels}])
     for name in targets:
-        torch.testing.assert_close(found[name], whole[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradients[name], whole[name], rtol=1e-9, atol=1e-12)
     with pytest.raises(UserError, match="batch 0: a mapping with labels"):
         layer_gradients(model, targets, None, [ids])

@@ -1,3 +1,5 @@
+"""LAPACK by its function pointers: right results, reported failures, other threads run meanwhile."""
+
 import threading
 import time
 

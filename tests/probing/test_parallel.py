@@ -1,3 +1,5 @@
+"""Layers side by side: the results do not depend on the number of cores, and all settings are put back."""
+
 import threading
 import time
 

@@ -1,3 +1,5 @@
+"""Singular triplets: exact at both ends and in whole spectra, randomised ones within their printed bound."""
+
 import pytest
 import torch
 
@@ -19,9 +21,9 @@ def sine(P, Q):
     return float(torch.linalg.matrix_norm(P - Q @ (Q.mT @ P), 2))
 
 
-def orthonormal(found):
-    one = torch.eye(len(found.S), dtype=found.U.dtype)
-    return max(float((gram - one).abs().max()) for gram in (found.U.mT @ found.U, found.Vh @ found.Vh.mT))
+def orthonormal(triplets):
+    one = torch.eye(len(triplets.S), dtype=triplets.U.dtype)
+    return max(float((gram - one).abs().max()) for gram in (triplets.U.mT @ triplets.U, triplets.Vh @ triplets.Vh.mT))
 
 
 SHAPES = [(96, 96), (64, 160), (160, 64)]
@@ -33,10 +35,10 @@ def test_both_ends_are_those_of_gesdd(m, n, dtype):
     W = matrix(m, n, torch.logspace(0, -4.5, min(m, n), dtype=torch.float64)).to(dtype)
     U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
     k, r = min(m, n), 8
-    for found, part in ((svd.top(W, r), slice(0, r)), (svd.bottom(W, r), slice(k - r, k))):
-        assert orthonormal(found) < 1e-12
-        assert sine(found.U, U[:, part]) < 1e-7 and sine(found.Vh.mT, Vh[part].mT) < 1e-7
-        torch.testing.assert_close(found.S, S[part], rtol=1e-8, atol=0)
+    for triplets, part in ((svd.top(W, r), slice(0, r)), (svd.bottom(W, r), slice(k - r, k))):
+        assert orthonormal(triplets) < 1e-12
+        assert sine(triplets.U, U[:, part]) < 1e-7 and sine(triplets.Vh.mT, Vh[part].mT) < 1e-7
+        torch.testing.assert_close(triplets.S, S[part], rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("m,n", SHAPES)
@@ -44,9 +46,9 @@ def test_both_ends_are_those_of_gesdd(m, n, dtype):
 def test_rank_deficient_weights_still_give_whole_orthonormal_bases(m, n, rank):
     k = min(m, n)
     W = matrix(m, n, torch.cat([torch.ones(rank), torch.zeros(k - rank)]).double()).float()
-    found = svd.full(W)
-    assert orthonormal(found) < 1e-12
-    torch.testing.assert_close((found.U * found.S) @ found.Vh, W.double(), rtol=0, atol=1e-12)
+    triplets = svd.full(W)
+    assert orthonormal(triplets) < 1e-12
+    torch.testing.assert_close((triplets.U * triplets.S) @ triplets.Vh, W.double(), rtol=0, atol=1e-12)
 
 
 def test_repeated_singular_values_compare_by_projector():
@@ -71,35 +73,35 @@ def test_the_bottom_of_a_large_rank_deficient_matrix_is_its_null_space(monkeypat
     draw = torch.Generator().manual_seed(0)
     left, right = (torch.randint(-3, 4, shape, generator=draw).float() for shape in ((60, 50), (50, 90)))
     W = left @ right  # of rank 50, exactly: whole numbers
-    found = svd.bottom(W, 5)
-    assert orthonormal(found) < 1e-12 and float((W.double() @ found.Vh.mT).abs().max()) < 1e-9 * float(W.norm())
+    triplets = svd.bottom(W, 5)
+    assert orthonormal(triplets) < 1e-12 and float((W.double() @ triplets.Vh.mT).abs().max()) < 1e-9 * float(W.norm())
 
 
 def test_the_residual_sees_a_wrong_vector():
     W = matrix(40, 60, torch.linspace(2, 1, 40, dtype=torch.float64))
-    found = svd.full(W)
-    assert svd.residual(W, found) < 1e-12
-    found.Vh[3] += 1e-4 * found.Vh[7]
-    assert svd.residual(W, found) > 1e-6
+    triplets = svd.full(W)
+    assert svd.residual(W, triplets) < 1e-12
+    triplets.Vh[3] += 1e-4 * triplets.Vh[7]
+    assert svd.residual(W, triplets) > 1e-6
 
 
 @pytest.mark.parametrize("m,n", [(256, 256), (192, 576), (576, 192)])
 @pytest.mark.parametrize("decay", [-0.3, -3.0])
 def test_randomised_subspace_is_within_its_bound(m, n, decay):
     W = matrix(m, n, torch.logspace(0, decay, min(m, n), dtype=torch.float64)).float()
-    found, bound = svd.randomised(W, 6, torch.Generator().manual_seed(1))
+    triplets, bound = svd.randomised(W, 6, torch.Generator().manual_seed(1))
     exact = svd.full(W)
-    off = max(sine(found.U, exact.U[:, :6]), sine(found.Vh.mT, exact.Vh[:6].mT))
+    off = max(sine(triplets.U, exact.U[:, :6]), sine(triplets.Vh.mT, exact.Vh[:6].mT))
     assert off <= bound + 1e-6 and bound <= 1e-2
     again, _ = svd.randomised(W, 6, torch.Generator().manual_seed(1))
-    assert torch.equal(found.U, again.U)
+    assert torch.equal(triplets.U, again.U)
 
 
 def test_leading_triplets_of_a_decaying_matrix_hold_the_optimal_energy():
     G = matrix(300, 200, torch.logspace(0, -6, 200, dtype=torch.float64)).float()
-    found, exact = svd.leading(G, 32), torch.linalg.svdvals(G.double())
-    assert orthonormal(found) < 1e-5
-    held = torch.linalg.norm(found.U.mT @ G.double()) / torch.linalg.norm(exact[:32])
+    triplets, exact = svd.leading(G, 32), torch.linalg.svdvals(G.double())
+    assert orthonormal(triplets) < 1e-5
+    held = torch.linalg.norm(triplets.U.mT @ G.double()) / torch.linalg.norm(exact[:32])
     assert abs(float(held) - 1) < 1e-9
     low = matrix(300, 200, torch.cat([torch.ones(3), torch.zeros(197)]).double()).float()
     assert orthonormal(svd.leading(low, 16)) < 1e-5

@@ -1,3 +1,5 @@
+"""Eigenvectors at both ends of a spectrum: those of the whole spectrum, whatever LAPACK does."""
+
 import pytest
 import torch
 from threadpoolctl import ThreadpoolController
@@ -24,10 +26,10 @@ def test_both_ends_are_those_of_the_whole_spectrum(low, flip):
     W = weight(torch.logspace(0, low, K, dtype=torch.float64))
     W = W.T.contiguous() if flip else W
     U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-    found = svd.ends(W, 8)
+    triplets = svd.ends(W, 8)
     for mine, part in ((slice(0, 8), slice(0, 8)), (slice(8, 16), slice(K - 8, K))):
-        assert sine(found.U[:, mine], U[:, part]) < 1e-7 and sine(found.Vh[mine].mT, Vh[part].mT) < 1e-7
-        torch.testing.assert_close(found.S[mine], S[part], rtol=1e-8, atol=0)
+        assert sine(triplets.U[:, mine], U[:, part]) < 1e-7 and sine(triplets.Vh[mine].mT, Vh[part].mT) < 1e-7
+        torch.testing.assert_close(triplets.S[mine], S[part], rtol=1e-8, atol=0)
     for mine, other in zip(svd.ends(W, 2), svd.full(W).rows([0, 1, K - 2, K - 1]), strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)  # signs as well
 
@@ -35,12 +37,12 @@ def test_both_ends_are_those_of_the_whole_spectrum(low, flip):
 @pytest.mark.parametrize("rank", [0, 1, 150])
 def test_ends_of_a_deficient_weight_reach_into_its_null_space(rank):
     W = weight(torch.cat([torch.ones(rank), torch.zeros(K - rank)]).double())
-    found = svd.ends(W, 8)
+    triplets = svd.ends(W, 8)
     one = torch.eye(16, dtype=torch.float64)
-    torch.testing.assert_close(found.U.mT @ found.U, one, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found.Vh @ found.Vh.mT, one, rtol=0, atol=1e-9)
-    torch.testing.assert_close(W.double() @ found.Vh.mT, found.U * found.S, rtol=0, atol=1e-9)
-    assert float(found.S[max(rank, 8) if rank < 8 else 8 :].max()) < 1e-5
+    torch.testing.assert_close(triplets.U.mT @ triplets.U, one, rtol=0, atol=1e-9)
+    torch.testing.assert_close(triplets.Vh @ triplets.Vh.mT, one, rtol=0, atol=1e-9)
+    torch.testing.assert_close(W.double() @ triplets.Vh.mT, triplets.U * triplets.S, rtol=0, atol=1e-9)
+    assert float(triplets.S[max(rank, 8) if rank < 8 else 8 :].max()) < 1e-5
 
 
 def test_where_lapack_reports_a_failure_the_whole_spectrum_is_computed(monkeypatch):

@@ -25,13 +25,13 @@ def record(init, seed=0, measured=True, rank=8):
     }  # fmt: skip
     heads = {key: column[2] for key, column in values.items()}
     heads["cosine_first"] += seed / 100
-    found = heads | {"forgetting": None, "layers": {"names": LAYERS, **values}, "about": {"rank": 8}}
-    found |= {"full_update_of": None if init == "full" else {"run_id": "f", "seed": "0", "lr": "0.0002"}}
+    headlines = heads | {"forgetting": None, "layers": {"names": LAYERS, **values}, "about": {"rank": 8}}
+    headlines |= {"full_update_of": None if init == "full" else {"run_id": "f", "seed": "0", "lr": "0.0002"}}
     return RunRecord(
         run_id="f" if init == "full" else run_id(identity), name="sweep", status="finished",
         config=identity, identity=identity,
         task={"name": "t", "metric": "accuracy"}, scores={"test": {"score": top, "n": 10}},
-        costs={"trainable": 0 if init == "none" else 9}, diagnostics=found if measured else {},
+        costs={"trainable": 0 if init == "none" else 9}, diagnostics=headlines if measured else {},
         provenance={"finished": "2026"},
     )  # fmt: skip
 

@@ -36,8 +36,8 @@ def test_the_same_seed_is_preferred_else_the_lowest():
     for seed in (10, 2):
         write_update(run(seed, f"full{seed}"), delta(seed))
     for seed, expected in {10: 10, 2: 2, 5: 2}.items():
-        found, facts = read_update(run(seed, "lora"))
-        assert torch.equal(found["h.0.q"], delta(expected)["h.0.q"])
+        update, facts = read_update(run(seed, "lora"))
+        assert torch.equal(update["h.0.q"], delta(expected)["h.0.q"])
         assert facts == {"run_id": f"full{expected}", "seed": str(expected), "lr": "0.001"}
     assert read_update(run(steps=9)) == (None, None)
 

@@ -1,3 +1,5 @@
+"""Batches for gradients at initialisation: joined and shared beginnings change no gradient."""
+
 from dataclasses import replace
 from types import SimpleNamespace
 

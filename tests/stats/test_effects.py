@@ -1,3 +1,5 @@
+"""Effects, intervals and p-values: the textbook ones, on arrays of tables."""
+
 from __future__ import annotations
 
 import numpy as np

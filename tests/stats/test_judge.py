@@ -1,3 +1,5 @@
+"""Verdicts: what their intervals say, corrected over the planned family."""
+
 from __future__ import annotations
 
 import numpy as np

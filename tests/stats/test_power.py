@@ -1,3 +1,5 @@
+"""What a design can show: probabilities, detectable effects and needs agree with simulation."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Planning a study: what is filled in from the configuration, how many runs it has, what it can show."""
+
 from __future__ import annotations
 
 import pytest

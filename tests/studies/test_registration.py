@@ -55,7 +55,7 @@ def test_a_fixed_study_changed_by_hand_is_noticed(tmp_path):
 def test_the_report_says_when_the_design_was_fixed_and_what_had_started(demo, tmp_path):
     """The words follow from the file and the records: nothing is claimed that they do not bear out."""
 
-    def said(at):
+    def sentence(at):
         return next(line for line in protocol(replace(study, fixed_at=at)) if "fixed" in line)
 
     study = read_study(frozen(demo.store.root, "demo"), demo.store)
@@ -63,11 +63,11 @@ def test_the_report_says_when_the_design_was_fixed_and_what_had_started(demo, tm
     for record in next(iter(study.finals.values())).values():
         record.provenance["started"] = "2026-01-02T00:00:00+00:00"
     count = len(next(iter(study.finals.values())))
-    assert "2026-01-02T00:00:00+00:00 (design" in said("2026-01-02T00:00:00+00:00")
-    assert "before the first run" in said("2026-01-02T00:00:00+00:00")
-    assert f"when {count} of" in said("2026-01-03T00:00:00+00:00")
-    assert f"{count} of them final ones" in said("2026-01-03T00:00:00+00:00")
-    assert "is not written down" in said(None)
+    assert "2026-01-02T00:00:00+00:00 (design" in sentence("2026-01-02T00:00:00+00:00")
+    assert "before the first run" in sentence("2026-01-02T00:00:00+00:00")
+    assert f"when {count} of" in sentence("2026-01-03T00:00:00+00:00")
+    assert f"{count} of them final ones" in sentence("2026-01-03T00:00:00+00:00")
+    assert "is not written down" in sentence(None)
 
 
 def test_an_older_file_without_a_date_gets_none(tmp_path):
@@ -92,8 +92,8 @@ def test_committed_studies_keep_their_digest(path, tmp_path):
 
 
 def test_the_estimand_of_a_stored_design_without_one_is_the_selected_rates(tmp_path):
-    said, unsaid = bound(estimand="rate"), bound()
-    assert said == unsaid and digest(said) == digest(unsaid)
-    path = freeze(unsaid, tmp_path)
+    stated, unstated = bound(estimand="rate"), bound()
+    assert stated == unstated and digest(stated) == digest(unstated)
+    path = freeze(unstated, tmp_path)
     assert "estimand" not in json.loads(path.read_text())["spec"] and frozen(tmp_path, "s").estimand == "rate"
-    assert digest(replace(unsaid, estimand="another")) != digest(unsaid), "another one is part of the design"
+    assert digest(replace(unstated, estimand="another")) != digest(unstated), "another one is part of the design"

@@ -1,3 +1,5 @@
+"""Rounds of a study: which jobs follow from which records, whatever was killed, failed or diverged."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Reading a study: every committed one, and one line for each mistake."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -34,9 +34,9 @@ def gold_lists():
 def test_real_golds_are_misread_as_often_as_stated(name, template, misread):
     rule = extractors.get(name)
     for golds in gold_lists():
-        found = [gold for gold in golds if not rule.correct(template.format(gold), gold.replace(",", ""))]
+        misread_golds = [gold for gold in golds if not rule.correct(template.format(gold), gold.replace(",", ""))]
         assert len(golds) == 1319
-        assert len(found) == misread, found
+        assert len(misread_golds) == misread, misread_golds
 
 
 @pytest.mark.parametrize("name, text, gold, correct", [

@@ -72,9 +72,9 @@ def test_more_than_a_tenth_of_the_prompts_is_refused(spec):
 
 
 def test_shares_of_the_hash_buckets():
-    found = [bucket(prompt_id(str(number))) for number in range(4000)]
-    assert found.count("test") / 4000 == pytest.approx(0.30, abs=0.03)
-    assert found.count("shots") / 4000 == pytest.approx(0.05, abs=0.02)
+    buckets = [bucket(prompt_id(str(number))) for number in range(4000)]
+    assert buckets.count("test") / 4000 == pytest.approx(0.30, abs=0.03)
+    assert buckets.count("shots") / 4000 == pytest.approx(0.05, abs=0.02)
 
 
 def examples(prompts):

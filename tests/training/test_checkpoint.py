@@ -34,8 +34,8 @@ def run(path, on_step=None):
     torch.set_num_threads(1)
     loaded = load({"name": "toy", "hidden": 32})
     adapters = attach(loaded.model, "pissa", rank=2, dropout=0.1)
-    lane = Run(adapters=adapters, data=data(), lr=1e-2, seed=1, checkpoint=path, on_step=on_step)
-    [outcome] = train(loaded, [lane], TrainPlan(steps=12, batch_size=4, checkpoint_every=3))
+    run = Run(adapters=adapters, data=data(), lr=1e-2, seed=1, checkpoint=path, on_step=on_step)
+    [outcome] = train(loaded, [run], TrainPlan(steps=12, batch_size=4, checkpoint_every=3))
     return outcome, [value.detach() for value in adapters.parameters()]
 
 if __name__ == "__main__":
@@ -51,7 +51,7 @@ if __name__ == "__main__":
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     script = tmp_path / "killed_run.py"
     script.write_text(SCRIPT)
-    path = tmp_path / "state" / "lane.pt"
+    path = tmp_path / "state" / "run.pt"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, str(script), str(path)],
@@ -73,19 +73,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert scope["run"](path)[0].resumed == 12  # a finished run has nothing left to do
 
 
-def test_lanes_resume_from_where_each_one_is(toy, sums, tmp_path):
-    """A lane stopped earlier than its neighbour, a diverged one and a head: each goes on by itself."""
+def test_a_run_stopped_between_checkpoints_resumes_from_the_last(toy, sums, tmp_path):
     rows = []
     loaded = toy()
     data = encode(sums, loaded, "train")
 
-    def lane(steps, path=None):
+    def trained(steps, path=None):
         fresh = toy()
         adapters = attach(fresh.model, "lora", rank=2, dropout=0.1)
-        one = Run(adapters=adapters, data=data, lr=1e-2, seed=2, checkpoint=path, on_step=rows.append)
-        return train(fresh, [one], replace(PLAN, steps=steps))[0], adapters
+        run = Run(adapters=adapters, data=data, lr=1e-2, seed=2, checkpoint=path, on_step=rows.append)
+        return train(fresh, [run], replace(PLAN, steps=steps))[0], adapters
 
-    whole, expected = lane(10)
+    whole, expected = trained(10)
     path = tmp_path / "a.pt"
     stopped = replace(PLAN, steps=10)
     fresh = toy()
@@ -98,7 +97,7 @@ def test_lanes_resume_from_where_each_one_is(toy, sums, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(fresh, [Run(adapters=adapters, data=data, lr=1e-2, seed=2, checkpoint=path, on_step=stop)], stopped)
     rows.clear()
-    resumed, adapters = lane(10, path)
+    resumed, adapters = trained(10, path)
     assert resumed.resumed == 4 and resumed.curve == whole.curve == rows
     for value, other in zip(adapters.parameters(), expected.parameters(), strict=True):
         assert torch.equal(value, other)
@@ -110,8 +109,8 @@ def test_heads_travel_along(toy, parity, tmp_path):
         adapters = attach(loaded.model, "lora", rank=2)
         [head] = install_heads(loaded, [0])
         data = encode(parity, loaded, "train")
-        lane = Run(adapters=adapters, data=data, lr=1e-2, head=head, head_lr=1e-3, checkpoint=path)
-        train(loaded, [lane], replace(PLAN, steps=steps, schedule="constant", warmup=0.0))
+        run = Run(adapters=adapters, data=data, lr=1e-2, head=head, head_lr=1e-3, checkpoint=path)
+        train(loaded, [run], replace(PLAN, steps=steps, schedule="constant", warmup=0.0))
         return head.state_dict()["score.weight"]
 
     path = tmp_path / "a.pt"

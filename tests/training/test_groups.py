@@ -1,4 +1,4 @@
-"""Task groups: several lanes trained as one run, with tied tensors and one optimiser."""
+"""Task groups: several adapters trained as one run, with tied tensors and one optimiser."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def test_tied_tensors_stay_one_and_the_others_go_their_ways(toy, sums, name, sha
     assert norms[0] == norms[1] and outcomes[0].curve != outcomes[1].curve
 
 
-def test_lanes_that_share_all_and_see_the_same_are_one_run(toy, sums):
+def test_members_that_share_all_and_see_the_same_are_one_run(toy, sums):
     loaded = toy(dtype="float64")
     handles = handles_of(loaded, 2)
     tie(*handles, tensors=("B", "A"))

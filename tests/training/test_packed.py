@@ -1,4 +1,4 @@
-"""K lanes on one frozen base are K single runs: the test that guards packed training."""
+"""K runs packed on one frozen base are K single runs: the test that guards packed training."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def factors(loaded, arm):
     return make_factors(loaded.model, build(name, shared={"rank": rank}, own=own), seed=seed)
 
 
-def lanes(loaded, task, arms):
+def runs_of(loaded, task, arms):
     handles = install(loaded.model, [factors(loaded, arm) for arm in arms], dropout=[arm[4] for arm in arms])
     heads = install_heads(loaded, [arm[3] for arm in arms]) or [None] * len(arms)
     data = encode(task, loaded, "train")
@@ -43,10 +43,10 @@ def lanes(loaded, task, arms):
 
 def alone(make, task, arms, index):
     loaded = make()
-    [one] = lanes(loaded, task, arms[index : index + 1])
-    one.data = encode(task, loaded, "train")[index:]
-    [outcome] = train(loaded, [one], PLAN)
-    return loaded, one, outcome
+    [run] = runs_of(loaded, task, arms[index : index + 1])
+    run.data = encode(task, loaded, "train")[index:]
+    [outcome] = train(loaded, [run], PLAN)
+    return loaded, run, outcome
 
 
 def assert_same(packed, single, outcome, other):
@@ -58,16 +58,16 @@ def assert_same(packed, single, outcome, other):
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-9, name
 
 
-def test_mixed_lanes_equal_their_single_runs(toy, sums):
+def test_mixed_runs_equal_their_single_runs(toy, sums):
     """Methods, ranks, seeds, data, dropout, rates, schedules, clipping and lengths all differ.
 
     One of them drops, so the pack computes every row whole; the others alone share their beginnings.
     """
     sums.system = "Compute."
     loaded = toy()
-    packed = lanes(loaded, sums, ARMS)
+    packed = runs_of(loaded, sums, ARMS)
     outcomes = train(loaded, packed, PLAN)
-    items = evaluate(loaded, sums, "test", [lane.adapters for lane in packed])
+    items = evaluate(loaded, sums, "test", [run.adapters for run in packed])
     for index, outcome in enumerate(outcomes):
         other, single, expected = alone(toy, sums, ARMS, index)
         assert_same(packed[index], single, outcome, expected)
@@ -81,9 +81,9 @@ def test_packed_heads_equal_single_heads(toy, parity):
         return toy(labels=parity.labels)
 
     loaded, arms = make(), [ARMS[0], ARMS[3]]
-    packed = lanes(loaded, parity, arms)
+    packed = runs_of(loaded, parity, arms)
     outcomes = train(loaded, packed, PLAN)
-    items = evaluate(loaded, parity, "test", [lane.adapters for lane in packed], [lane.head for lane in packed])
+    items = evaluate(loaded, parity, "test", [run.adapters for run in packed], [run.head for run in packed])
     for index, outcome in enumerate(outcomes):
         other, single, expected = alone(make, parity, arms, index)
         assert_same(packed[index], single, outcome, expected)
@@ -93,11 +93,11 @@ def test_packed_heads_equal_single_heads(toy, parity):
         assert [row["completion"] for row in items[index]] == [row["completion"] for row in rows]
 
 
-def test_a_diverged_lane_is_retired_and_the_others_do_not_notice(toy, sums):
+def test_a_diverged_run_is_retired_and_the_others_train_as_without_it(toy, sums):
     sums.system = "Compute."
     arms = [ARMS[0], ("lora", {}, 4, 5, 0.0, 1e30, replace(PLAN, clip=None, warmup=0.0)), ARMS[1]]
     loaded = toy()
-    packed = lanes(loaded, sums, arms)
+    packed = runs_of(loaded, sums, arms)
     outcomes = train(loaded, packed, PLAN)
     assert [outcome.status for outcome in outcomes] == ["finished", "diverged", "finished"]
     assert len(outcomes[1].curve) < 5 and "step" in outcomes[1].error
@@ -106,21 +106,21 @@ def test_a_diverged_lane_is_retired_and_the_others_do_not_notice(toy, sums):
         assert_same(packed[index], single, outcomes[index], expected)
 
 
-def test_under_autocast_packed_lanes_stay_near_their_single_runs(toy, sums):
+def test_under_autocast_packed_runs_stay_near_their_single_runs(toy, sums):
     """Another blocking of the bf16 products rounds differently: a percent of the loss, not more."""
     plan = replace(PLAN, steps=8, autocast="bfloat16")
     arms = [(*arm[:6], plan) for arm in ARMS[:2]]
-    outcomes = train(loaded := toy(), lanes(loaded, sums, arms), plan)
+    outcomes = train(loaded := toy(), runs_of(loaded, sums, arms), plan)
     for index, outcome in enumerate(outcomes):
         _, _, expected = alone(toy, sums, arms, index)
         assert [row["loss"] for row in outcome.curve] == pytest.approx([r["loss"] for r in expected.curve], rel=0.01)
 
 
-def test_a_lane_of_a_killed_pack_resumes_alone(toy, sums, tmp_path):
+def test_a_run_of_a_killed_pack_resumes_alone(toy, sums, tmp_path):
     plan = replace(PLAN, steps=10, checkpoint_every=3)
     arms = [(*arm[:6], plan) for arm in ARMS[:2]]
-    packed = lanes(loaded := toy(), sums, arms)
-    packed[1].checkpoint = path = tmp_path / "lane.pt"
+    packed = runs_of(loaded := toy(), sums, arms)
+    packed[1].checkpoint = path = tmp_path / "run.pt"
 
     def stop(row):
         if row["step"] == 7:
@@ -130,7 +130,7 @@ def test_a_lane_of_a_killed_pack_resumes_alone(toy, sums, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(loaded, packed, plan)
     other = toy()
-    [single] = lanes(other, sums, arms[1:])
+    [single] = runs_of(other, sums, arms[1:])
     single.data, single.checkpoint = packed[1].data, path
     [outcome] = train(other, [single], plan)
     assert outcome.resumed == 6
@@ -138,11 +138,11 @@ def test_a_lane_of_a_killed_pack_resumes_alone(toy, sums, tmp_path):
     assert_same(single, whole, outcome, expected)
 
 
-def test_lanes_of_one_pack_share_batch_shape_and_base(toy, sums):
+def test_runs_of_one_pack_share_batch_shape_and_base(toy, sums):
     loaded = toy()
-    packed = lanes(loaded, sums, [ARMS[0], (*ARMS[1][:6], replace(PLAN, batch_size=8))])
+    packed = runs_of(loaded, sums, [ARMS[0], (*ARMS[1][:6], replace(PLAN, batch_size=8))])
     with pytest.raises(UserError, match="runs of one pack differ in batch_size"):
         train(loaded, packed, PLAN)
-    strangers = [lanes(toy(), sums, [ARMS[0]])[0] for _ in range(2)]
-    with pytest.raises(UserError, match="2 lanes that were not installed together"):
+    strangers = [runs_of(toy(), sums, [ARMS[0]])[0] for _ in range(2)]
+    with pytest.raises(UserError, match="2 adapters that were not installed together"):
         train(loaded, strangers, PLAN)

@@ -55,7 +55,7 @@ def test_the_methods_with_rules_and_rates_are_found():
 
 
 @each_variant
-def test_three_lanes_are_three_single_runs(toy, sums, name, fields):
+def test_three_packed_runs_are_three_single_runs(toy, sums, name, fields):
     """Another method beside it, other seeds, dropout: a rule acts on its own run and draws from it alone."""
     methods = [method(name, fields), method("lora", {}), method(name, fields, rank=2 if "ranks" not in fields else 3)]
     drops = [0.0, 0.1, 0.2]

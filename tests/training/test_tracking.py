@@ -62,25 +62,25 @@ def test_plain_files_without_wandb(tmp_path):
 
 def test_the_offline_run_reads_back_as_it_was_logged(tmp_path):
     one = Tracker(tmp_path / "one", CONFIG, name="pissa r8", group="sweep", tags=["t"])
-    two = Tracker(tmp_path / "two", {"rank": 4})  # lanes of a pack are open at once
+    two = Tracker(tmp_path / "two", {"rank": 4})  # runs of a pack are open at once
     fill(one)
     fill(two)
     [path] = (tmp_path / "one").glob("wandb/offline-run-*/*.wandb")
-    found = list(records(path))
-    [run] = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    written = list(records(path))
+    [run] = [record.run for record in written if record.WhichOneof("record_type") == "run"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert (run.run_group, run.display_name, run.project) == ("sweep", "pissa r8", "lorax")
     assert config["rank"] == 8 and config["init"] == {"name": "pissa"}
     history = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in found
+        for record in written
         if record.WhichOneof("record_type") == "history"
     ]
     assert [row["train/loss"] for row in history if "train/loss" in row] == [1.0, 0.5, 1 / 3]
     assert any(key.startswith("items") for row in history for key in row)
     summary = {
         item.key: json.loads(item.value_json)
-        for record in found if record.WhichOneof("record_type") == "summary" for item in record.summary.update
+        for record in written if record.WhichOneof("record_type") == "summary" for item in record.summary.update
     }  # fmt: skip
     assert summary["score"] == 0.5 and summary["status"] == "finished"
     assert len(list((tmp_path / "two").glob("wandb/offline-run-*/*.wandb"))) == 1

@@ -46,7 +46,7 @@ FROM_ZERO = frozenset(TITLES) - {"effective_rank", "intruder_cosine", "forgettin
 
 @styled
 def diagnostics(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | None:
-    """Draw each measured quantity: arms down, a dot a run, a bar at the mean.
+    """Draw each measured quantity: arms down, one dot per run, a bar at the mean.
 
     Args:
         frame: from `diagnostics_frame`, of one task.
@@ -57,7 +57,7 @@ def diagnostics(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figur
 
 @styled
 def layers(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | None:
-    """Draw each quantity layer by layer: arms down, a dot a layer (over all runs), a bar at the median.
+    """Draw each quantity layer by layer: arms down, one dot per layer and run, a bar at the median.
 
     Args:
         frame: from `layer_frame`, of one task.

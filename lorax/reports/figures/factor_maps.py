@@ -1,4 +1,4 @@
-"""Score and first-step alignment over alpha, zeta and gamma, one curve a rank."""
+"""Score and first-step alignment over alpha, zeta and gamma, one curve per rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TITLES = {"score": "test score, %", "cosine": "cosine of first SGD step to -grad
 
 @styled
 def factor_map(lines: Mapping[str, Sequence[Line]], quantity: str) -> Figure | None:
-    """Draw tasks down, method and factor across; a curve through the means, a dot a run.
+    """Draw tasks down, method and factor across; a curve through the means, one dot per run.
 
     Args:
         lines: task -> its lines, from `factor_lines`.

@@ -18,7 +18,7 @@ from lorax.reports.frames.runs import common_loss, loss_curves, steps_to
 
 @styled
 def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | None = None) -> Figure | None:
-    """Draw smoothed training loss by step, a line (mean) and a band (lowest to highest seed) an arm.
+    """Draw smoothed training loss by step, a line (mean) and a band (lowest to highest seed) for each arm.
 
     The grey line is the lowest loss that every run reaches; the number after each name is the mean
     number of steps to it.
@@ -63,7 +63,7 @@ def price(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | No
     """Draw the score with its interval against trained parameters and against wall-clock time.
 
     Args:
-        frame: one row an arm and task: arm, task, mean, low, high (fractions), parameters, seconds
+        frame: one row per arm and task: arm, task, mean, low, high (fractions), parameters, seconds
             (initialisation and training, solo; null where not measured).
         arms: all arms of the study.
     """
@@ -98,7 +98,7 @@ def price(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | No
 
 @styled
 def agreement_map(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
-    """Draw the agreement between arms, one heat map a task, per cent written in each cell.
+    """Draw the agreement between arms, one heat map per task, per cent written in each cell.
 
     Args:
         tables: task -> result of `agreement`.

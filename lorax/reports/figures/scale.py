@@ -27,7 +27,7 @@ def draw_scale(measured: Mapping[str, Any]) -> dict[str, Figure]:
 
 @styled
 def moments(measured: Mapping[str, Any], grid: Mapping[str, Any], stage: str, title: str) -> Figure:
-    """Draw forward (above) and backward (below) root mean squares against r, m and n, a curve a method.
+    """Draw forward (above) and backward (below) root mean squares against r, m and n, one curve per method.
 
     Args:
         measured: as in `draw_scale`; says what was varied.
@@ -40,7 +40,7 @@ def moments(measured: Mapping[str, Any], grid: Mapping[str, Any], stage: str, ti
     for place, panel in enumerate(axes):
         side, key = SIDES[place // 3], "rmn"[place % 3]
         zero = [
-            label for label, one in grid.items() if not _curve(panel, one, f"{side}_{stage}", key, about, looks[label])
+            label for label, fit in grid.items() if not _curve(panel, fit, f"{side}_{stage}", key, about, looks[label])
         ]
         _axis(panel, about["ranks"] if key == "r" else about["widths"])
         fixed = {"r": _middle(about), "m": about["centre"], "n": about["centre"]}
@@ -59,11 +59,11 @@ def moments(measured: Mapping[str, Any], grid: Mapping[str, Any], stage: str, ti
     return figure
 
 
-def _curve(panel: Axes, one: Mapping[str, Any], moment: str, key: str, about: Mapping[str, Any], look: Look) -> bool:
-    """Draw one method if its moment is above 0; return whether it was."""
+def _curve(panel: Axes, fit: Mapping[str, Any], moment: str, key: str, about: Mapping[str, Any], look: Look) -> bool:
+    """Draw one method's curve where its moment is above 0; return whether it was drawn."""
     fixed = {"r": _middle(about), "m": about["centre"], "n": about["centre"]}
     points = sorted(
-        (row[key], row[moment]) for row in one["rows"] if all(row[k] == v for k, v in fixed.items() if k != key)
+        (row[key], row[moment]) for row in fit["rows"] if all(row[k] == v for k, v in fixed.items() if k != key)
     )
     if not points or min(value for _, value in points) <= 0:
         return False

@@ -53,7 +53,7 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
     """
     arms = _arms(study)
     runs, chosen, lines = tuning_frame(study), chosen_rates(study), factors(study)
-    frequency = {place: one.frequency for place, one in selections(study).items()}
+    frequency = {place: resampled.frequency for place, resampled in selections(study).items()}
     figures = [
         (
             "learning_rate",
@@ -138,7 +138,7 @@ def left_out(study: Study) -> list[str]:
 
 def save_all(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
     """Write every figure as PNG and SVG and delete other figures in the folder; return the paths."""
-    paths = [path for one in drawings for path in save(one.figure, folder, one.name)]
+    paths = [path for drawn in drawings for path in save(drawn.figure, folder, drawn.name)]
     for old in {*folder.glob("*.png"), *folder.glob("*.svg")} - {*paths}:
         old.unlink()
     return paths

@@ -63,9 +63,9 @@ def lint(rows: Mapping[str, Iterable[RunRecord]], trials: Mapping[str, int] | No
     # A task that one row lacks must not look like a difference in steps or batch size.
     tasks = [{task(record) for record in records} for records in runs.values() if records]
     shared = set.intersection(*tasks) if tasks else set()
-    own_data = variants(record for records in runs.values() for record in records)
+    variant_fields = variants(record for records in runs.values() for record in records)
     facts = {
-        label: _facts([record for record in records if task(record) in shared], own_data)
+        label: _facts([record for record in records if task(record) in shared], variant_fields)
         for label, records in runs.items()
     }
     for label, number in (trials or {}).items():
@@ -103,11 +103,11 @@ def footnotes(differences: list[Asymmetry], reference: str | None = None) -> tup
     return [item.line() for item in differences], marks
 
 
-def _facts(records: list[RunRecord], own_data: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
+def _facts(records: list[RunRecord], variant_fields: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
     """Return field in words -> the values (as text) among a row's records."""
     facts: dict[str, set[str]] = {}
     for record in records:
-        for field, value in {**_of(record), **own_data.get(record.run_id, {})}.items():
+        for field, value in {**_of(record), **variant_fields.get(record.run_id, {})}.items():
             if value is not None:
                 facts.setdefault(field, set()).add(value if isinstance(value, str) else _text(value))
     return facts

@@ -1,4 +1,4 @@
-"""What training did to the weights, as frames: one line a run (and layer) and measured number."""
+"""What training did to the weights, as frames: one row per run, measured number and, where it is kept, layer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ KEYS = ("arm", "task", "seed", "quantity", "value")
 
 
 def diagnostics_frame(runs: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
-    """Return one row a run and measured number: arm, task, seed, quantity, value.
+    """Return one row per run and measured number: arm, task, seed, quantity, value.
 
-    The record's headline numbers only (the median over layers); `layer_frame` has what is kept a layer.
+    The record's headline numbers only (the median over layers); `layer_frame` has the numbers of each layer.
 
     Args:
         runs: arm -> its runs.
@@ -34,7 +34,7 @@ def diagnostics_frame(runs: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
 
 
 def layer_frame(runs: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
-    """Return one row a run, layer and measured number: as `diagnostics_frame`, with `layer`.
+    """Return one row per run, layer and measured number: as `diagnostics_frame`, with `layer`.
 
     Args:
         runs: arm -> its runs.
@@ -54,7 +54,7 @@ def layer_frame(runs: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
 
 
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a run: arm, task, seed, then every quantity.
+    """Return one row per run: arm, task, seed, then every quantity.
 
     Args:
         frame: from `diagnostics_frame`.
@@ -97,8 +97,8 @@ def measured_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 def _by_settings(label: str, runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Part a row's runs by the settings they were measured with, and name the settings that differ."""
     settings = {run.run_id: _settings(run) for run in runs}
-    keys = sorted({key for one in settings.values() for key in one})
-    differing = [key for key in keys if len({one.get(key) for one in settings.values()}) > 1]
+    keys = sorted({key for of_run in settings.values() for key in of_run})
+    differing = [key for key in keys if len({of_run.get(key) for of_run in settings.values()}) > 1]
     parted: dict[str, list[RunRecord]] = {}
     for run in runs:
         words = [f"{key}={settings[run.run_id][key]}" for key in differing if key in settings[run.run_id]]

@@ -28,7 +28,7 @@ class Line:
     fixed: str
     """Other fields that set it apart from its neighbours, such as `zeta=16`; empty if nothing does."""
     runs: pd.DataFrame
-    """Columns value (of the factor), seed, score, cosine; one row a run."""
+    """Columns value (of the factor), seed, score, cosine; one row per run."""
 
     def scores_at(self, value: float) -> list[float]:
         """Return the test scores of the runs at one value of the factor."""
@@ -59,7 +59,7 @@ def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
     """
     groups: dict[tuple[str, str, str], _Group] = {}
     finals = list({record.run_id: record for record in finals}.values())  # two arms may share a run: one dot
-    own_data = variants(finals)
+    variant_fields = variants(finals)
     # Where runs differ in the rate alone, the rate was swept; else it follows the factor and is part of its effect.
     rate_swept = len({_rest(record, "lr") for record in finals}) < len({_rest(record) for record in finals})
     for record in finals:
@@ -70,7 +70,7 @@ def factor_lines(finals: Sequence[RunRecord], metric: str) -> list[Line]:
                 continue
             others = {key: value for key, value in init.items() if key not in {*_NOT_FIXED, factor}}
             place = (str(init["name"]), factor, canonical([init["rank"], others, rest]))
-            fields = {**others, **own_data.get(record.run_id, {})}
+            fields = {**others, **variant_fields.get(record.run_id, {})}
             group = groups.setdefault(place, _Group(place[0], factor, int(init["rank"]), fields))
             group.runs.append({
                 "value": float(init[factor]), "seed": record.config.get("seed"), "score": record.score("test", metric),

@@ -33,7 +33,7 @@ def descriptions(study: Study, scores: Scores) -> pd.DataFrame:
 
     Columns: task, arm, low, high (95 % two-level bootstrap over seeds and items of the difference),
     pairs (seeds that both have), mcnemar (pairs of checkpoints with exact p < 5 %, uncorrected),
-    gained and lost (items a seed, on average, that only the arm, only the reference solves).
+    gained and lost (items per seed, on average, that only the arm, only the reference solves).
 
     Args:
         study: from `studies.study.read_study`.

@@ -116,7 +116,7 @@ def stretches(frame: pd.DataFrame, steps: int = 200) -> list[Stretch]:
     Means come from `means_along`; rates that fewer than two arms cover are left out.
 
     Args:
-        frame: columns arm, task, lr, score; one row a tuning run.
+        frame: columns arm, task, lr, score; one row per tuning run.
         steps: number of rates looked at.
     """
     result: list[Stretch] = []

@@ -45,7 +45,7 @@ def agreement(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.DataFra
     cannot be expected of two arms, because retraining alone changes as many answers.
 
     Args:
-        scores: arm -> one mapping a seed, item -> score in 0..1 (right from 0.5 up); seeds are in the same
+        scores: arm -> one mapping per seed, item -> score in 0..1 (right from 0.5 up); seeds are in the same
             order in every arm.
     """
     arms = list(scores)

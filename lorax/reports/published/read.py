@@ -33,7 +33,7 @@ class Published:
 
 
 def read_folder(folder: str | Path, items: int | None = None) -> dict[str, list[Published]]:
-    """Read a folder of published results, one list of rows a task.
+    """Read a folder of published results, one list of rows per task.
 
     Args:
         folder: holds PEFT result JSONs, or lm-evaluation-harness output (searched in sub-folders).
@@ -97,7 +97,7 @@ def _peft_row(path: Path) -> Published | None:
 
 
 def _lm_eval(folder: Path, paths: list[Path]) -> dict[str, list[Published]]:
-    """Read sample logs; return task, metric and filter -> rows, one for each folder of a model."""
+    """Read sample logs; return task, metric and filter -> rows, one for each model's folder."""
     tables: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
         task = re.sub(r"_\d{4}-\d\d-\d\d.*$", "", path.stem.removeprefix("samples_"))

@@ -1,6 +1,6 @@
 """Others' tables: what their published scores can and cannot separate.
 
-Intervals and tests here cover the choice of items only. One run a row does not say what another seed of the
+Intervals and tests here cover the choice of items only. One run per row does not say what another seed of the
 same method would score, so two rows that are separated are two checkpoints, not yet two methods.
 """
 
@@ -107,11 +107,11 @@ def separate(rows: list[Published], top: int = 20) -> Separability:
         facts = row.facts or {}
         lines.append({"name": row.name, "score": row.score, "low": low, "high": high, "n": row.n,
                       "letters": mark, **facts})  # fmt: skip
-    like = 1 + sum(value >= LEVEL for (i, _), value in zip(pairs, p, strict=True) if i == 0)
+    like_best = 1 + sum(value >= LEVEL for (i, _), value in zip(pairs, p, strict=True) if i == 0)
     paired = all(row.items is not None for row in rows) and len({frozenset(row.items or ()) for row in rows}) == 1
     return Separability(
         pd.DataFrame(lines), len(pairs), int((p < LEVEL).sum()), int(rejected.sum()), top,
-        int(best.sum()), int((p[best] < LEVEL).sum()), int((holm(p[best]) < LEVEL).sum()), like, paired,
+        int(best.sum()), int((p[best] < LEVEL).sum()), int((holm(p[best]) < LEVEL).sum()), like_best, paired,
     )  # fmt: skip
 
 
@@ -119,9 +119,9 @@ def conclusion(result: Separability) -> list[str]:
     """Return in sentences what the table can tell apart, and what it cannot."""
     table, n = result.table, int(result.table["n"].max())
     seeds = set(table["seed"]) if "seed" in table else set()
-    one = f" (all at seed {next(iter(seeds))})" if len(seeds) == 1 else ""
+    same_seed = f" (all at seed {next(iter(seeds))})" if len(seeds) == 1 else ""
     lines = [
-        f"{len(table)} rows, {n:,} items, one run a row{one}: intervals and tests cover the choice of items "
+        f"{len(table)} rows, {n:,} items, one run a row{same_seed}: intervals and tests cover the choice of items "
         "only. Another seed of the same method would move every score further.",
         f"Of the {result.top_pairs:,} pairs among the top {result.top}, {_count(result.top_corrected)} Holm's "
         f"correction at {100 * LEVEL:g} % ({result.top_raw} are below {100 * LEVEL:g} % before correction, "
@@ -166,7 +166,7 @@ def write_imported(folder: str | Path, results_dir: str | Path, items: int | Non
 
 
 def _columns(table: pd.DataFrame) -> list[Column[Line]]:
-    """Return the columns of the readable table: rate and size only where the files have them."""
+    """Return the columns of the Markdown table: rate and size only where the files have them."""
     shown: list[Column[Line]] = [
         Column("", "row", lambda line: line["name"]),
         Column("", "score [95 %]", lambda line: numbers.bounded(line["score"], line["low"], line["high"])),

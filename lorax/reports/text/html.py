@@ -47,8 +47,8 @@ figcaption, .small { color: #555; font-size: .85rem; }
 {% endfor %}
 </tbody></table></div>
 {% endfor %}
-{% for one in part.pictures %}
-<figure><img alt="{{ one.caption }}" src="{{ data_uri(one.svg) }}"><figcaption>{{ one.caption }}</figcaption></figure>
+{% for fig in part.pictures %}
+<figure><img alt="{{ fig.caption }}" src="{{ data_uri(fig.svg) }}"><figcaption>{{ fig.caption }}</figcaption></figure>
 {% endfor %}
 {% endfor %}
 <script>

@@ -19,11 +19,11 @@ def render(document: Document) -> str:
     name = document.name
     pieces = [f"% {name}: needs \\usepackage{{booktabs}}; rebuild with `python -m lorax.tables {name}`"]
     for part in document.parts:
-        for place, one in enumerate(part.tables):
+        for place, item in enumerate(part.tables):
             label = "-".join([name, *part.title.lower().split()[:1], str(place)]).replace("_", "-")
-            caption = ": ".join(words for words in (part.title, one.title) if words)
-            below = [*(part.lines if place == 0 else []), *one.footnotes]
-            pieces.append(table(one.head, one.body, f"{caption}." if caption else "", label, below))
+            caption = ": ".join(words for words in (part.title, item.title) if words)
+            below = [*(part.lines if place == 0 else []), *item.footnotes]
+            pieces.append(table(item.head, item.body, f"{caption}." if caption else "", label, below))
     return "\n".join(pieces)
 
 

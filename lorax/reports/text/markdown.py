@@ -26,9 +26,9 @@ def render(document: Document, table_title: str = "### {}") -> str:
 def _part(part: Part, table_title: str) -> list[str]:
     """Return the blocks of one part; a blank line stands between any two."""
     blocks = [f"## {part.title}"] if part.title else []
-    for one in part.tables:
-        blocks += [table_title.format(one.title)] if one.title else []
-        blocks.append(table(one.head, one.body))
+    for item in part.tables:
+        blocks += [table_title.format(item.title)] if item.title else []
+        blocks.append(table(item.head, item.body))
     return [*blocks, bullets(part.lines)] if part.lines else blocks
 
 

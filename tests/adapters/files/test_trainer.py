@@ -93,7 +93,7 @@ def test_gradient_checkpointing_changes_nothing(make, kind, reentrant, own_gener
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pissa", "svft"])
-def test_torch_compile_traces_the_readable_form(make, kind, shake):
+def test_torch_compile_traces_the_reference_form(make, kind, shake):
     model = tiny().eval()
     adapters = shake(install(model, make(kind, find_targets(model))), 0.05)
     ids = torch.arange(6)[None]

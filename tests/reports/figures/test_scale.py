@@ -12,7 +12,7 @@ RANKS, WIDTHS, CENTRE = [4, 8, 16], [64, 128], 64
 SHAPES = [(64, 64), (128, 64), (64, 128)]
 
 
-def found(**exponents):
+def measured(**exponents):
     """A run in which every moment is a power law; by default what the claims say."""
     claimed = {(label, moment): value for _, _, label, moment, value in CLAIMS} | exponents.pop("other", {})
     grids = {}
@@ -37,19 +37,19 @@ def agreements(text):
     return [line.split("|")[-2].strip() for line in lines]
 
 
-def test_claims_are_judged_by_what_was_found():
-    assert set(agreements(readme(found()))) == {"yes"}
-    off = found(other={("rslora", "backward_step"): {"r": -0.5}})
+def test_claims_are_judged_by_what_was_measured():
+    assert set(agreements(readme(measured()))) == {"yes"}
+    off = measured(other={("rslora", "backward_step"): {"r": -0.5}})
     assert agreements(readme(off)).count("no") == 2, "from 1 token and from 256"
     assert "0 throughout" in readme(off)
 
 
 def test_figures_have_a_curve_wherever_a_moment_is_above_zero(tmp_path):
-    drawn = draw_scale(found())
+    drawn = draw_scale(measured())
     assert set(drawn) == {"start", "step_1", "step_256"}
     assert [len(axes.lines) for axes in drawn["start"].axes] == [4] * 6
     assert [len(axes.lines) for axes in drawn["step_1"].axes] == [8] * 6
     assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in drawn["start"].axes)
-    names = {path.name for path in write_scale(found(), tmp_path)}
+    names = {path.name for path in write_scale(measured(), tmp_path)}
     assert {"grid.json", "README.md", "start.png", "start.svg", "step_256.svg"} <= names
     assert readme(json.loads((tmp_path / "grid.json").read_text())) == (tmp_path / "README.md").read_text()

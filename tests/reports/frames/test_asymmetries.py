@@ -23,7 +23,7 @@ def test_every_published_asymmetry_is_seen():
     plain = [run("lora"), run("lora", seed=1)]
     other = run("pissa", alpha=8, scaling="rslora", dropout=0.1, dtype="bfloat16", targets=["q", "v"], steps=120,
                 train={"loss_mask": "all", "schedule": "cosine"})  # fmt: skip
-    found = fields(plain, [other], trials={"r0": 12, "r1": 24})
+    differences = fields(plain, [other], trials={"r0": 12, "r1": 24})
     wanted = {
         "alpha / rank",
         "scaling",
@@ -35,9 +35,9 @@ def test_every_published_asymmetry_is_seen():
         "loss mask",
         "tuning trials",
     }
-    assert wanted == set(found)
-    assert found["alpha / rank"].line() == "alpha / rank: 2 (r0), 1 (r1)"
-    assert found["epochs"].line() == "epochs: 1 (r0), 2 (r1)"
+    assert wanted == set(differences)
+    assert differences["alpha / rank"].line() == "alpha / rank: 2 (r0), 1 (r1)"
+    assert differences["epochs"].line() == "epochs: 1 (r0), 2 (r1)"
 
 
 def test_who_the_rows_are_is_no_asymmetry():
@@ -58,15 +58,15 @@ def test_other_data_are_an_asymmetry_by_the_field_that_made_them():
 
 
 def test_marks_point_at_the_rows_unlike_the_reference():
-    found = lint({"a": [run("lora")], "b": [run("pissa", dropout=0.1)], "c": [run("svft", dropout=0.1)]})
-    lines, marks = footnotes(found, "a")
+    differences = lint({"a": [run("lora")], "b": [run("pissa", dropout=0.1)], "c": [run("svft", dropout=0.1)]})
+    lines, marks = footnotes(differences, "a")
     assert lines == ["dropout: 0 (a), 0.1 (b, c)"] and marks == {"b": [1], "c": [1]}
-    assert footnotes(found)[1] == {"a": [1]}, "without a reference the smaller side is marked"
+    assert footnotes(differences)[1] == {"a": [1]}, "without a reference the smaller side is marked"
 
 
 def test_full_fine_tuning_of_a_sixteen_bit_base_is_an_asymmetry():
     """Its steps are rounded to the base's precision, an adapter's are not."""
     one, two = run("lora", dtype="bfloat16"), run("full", dtype="bfloat16")
     one.init_report["trained_dtype"], two.init_report["trained_dtype"] = "float32", "bfloat16"
-    found = fields([one], [two])["precision of what trains"]
-    assert found.line() == "precision of what trains: float32 (r0), bfloat16 (r1)"
+    differences = fields([one], [two])["precision of what trains"]
+    assert differences.line() == "precision of what trains: float32 (r0), bfloat16 (r1)"

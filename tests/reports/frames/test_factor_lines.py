@@ -27,8 +27,8 @@ RUNS = [
 
 def test_a_line_is_what_differs_in_one_factor_alone():
     lines = factor_lines(RUNS, "score")
-    found = {(line.method, line.factor, line.rank, line.fixed): list(line.runs["value"]) for line in lines}
-    assert found == {
+    values = {(line.method, line.factor, line.rank, line.fixed): list(line.runs["value"]) for line in lines}
+    assert values == {
         ("lora", "alpha", 2, ""): [8, 8, 16, 16],
         ("lora", "alpha", 8, ""): [8, 8, 16, 16],
         ("lora_ga", "alpha", 8, "zeta=16"): [16, 8, 32],

@@ -42,21 +42,21 @@ def published(tmp_path):
 def test_of_the_190_pairs_among_the_top_20_none_survives(published):
     rows = read_folder(published)["test accuracy"]
     assert {row.n for row in rows} == {1319}
-    found = separate(rows)
-    assert (found.top_pairs, found.top_corrected) == (190, 0) and found.top_raw > 0
-    text = "\n".join(conclusion(found))
+    result = separate(rows)
+    assert (result.top_pairs, result.top_corrected) == (190, 0) and result.top_raw > 0
+    text = "\n".join(conclusion(result))
     assert "Of the 190 pairs among the top 20, none survives Holm's correction" in text
     assert "one run a row (all at seed 0)" in text and "not tuned alike" in text
-    assert len(set(found.table["letters"].iloc[:1]) & set(found.table["letters"].iloc[-1])) == 0
+    assert len(set(result.table["letters"].iloc[:1]) & set(result.table["letters"].iloc[-1])) == 0
 
 
 def test_counts_agree_with_statsmodels(published):
     rows = sorted(read_folder(published)["test accuracy"], key=lambda row: (-row.score, row.name))[:20]
     counts = [round(row.score * row.n) for row in rows]
     p = [proportions_ztest(pair, [1319, 1319])[1] for pair in itertools.combinations(counts, 2)]
-    found = separate(rows)
-    assert found.raw == sum(value < 0.05 for value in p)
-    assert found.corrected == multipletests(p, method="holm")[0].sum()
+    result = separate(rows)
+    assert result.raw == sum(value < 0.05 for value in p)
+    assert result.corrected == multipletests(p, method="holm")[0].sum()
     np.testing.assert_allclose(interval(rows[0]), proportion_confint(counts[0], 1319, method="wilson"), atol=1e-12)
 
 
@@ -85,9 +85,9 @@ def test_item_logs_are_compared_item_by_item(tmp_path):
     samples(tmp_path, "tuned", a | (np.arange(200) < 109))
     tables = read_folder(tmp_path)
     assert list(tables) == ["gsm8k exact_match (strict-match)"]
-    found = separate(tables["gsm8k exact_match (strict-match)"])
-    assert found.paired and found.raw == 1 and found.pairs == 1
-    low, high = found.table["low"].iloc[0], found.table["high"].iloc[1]
+    result = separate(tables["gsm8k exact_match (strict-match)"])
+    assert result.paired and result.raw == 1 and result.pairs == 1
+    low, high = result.table["low"].iloc[0], result.table["high"].iloc[1]
     assert low < high, "unpaired they overlap"
 
 
