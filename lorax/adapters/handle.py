@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters import core
+from lorax.adapters import core, weights
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.face import TrainingRule
 from lorax.adapters.factors import Factors
 from lorax.adapters.installation import Installation
-from lorax.adapters.kinds import factor_dtype
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.linear import AdaptedLinear
 from lorax.adapters.pack_state import PackState
@@ -172,18 +171,8 @@ class Adapters:
         Raises:
             UserError: an adapter that is no change of a weight.
         """
-        return {name: self._delta(name) for name in self._chosen(names)}
-
-    def _delta(self, name: str) -> Tensor:
-        adapter, layer = self.layer_adapters()[name], self.layer(name)
-        delta = adapter.delta(layer.frozen_weight())
-        if delta is None:
-            raise UserError(f"{name}: its adapter is no change of the weight")
-        if self.recenter == "fold" and (shift := adapter.shift()) is not None:
-            linear = self.linear(name)
-            exact = linear.start().double() - shift.double()
-            delta = delta.double() + (linear.frozen().double() - exact)
-        return delta.to(torch.float32)
+        by_layer, fold = self.layer_adapters(), self.recenter == "fold"
+        return {name: weights.delta(self.layer(name), by_layer[name], fold) for name in self._chosen(names)}
 
     @torch.no_grad()
     def frozen_weight(self, name: str) -> Tensor:
@@ -191,12 +180,7 @@ class Adapters:
 
         It is W0 - eta B0 M0 A0 for recentred factors, else W0.
         """
-        layer, adapter = self.linear(name), self.layer_adapters()[name]
-        dtype = factor_dtype(layer)
-        shift = adapter.shift()
-        if self.recenter == "fold" and shift is not None:
-            return layer.frozen().to(dtype)
-        return layer.start().to(dtype) if shift is None else layer.start().to(dtype) - shift
+        return weights.frozen_weight(self.linear(name), self.layer_adapters()[name], self.recenter == "fold")
 
     @torch.no_grad()
     def merge(self) -> Adapters:
@@ -210,15 +194,7 @@ class Adapters:
         self._refuse_other_lanes("merge")
         layers = {name: self.linear(name) for name in self._layers}
         self.installation.refuse_tied(layers, "merge")
-        merged: list[AdaptedLinear] = []
-        try:
-            for layer in layers.values():
-                layer.merge(layer.all_adapters()[self.number])
-                merged.append(layer)
-        except UserError:
-            for layer in merged:
-                layer.unmerge()
-            raise
+        weights.merge(layers.values(), self.number)
         self.pack.off.add(self.number)
         self._merged = True
         return self

@@ -67,7 +67,7 @@ class LayerAdapter(nn.Module):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return plain data from which, with the tensors, a saved adapter is built again; see `adapters.plans`.
+        """Return plain data from which, with the tensors, a saved adapter is built again; see `adapters.files.plans`.
 
         Raises:
             UserError: the adapter does not say how it is built again, so it cannot be saved.

@@ -13,9 +13,9 @@ from lorax.adapters import baselines
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.format import fingerprint, read_header, read_tensors
+from lorax.adapters.files.plans import restore_plan
 from lorax.adapters.install import install
 from lorax.adapters.kinds import effective, is_linear
-from lorax.adapters.plans import restore_plan
 from lorax.errors import UserError, near
 
 

@@ -76,7 +76,7 @@ class Toy:
         model.to(device=device, dtype=torch_dtype(dtype))
         return loaded
 
-    def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> PreTrainedModel:
+    def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
         options: dict[str, Any] = {

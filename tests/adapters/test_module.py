@@ -210,7 +210,7 @@ def test_a_method_may_adapt_modules(scratch_methods):
 
 
 def test_it_is_saved_and_loaded(tmp_path, monkeypatch):
-    from lorax.adapters import plans
+    from lorax.adapters.files import plans
 
     model, x = _Model(), x_of()
     adapters = install(model, {"mlp": plan()}, dropout=0.25)
