@@ -24,7 +24,7 @@ def test_wheel_runs_outside_the_checkout(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     wheel = next(tmp_path.glob("lorax_bench-*.whl"))
     held = zipfile.ZipFile(wheel).namelist()
-    assert "lorax/conf/config.yaml" in held and "hydra_plugins/lorax/sweeper.py" in held
+    assert {"lorax/conf/config.yaml", "hydra_plugins/lorax/sweeper.py", "lorax/py.typed"} <= set(held)
     assert not any(name.startswith(("tests", "conf", "results")) for name in held)
     home = tmp_path / "env"
     venv.create(home, with_pip=True)
