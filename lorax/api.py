@@ -13,7 +13,7 @@ import torch
 from lorax.adapters.install import find_targets, install
 from lorax.adapters.kinds import shape_of
 from lorax.errors import UserError
-from lorax.initializers.registry import build, consumed
+from lorax.initializers.registry import build, consumed, names
 from lorax.probing.probe import layer_generator
 from lorax.probing.probe_layers import probe_layers
 from lorax.records import knobs
@@ -112,7 +112,13 @@ def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -
     """
     from lorax.adapters.load import load as read
 
-    return cast("Adapters", read(model, Path(path), check=check))
+    adapters = read(model, Path(path), check=check)
+    saved = adapters.info.get("init", {})
+    if adapters.layer_adapters() and saved.get("name") in names():  # another package's method may be missing here
+        fields = {key: value for key, value in saved.items() if key not in ("name", "version", "eta")}
+        method = build(saved["name"], own=fields)
+        adapters.rates, adapters.rule = dict(method.rates), method.rule()
+    return cast("Adapters", adapters)
 
 
 @torch.no_grad()

@@ -42,6 +42,28 @@ def train(model, parameters, steps, lr=3e-3, repeat=False):
     return losses
 
 
+@pytest.mark.parametrize("init,groups", [("lora", [3e-3]), ("lora_plus", [4.8e-2, 3e-3]), ("full", [3e-3])])
+def test_own_loops_get_the_methods_rates_and_rule_also_after_a_load(init, groups, tmp_path):
+    model = nn.Sequential(nn.Linear(8, 6))
+    adapters = lorax.attach(model, init, rank=2)
+    assert [group["lr"] for group in adapters.parameter_groups(3e-3)] == pytest.approx(groups)
+    held = [parameter for group in adapters.parameter_groups(3e-3) for parameter in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in adapters.parameters()} and adapters.rule is None
+    adapters.save(tmp_path, quiet=True)
+    adapters.detach()
+    again = lorax.load(model, tmp_path)
+    assert [group["lr"] for group in again.parameter_groups(3e-3)] == pytest.approx(groups)
+
+
+def test_a_method_that_acts_while_it_trains_says_so_and_hands_its_rule(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 6))
+    with pytest.warns(UserWarning, match="init=adalora acts while it trains"):
+        adapters = lorax.attach(model, "adalora", rank=2)
+    adapters.save(tmp_path, quiet=True)
+    adapters.detach()
+    assert type(lorax.load(model, tmp_path).rule) is type(adapters.rule)
+
+
 def test_plain_lora_is_pefts_for_fifty_adamw_steps():
     model = llama().eval()
     adapters = lorax.attach(model, rank=4, alpha=8)

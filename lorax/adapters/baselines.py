@@ -30,6 +30,8 @@ class FullModel:
     dropout = 0.0
     number = 0
     merged = False
+    rule = None
+    """Nothing is done beside the optimiser."""
     pack: None = None
     """None: such a run shares its base with no other run."""
 
@@ -68,6 +70,10 @@ class FullModel:
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains."""
         return list(self._named.values())
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the one group of an optimiser for a loop of your own."""
+        return [{"params": self.parameters(), "lr": lr}]
 
     def count_trainable(self) -> int:
         """Return how many numbers train."""

@@ -59,6 +59,10 @@ class Trainable(Protocol):
         """Return what trains, in the order of names."""
         ...
 
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the groups of an optimiser for a loop of one's own."""
+        ...
+
     def count_trainable(self) -> int:
         """Return how many numbers train."""
         ...
