@@ -37,7 +37,11 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         resolve_device(device)
     for config in configs:
         data = canonical([config.task, config.data_seed])
-        task = tasks[data] = tasks.get(data) or load_task(config)
+        if data not in tasks:
+            tasks[data] = load_task(config)
+            if (rows := tasks[data].notes.get("data")) is not None:
+                print(f"task {tasks[data].name}: {rows}")
+        task = tasks[data]
         initializer = config.initializer()
         if initializer.adapts == "module":
             check_modules(config, task)

@@ -68,7 +68,8 @@ class Task:
     version: int = 1
     """Raised by a family when the same settings give other examples or another score."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ..."""
+    """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ...; `data`: how many
+    rows were read, kept and dropped, and how, as a sentence for the user and the record."""
 
     def score(self, example: Example, completion: str) -> dict[str, int]:
         """Score one completion.
