@@ -25,9 +25,9 @@ def check_classes(names: Collection[str], where: str) -> None:
     """
     numbers = {name: Decimal(name) for name in names if _NUMBER.fullmatch(name)}
     fractions = sorted(name for name, number in numbers.items() if number % 1)
-    if len(fractions) > 1 and len(numbers) * 2 > len(names):
+    if fractions and (len(numbers) == len(names) or len(fractions) * 2 > len(names)):
         shown = ", ".join(fractions[:3])
-        raise UserError(f"{where}: the labels are numbers on a scale ({shown}, ...), not classes; round or name them")
+        raise UserError(f"{where}: the labels are numbers on a scale ({shown}), not classes; round or name them")
     written: dict[object, str] = {}
     for name in sorted(names):
         key: object = numbers[name] if name in numbers else name.casefold()

@@ -66,7 +66,7 @@ def test_classes_are_named_counted_and_checked(tmp_path):
     ("a.csv", 'prompt,answer\n"p,a\nq\n', r"line 2: unexpected end of data"),
     ("a.json", '[\n{"prompt": 1,}]', r"a.json, line 2: not JSON"),
     ("a.parquet", "not parquet", r"a.parquet: "),
-    ("a.txt", "p", r"cannot read .txt"),
+    ("a.doc", "p", r"cannot read .doc"),
     ("a.jsonl", "", r"no rows; the file is empty"),
     ("a.csv", "prompt,answer\n", r"no rows under the header"),
 ])  # fmt: skip

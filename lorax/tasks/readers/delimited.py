@@ -15,7 +15,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 def read_delimited(path: Path, format: Format) -> Rows:
     """Return the rows under a table's header.
 
-    In a `.tsv` tabs separate; in a `.csv` the first of comma, semicolon, tab and bar with which the header has
+    In a `.tsv` or `.txt` tabs separate; in a `.csv` the first of comma, semicolon, tab and bar with which the header has
     several names and every row as many fields. See `quoting` for what a `"` is.
 
     Raises:
@@ -24,7 +24,9 @@ def read_delimited(path: Path, format: Format) -> Rows:
     content = whole(path)
     if content.startswith("sep=") and content[4:6].rstrip("\r\n") in DELIMITERS:  # what Excel writes for itself
         content = content[5:].lstrip("\r")  # a blank line is left, so that lines keep their numbers
-    usual = "\t" if suffix_of(path) in (".tsv", ".tab") else ","
+    usual = "," if suffix_of(path) == ".csv" else "\t"
+    if suffix_of(path) == ".txt" and "\t" not in content.lstrip().split("\n", 1)[0]:
+        raise UserError(f"{path}: a .txt is read where tabs separate its fields, and its first line holds none")
     delimiter, split, remark = _split(content, [usual] if usual == "\t" else list(DELIMITERS), format, str(path))
     remarks = [f"{path.name}: {remark}"] if remark else []
     if delimiter != usual:

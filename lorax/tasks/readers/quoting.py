@@ -70,15 +70,15 @@ def split_table(
     if quotes == "syntax":
         return _fitting(syntax, where), "quotes read as syntax" if delimiter == "\t" else ""
     if delimiter == "\t":
-        return _tabs(plain, syntax, has_header=columns is None, where=where)
+        return _tabs(plain, syntax, where)
     return _commas(plain, syntax, where, content, delimiter)
 
 
-def _tabs(plain: Split, syntax: Split, has_header: bool, where: str) -> tuple[Split, str]:
+def _tabs(plain: Split, syntax: Split, where: str) -> tuple[Split, str]:
     """Choose for tab-separated files: text, unless only syntax fits or the file shows a writer that quotes."""
     if plain.problem is None:
         same_rows = syntax.problem is None and len(syntax.records) == len(plain.records)
-        if same_rows and _shows_quoting(plain.records, has_header):
+        if same_rows and _shows_quoting(plain.records):
             return syntax, "quotes read as syntax"
         return plain, ""
     if syntax.problem is not None:
@@ -123,7 +123,7 @@ def _swallowing(plain: Split, syntax: Split, content: str, delimiter: str) -> Re
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
 
 
-def _shows_quoting(records: Sequence[Record], has_header: bool) -> bool:
+def _shows_quoting(records: Sequence[Record]) -> bool:
     """Return whether quotes are a writer's: each field with one is well quoted, and some of them had to be.
 
     They had to be where a `"` inside is doubled, or where a whole column is quoted, its name too.
@@ -134,7 +134,7 @@ def _shows_quoting(records: Sequence[Record], has_header: bool) -> bool:
     if any('""' in words[1:-1] for words in touched):
         return True
     columns = list(zip(*(record.fields for record in records), strict=True))
-    return len(records) > has_header + 1 and any(all(words[:1] == '"' for words in column) for column in columns)
+    return len(records) > 1 and any(all(words[:1] == '"' for words in column) for column in columns)
 
 
 def _fitting(split: Split, where: str) -> Split:
