@@ -32,7 +32,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     """
     messages = folded(tokenizer, messages)
     roles = [message["role"] for message in messages]
-    wrong = _try(tokenizer, tuple(roles[: 3 + (roles[0] == "system")]))  # more turns are more of the same
+    shape = tuple(roles[: 3 + (roles[0] == "system")])  # more turns are more of the same
+    wrong = _try(tokenizer, ("user",)) or _try(tokenizer, shape)
     text = "" if wrong else _apply(tokenizer, messages, add_generation_prompt=True)
     if wrong := wrong or _left_out(messages, text):
         raise UserError(f"{_name(tokenizer)}: {wrong}")
@@ -97,7 +98,9 @@ def _left_out(messages: Messages, text: str) -> str:
         words = _flat(message["content"]).casefold()
         found = rendered.find(words, 0 if message["role"] == "system" else place)
         if found < 0:
-            return "leaves out " + ("the system role" if message["role"] == "system" else f"the {message['role']}'s text")
+            return "leaves out " + (
+                "the system role" if message["role"] == "system" else f"the {message['role']}'s text"
+            )
         if message["role"] != "system":
             place = found + len(words)
     return ""

@@ -15,8 +15,8 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 def read_delimited(path: Path, format: Format) -> Rows:
     """Return the rows under a table's header.
 
-    In a `.tsv` or `.txt` tabs separate; in a `.csv` the first of comma, semicolon, tab and bar with which the header has
-    several names and every row as many fields. See `quoting` for what a `"` is.
+    In a `.tsv` or `.txt` tabs separate; in a `.csv` the first of comma, semicolon, tab and bar with which the
+    header has several names and every row as many fields. See `quoting` for what a `"` is.
 
     Raises:
         UserError: a row with another number of fields than the header, by its line; nothing but a header.

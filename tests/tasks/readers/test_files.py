@@ -29,7 +29,8 @@ def fields(path, **format):
 
 @pytest.mark.parametrize("name, content", [
     ("a.jsonl", LINES), ("A.JSONL", LINES), ("a.ndjson", LINES), ("a.json", LINES), ("a.json", "\ufeff" + LINES),
-    ("a.json", json.dumps(ROWS)), ("a.json", json.dumps(ROWS, indent=2)), ("a.json", json.dumps({"v": 1, "data": ROWS})),
+    ("a.json", json.dumps(ROWS)), ("a.json", json.dumps(ROWS, indent=2)),
+    ("a.json", json.dumps({"version": 1, "data": ROWS})),
     ("a.jsonl.gz", gzip.compress(LINES.encode())), ("a.JSONL.GZ", gzip.compress(LINES.encode())),
     ("a.jsonl.bz2", bz2.compress(LINES.encode())), ("a.jsonl.xz", lzma.compress(LINES.encode())),
     ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),

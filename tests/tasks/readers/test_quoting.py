@@ -39,11 +39,13 @@ def test_a_lone_quote_in_a_tsv_swallows_nothing(tmp_path):
 ])  # fmt: skip
 def test_tabs_mean_no_quoting_unless_the_file_shows_a_writer_that_quotes(tmp_path, name, content, expected, remark):
     assert rows(tmp_path / "a.tsv", content) == expected
-    assert remark in "".join(read(tmp_path / "a.tsv").remarks) and bool(read(tmp_path / "a.tsv").remarks) == bool(remark)
+    assert remark in "".join(read(tmp_path / "a.tsv").remarks) and bool(read(tmp_path / "a.tsv").remarks) == bool(
+        remark
+    )
 
 
 @pytest.mark.parametrize("name, content, expected, remark", [
-    ("a comma and a break", 'text,label\n"a, b\nc",1\nd,0\n"e, f",1\n', [("a, b\nc", "1"), ("d", "0"), ("e, f", "1")], ""),
+    ("comma and break", 'text,label\n"a, b\nc",1\nd,0\n"e, f",1\n', [("a, b\nc", "1"), ("d", "0"), ("e, f", "1")], ""),
     ("stray in the middle", 'text,label\na "b" c,1\n6" pipe,0\n', [('a "b" c', "1"), ('6" pipe', "0")], ""),
     ("stray in front", 'text,label\n"a" b,1\nc,0\n', [('"a" b', "1"), ("c", "0")], "as text"),
     ("never closed", 'text,label\n"a,1\nb,0\n', [('"a', "1"), ("b", "0")], "as text"),
@@ -58,7 +60,9 @@ def test_tabs_mean_no_quoting_unless_the_file_shows_a_writer_that_quotes(tmp_pat
 ])  # fmt: skip
 def test_commas(tmp_path, name, content, expected, remark):
     assert rows(tmp_path / "a.csv", content) == expected
-    assert remark in "".join(read(tmp_path / "a.csv").remarks) and bool(read(tmp_path / "a.csv").remarks) == bool(remark)
+    assert remark in "".join(read(tmp_path / "a.csv").remarks) and bool(read(tmp_path / "a.csv").remarks) == bool(
+        remark
+    )
     assert csv.field_size_limit() == 131072
 
 
@@ -109,7 +113,9 @@ def test_what_python_s_csv_writes_comes_back_or_is_asked_about(tmp_path, suffix,
         if suffix == "tsv" and quoting == csv.QUOTE_MINIMAL and all('"' not in text for text, _ in table):
             table[0][0] = 'some "quoted" words'  # else nothing shows whether quotes are syntax
         buffer = io.StringIO()
-        csv.writer(buffer, delimiter=delimiter, quoting=quoting, lineterminator="\n").writerows([["text", "label"], *table])
+        csv.writer(buffer, delimiter=delimiter, quoting=quoting, lineterminator="\n").writerows(
+            [["text", "label"], *table]
+        )
         try:
             assert rows(path, buffer.getvalue()) == [tuple(row) for row in table]
         except UserError as error:
@@ -126,7 +132,12 @@ def test_tables_written_without_quoting_keep_their_rows(tmp_path, delimiter, suf
     letters = ["a", "b", " ", '"', '" ', "'"]
     for _ in range(60):
         table = [
-            ["x" + "".join(generator.choices(letters, k=5)) if generator.random() < 0.7 else '"' + generator.choice("ab"), "1"]
+            [
+                "x" + "".join(generator.choices(letters, k=5))
+                if generator.random() < 0.7
+                else '"' + generator.choice("ab"),
+                "1",
+            ]
             for _ in range(6)
         ]
         content = "\n".join(delimiter.join(row) for row in [["text", "label"], *table]) + "\n"

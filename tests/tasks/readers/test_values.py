@@ -48,9 +48,7 @@ def test_what_is_no_text_is_refused_where_it_is_used_and_nowhere_else(tmp_path, 
     with pytest.raises(UserError, match=words):
         task(tmp_path / "a.jsonl", [value])
     path = tmp_path / "unused.jsonl"
-    path.write_text(
-        "".join(json.dumps({"prompt": f"q{i}", "answer": "a", "more": value}) + "\n" for i in range(N))
-    )
+    path.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "a", "more": value}) + "\n" for i in range(N)))
     assert len(load({"name": "jsonl", "path": str(path)}, 0).train) > 20
 
 
