@@ -6,7 +6,7 @@ for its kind of file is said (`Rows.remarks`). `quoting` decides what a `"` is, 
 
 from lorax.tasks.readers.datasets import read_hub
 from lorax.tasks.readers.files import read
-from lorax.tasks.readers.rows import Format, Row, Rows, text
+from lorax.tasks.readers.rows import Format, Row, Rows, text, written
 from lorax.tasks.readers.sources import looks_local, read_splits
 
-__all__ = ["Format", "Row", "Rows", "looks_local", "read", "read_hub", "read_splits", "text"]
+__all__ = ["Format", "Row", "Rows", "looks_local", "read", "read_hub", "read_splits", "text", "written"]

@@ -34,6 +34,8 @@ def read_delimited(path: Path, format: Format) -> Rows:
     records = split.records
     if format.columns:
         names = list(format.columns)
+        if records and [name.strip() for name in records[0].fields] == names:
+            raise UserError(f"{path}, line {records[0].first}: a header, so that task.columns is not needed")
     elif records:
         names, records = [name.strip() for name in records[0].fields], records[1:]
     if not records:

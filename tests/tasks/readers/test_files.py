@@ -11,7 +11,7 @@ import pytest
 
 from lorax.errors import UserError
 from lorax.tasks import load
-from lorax.tasks.readers import Format, read, read_splits
+from lorax.tasks.readers import Format, read, read_splits, text
 
 ROWS = [{"a": f"ä{i}", "b": i} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -144,6 +144,23 @@ def test_folders_that_save_to_disk_wrote(tmp_path):
     with pytest.raises(UserError, match="task.path=.*one: ") as caught:
         counts(tmp_path / "one")
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_hub_dataset_only_the_fields_that_are_used_are_read(monkeypatch):
+    features = datasets.Features({
+        "text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"]),
+        "more": datasets.List(datasets.Value("int64")),
+    })  # fmt: skip
+    columns = {"text": ["a", "b", "c"], "label": [0, None, -1], "more": [[1], [2], [3]]}
+    made = datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns, features=features)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset: made)
+    (rows,) = read_splits("owner/name", format=Format(used=frozenset(["text", "label"]))).values()
+    assert [row["label"] for _, row in rows] == ["no", None, -1]
+    with pytest.raises(UserError, match="owner/name train, row 0: field 'more' was not read"):
+        text(rows.rows[0], "more")
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset: datasets.DatasetDict({"a": made["train"]}))
+    with pytest.raises(UserError, match="task.path=owner/name: has the splits a; train is needed"):
+        read_splits("owner/name")
 
 
 @pytest.mark.parametrize("package, path", [("datasets", "saved"), ("pyarrow", "a.parquet")])

@@ -91,6 +91,8 @@ def test_files_without_a_header(tmp_path):
     assert read(tmp_path / "a.tsv", Format(columns=("text", "label"))).rows[0][1] == {"text": "a", "label": "1"}
     with pytest.raises(UserError, match="line 1: 2 columns where .* 3"):
         read(tmp_path / "a.tsv", Format(columns=("text", "label", "more")))
+    with pytest.raises(UserError, match="line 1: a header, so that task.columns is not needed"):
+        rows(tmp_path / "b.tsv", "text\tlabel\na\t1\n", columns=("text", "label"))
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="has names of its own"):
         read(tmp_path / "a.jsonl", Format(columns=("text",)))
