@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from lorax.errors import UserError
 from lorax.forward import chat_template
 from lorax.forward.prompts import announce, causal_pair, prompt_text
+from lorax.models.registry import load
 
 SYSTEM, QUESTION, SHOTS = "Answer with a number.", "What is 2 + 2?", (("What is 1 + 1?", "2"),)
 START = "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -124,6 +125,20 @@ def test_an_answer_that_the_template_leaves_out_or_changes_is_trained_on_as_it_i
     made = tokenizer(template)
     ids, labels = causal_pair(made, None, (), QUESTION, "Four")
     assert decoded(made, ids) == f"<user>{QUESTION}\n<assistant>" and decoded(made, labels) == "Four</s>"
+
+
+@pytest.mark.slow
+def test_smollm2_gets_the_prompts_that_its_records_were_made_with():
+    made = load({"name": "smollm2"}).tokenizer
+    assert prompt_text(made, "Answer with only the final answer.", (), "80 - 70 =") == (
+        "<|im_start|>system\nAnswer with only the final answer.<|im_end|>\n<|im_start|>user\n80 - 70 =<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert prompt_text(made, None, (), "80 - 70 =") == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\n80 - 70 =<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert made.decode(causal_pair(made, None, (), "80 - 70 =", "10")[1]) == "10<|im_end|>"
 
 
 def test_without_a_template_the_text_is_plain():
