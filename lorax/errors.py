@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 160
+"""Characters of the options that an error lists."""
+
 
 class UserError(ValueError):
     """Bad input: names the value, the bound or the near misses, and the place."""
@@ -19,7 +22,7 @@ def near(value: object, options: Iterable[object], shown: int = 12) -> str:
     Args:
         value: what was given.
         options: what is accepted.
-        shown: at most this many options are listed when nothing is near.
+        shown: at most this many options are listed when nothing is near, and as many as fit into a line.
 
     Returns:
         `did you mean 'x'?` or `choose from a, b, c`.
@@ -38,8 +41,12 @@ def near(value: object, options: Iterable[object], shown: int = 12) -> str:
     close = sorted((name for name in names if scores[name] >= 0.6), key=lambda name: -scores[name])[:3]
     if close:
         return "did you mean " + " or ".join(repr(_short(name)) for name in close) + "?"
-    tail = ", ..." if len(names) > shown else ""
-    return "choose from " + ", ".join(map(_short, names[:shown])) + tail if names else "there is no other"
+    listed: list[str] = []
+    for name in map(_short, names[:shown]):
+        if sum(map(len, listed)) + len(name) <= LISTED:
+            listed.append(name)
+    tail = ", ..." if len(names) > len(listed) else ""
+    return "choose from " + ", ".join(listed) + tail if names else "there is no other"
 
 
 def _likeness(given: str, name: str) -> float:

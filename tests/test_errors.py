@@ -18,6 +18,7 @@ from lorax.errors import near
     ("", ["a", "b"], "choose from a, b"),
     (None, [1, 2], "choose from 1, 2"),
     ("text", ["The " + "sailors " * 20], "choose from The sailors sailors sailors sailors s..."),
+    ("zz", [50 * letter for letter in "abcdef"], f"choose from {', '.join(37 * x + '...' for x in 'abcd')}, ..."),
 ])  # fmt: skip
 def test_near_misses(given, options, tail):
     assert near(given, options) == tail

@@ -26,7 +26,8 @@ class Example:
     label: int | None = None
     """The class, for classification."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """gold: what the answer is scored against, where that is not the whole target text."""
+    """gold: what the answer is scored against, where that is not the whole target text; system: the system text of
+    the conversation that it was read from."""
 
     @property
     def gold(self) -> str:

@@ -18,6 +18,7 @@ from lorax.tasks.splitting import Sizes, split
 from lorax.tasks.templates import Template
 
 QUOTES = ("auto", "syntax", "text")
+LONGEST_PATH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,7 @@ class Files:
     n_heldout: int | None = 64
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            found = getattr(self, item.name)
-            if item.type in ("str", "str | None") and not isinstance(found, str | None) and item.name != "template":
-                raise UserError(f"task.{item.name}={found}: one text is needed; task.template joins several fields")
+        self._check_texts()
         if not (self.path or self.train):
             raise UserError(f"task={self.name}: give task.path=<file, folder or hub id>")
         if (self.quotes or "auto") not in QUOTES:
@@ -58,6 +56,16 @@ class Files:
             raise UserError(f"task.columns={self.columns}: a list of different names, one for each column")
         if self.template is not None:
             assert self.joined.fields
+
+    def _check_texts(self) -> None:
+        """Refuse what is no text where one is needed, and paths that no system takes."""
+        for item in fields(self):
+            found = getattr(self, item.name)
+            if item.type in ("str", "str | None") and not isinstance(found, str | None) and item.name != "template":
+                way = "; task.template joins several fields" if item.name in ("prompt", "text") else ""
+                raise UserError(f"task.{item.name}={found}: one text is needed{way}")
+            if item.name in ("path", "train", "validation", "test") and found and len(found) > LONGEST_PATH:
+                raise UserError(f"task.{item.name}={found[:40]}...: {len(found):,} characters are no path")
 
     @cached_property
     def joined(self) -> Template:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorax.errors import UserError
+from lorax.errors import UserError, near
 from lorax.tasks.readers.opening import suffix_of, whole
 from lorax.tasks.readers.quoting import Split, split_table
 from lorax.tasks.readers.rows import Format, Rows, named
@@ -38,6 +38,10 @@ def read_delimited(path: Path, format: Format) -> Rows:
             raise UserError(f"{path}, line {records[0].first}: a header, so that task.columns is not needed")
     elif records:
         names, records = [name.strip() for name in records[0].fields], records[1:]
+        if format.used and not format.used & set(names):
+            key = min(format.used)
+            hint = f"{near(key, names)}; in a file without a header name the columns: task.columns=[...]"
+            raise UserError(f"{path}, line {split.records[0].first}: the header has no {key!r}; {hint}")
     if not records:
         raise UserError(f"{path}: no rows" + (" under the header" if split.records else "; the file is empty"))
     blank = records[-1].last - records[0].first + 1 - sum(record.last - record.first + 1 for record in records)

@@ -45,6 +45,7 @@ def read_splits(
 def _read_path(path: str, subset: str | None, format: Format, given: set[str]) -> dict[str, Rows]:
     """Read what `task.path` stands for, without the splits that have files of their own."""
     local = Path(path).expanduser()
+    _check_names(f"task.path={path}", local)
     if local.is_file():
         return {} if "train" in given else {"train": read(local, format)}
     if local.is_dir() and is_saved(local):
@@ -73,11 +74,18 @@ def _contents(folder: Path) -> str:
 def existing(path: str, key: str) -> Path:
     """Return the path of a file that must be there."""
     file = Path(path).expanduser()
+    _check_names(f"{key}={path}", file)
     if file.is_dir():
         raise UserError(f"{key}={path}: a folder, not a file; task.path takes folders")
     if not file.is_file():
         raise UserError(f"{key}={path}: no such file")
     return file
+
+
+def _check_names(shown: str, path: Path) -> None:
+    """Refuse a name that is longer than file systems take: asking for such a file is an error of its own."""
+    if any(len(part.encode(errors="replace")) > 255 for part in path.parts):
+        raise UserError(f"{shown[:60]}...: a name of more than 255 bytes")
 
 
 def looks_local(path: str) -> bool:

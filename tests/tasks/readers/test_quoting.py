@@ -93,6 +93,8 @@ def test_files_without_a_header(tmp_path):
         read(tmp_path / "a.tsv", Format(columns=("text", "label", "more")))
     with pytest.raises(UserError, match="line 1: a header, so that task.columns is not needed"):
         rows(tmp_path / "b.tsv", "text\tlabel\na\t1\n", columns=("text", "label"))
+    with pytest.raises(UserError, match="line 1: the header has no 'label'; choose from a, 1; .*task.columns"):
+        read(tmp_path / "a.tsv", Format(used=frozenset(["text", "label"])))
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="has names of its own"):
         read(tmp_path / "a.jsonl", Format(columns=("text",)))
