@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 160
+"""Characters of the options that an error lists."""
+
 
 class UserError(ValueError):
     """Bad input: names the value, the bound or the near misses, and the place."""
@@ -13,10 +16,13 @@ class UserError(ValueError):
 def near(value: object, options: Iterable[object], shown: int = 12) -> str:
     """Return the tail of an error line: the near misses of `value`, else the options.
 
+    Case does not count. Of dotted names under one prefix the last parts are compared; a name without a dot is
+    near the dotted ones that end in something like it. What was given itself is never suggested.
+
     Args:
         value: what was given.
         options: what is accepted.
-        shown: at most this many options are listed when nothing is near.
+        shown: at most this many options are listed when nothing is near, and as many as fit into a line.
 
     Returns:
         `did you mean 'x'?` or `choose from a, b, c`.
@@ -26,10 +32,39 @@ def near(value: object, options: Iterable[object], shown: int = 12) -> str:
         "did you mean 'lora_ga' or 'lora'?"
         >>> near("zzz", ["lora", "pissa"])
         'choose from lora, pissa'
+        >>> near("pth", ["task.path", "rank"]), near("task.path", ["task.path", "task.name"])
+        ("did you mean 'task.path'?", 'choose from task.name')
     """
-    names = [str(option) for option in options]
-    close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.6)
+    given = str(value)
+    names = [name for name in dict.fromkeys(map(str, options)) if name != given]
+    scores = {name: _likeness(given.casefold(), name.casefold()) for name in names}
+    close = sorted((name for name in names if scores[name] >= 0.6), key=lambda name: -scores[name])[:3]
     if close:
-        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
-    tail = ", ..." if len(names) > shown else ""
-    return "choose from " + ", ".join(names[:shown]) + tail
+        return "did you mean " + " or ".join(repr(_short(name)) for name in close) + "?"
+    listed: list[str] = []
+    for name in map(_short, names[:shown]):
+        if sum(map(len, listed)) + len(name) <= LISTED:
+            listed.append(name)
+    tail = ", ..." if len(names) > len(listed) else ""
+    return "choose from " + ", ".join(listed) + tail if names else "there is no other"
+
+
+def _likeness(given: str, name: str) -> float:
+    """Return how alike two names are, 0 to 1."""
+    prefix, dot, last = name.rpartition(".")
+    if dot and given.startswith(f"{prefix}."):
+        given, name = given[len(prefix) + 1 :], last
+    elif dot and "." not in given:
+        return max(0.99 * _ratio(given, last), _ratio(given, name))
+    return _ratio(given, name)
+
+
+def _ratio(given: str, name: str) -> float:
+    matcher = difflib.SequenceMatcher(None, name, given)
+    return matcher.ratio() if matcher.real_quick_ratio() >= 0.6 else 0.0
+
+
+def _short(name: str) -> str:
+    """Return a name that fits into a line: a column may be called by a whole sentence."""
+    flat = " ".join(name.split())
+    return flat if len(flat) <= 40 else flat[:37] + "..."

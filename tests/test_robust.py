@@ -65,6 +65,8 @@ def one_line(capsys):
         (["-m", "hydra.launcher.lane=2"], ["hydra.launcher.lane"]),
         (["experiment=nosuch"], ["nosuch", "six"]),
         (["init.patern=banded", "init=svft"], ["init.patern", "init.pattern"]),
+        (["task.path=x.jsonl"], ["task.path: the chosen task has no such field; it is one of banking77"]),
+        (["pth=x.jsonl"], ["pth: no such key; did you mean 'task.path'"]),
     ],
     ids=lambda value: " ".join(value),
 )

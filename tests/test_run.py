@@ -37,6 +37,16 @@ def test_a_run_leaves_record_items_and_table_and_is_not_repeated(lorax, capsys):
     assert "skipped" in capsys.readouterr().out and records() == first
 
 
+def test_a_run_on_own_data_says_what_it_read_before_it_starts_and_in_its_record(lorax, capsys):
+    lines = ["text\tlabel", *(f'"word {i % 25}\t{i % 2}' for i in range(60))]
+    Path("mine.tsv").write_text("\n".join(lines) + "\n")
+    words = ["task=jsonl", "task.path=mine.tsv", 'task.template="Say:\\n{text}"', "task.answer=label", "base=false"]
+    assert lorax(*words) == 0
+    said = "read 60 rows, kept 25, dropped 35 (same prompt and answer: 10, same prompt, another answer: 25)"
+    assert capsys.readouterr().out.startswith(f"task jsonl: {said}\n")
+    assert [record.task["data"] for record in records().values()] == [said]
+
+
 def test_a_run_has_finished_when_it_has_been_scored(lorax, monkeypatch):
     from lorax.running import execute
     from lorax.running.session import Session

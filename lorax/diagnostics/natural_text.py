@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorax.errors import UserError, near
+from lorax.tasks.readers import Format, read, written
+from lorax.tasks.readers.opening import KINDS, suffix_of
 
 PLAIN = (".txt", ".md", ".rst")
-TABLES = (".jsonl", ".json", ".csv", ".parquet")
+TABLES = tuple(suffix for suffix in KINDS if suffix not in PLAIN)
 COLUMN = "text"
 
 
@@ -34,8 +36,8 @@ def load_text(path: str | None = None, column: str = COLUMN, characters: int | N
     Args:
         path: None: the language reference that every CPython carries for its `help()`
             (`pydoc_data/topics.py`, about 450,000 characters of English prose with examples, PSF
-            licence); a .txt, .md or .rst file; a .jsonl, .json, .csv or .parquet file with a column of
-            texts; or the id of a hub dataset (its train split; needs `datasets`).
+            licence); a .txt, .md or .rst file; a table that tasks read too (.jsonl, .csv, .parquet, ...) with a
+            column of texts; or the id of a hub dataset (its train split; needs `datasets`).
         column: of tables and datasets.
         characters: stop after the row or topic that reaches this number of characters; None: read all.
 
@@ -50,9 +52,9 @@ def load_text(path: str | None = None, column: str = COLUMN, characters: int | N
             return _joined([file.read_text(encoding="utf-8")], file.name, characters)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"text={path}: {error}") from None
-    if file.suffix in TABLES and file.is_file():
+    if suffix_of(file) in TABLES and file.is_file():
         return _joined(_table(file, column), f"{file.name}:{column}", characters)
-    if file.exists() or file.suffix in PLAIN + TABLES:
+    if file.exists() or file.suffix in PLAIN or suffix_of(file) in TABLES:
         problem = f"not one of {', '.join(PLAIN + TABLES)}" if file.exists() else "no such file"
         raise UserError(f"text={path}: {problem}")
     return _joined(_hub(path, column), f"{path}:{column} (hub)", characters)
@@ -79,21 +81,11 @@ def _joined(parts: Iterable[str], source: str, characters: int | None) -> Text:
 
 
 def _table(file: Path, column: str) -> Iterable[str]:
-    import pandas as pd
-
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".json": pd.read_json,
-        ".jsonl": lambda path: pd.read_json(path, lines=True),
-    }
-    try:
-        frame = readers[file.suffix](file)
-    except Exception as error:  # each reader raises types of its own
-        raise UserError(f"text={file}: cannot be read: {error}") from None
-    if column not in frame:
-        raise UserError(f"text={file}: no column {column!r}; {near(column, frame.columns)}")
-    return frame[column].dropna().astype(str)
+    """Return a column's texts, the empty ones left out; a value that is no text is refused by its row."""
+    rows = read(file, Format(used=frozenset([column])))
+    if column not in rows.rows[0][1]:
+        raise UserError(f"text={file}: no column {column!r}; {near(column, rows.rows[0][1])}")
+    return [words for row in rows if (words := written(row, column))]
 
 
 def _hub(name: str, column: str) -> Iterable[str]:

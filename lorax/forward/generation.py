@@ -13,7 +13,7 @@ from lorax.forward.batch import Encoded, flat_labels, grid, label_positions, lan
 from lorax.forward.classification import masked
 from lorax.forward.decode import Stop, decode
 from lorax.forward.prefix_tree import lay_out, size
-from lorax.forward.prompts import causal_pair, ended, prompt_text
+from lorax.forward.prompts import announce, causal_pair, ended, prompt_text
 from lorax.forward.readout import Readout, caches_by_position
 from lorax.forward.text import TextModality
 from lorax.models.modality import Batch, Prediction, by_lane, row_means
@@ -33,6 +33,11 @@ class GeneratedText(TextModality):
     def __init__(self, loaded: Loaded):
         super().__init__(loaded)
         self.readout = Readout(loaded.model)
+
+    def encode(self, task: Task, split: str, shots: bool = False) -> list[Encoded]:
+        """Encode one split of a task; see `TextModality.encode`."""
+        announce(self.loaded.tokenizer, task.system)
+        return super().encode(task, split, shots)
 
     def open(self) -> AbstractContextManager[Readout]:
         """Have the model compute logits only where labels are predicted."""

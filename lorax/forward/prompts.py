@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
+from lorax.forward.chat_template import closed, folded, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,22 +27,22 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: T
         before = [system] if system else []
         before += [f"{question}\n{answer}" for question, answer in turns]
         return "\n\n".join([*before, prompt]) + "\n"
-    return _templated(tokenizer, _messages(system, turns, prompt), add_generation_prompt=True)
+    return render(tokenizer, _messages(system, turns, prompt))
 
 
 def causal_pair(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: Turns, prompt: str, answer: str) -> Pair:
     """Return the ids of the prompt that generation starts from, and of the answer as its continuation.
 
     The answer ends in the end token. With a chat template it is what the template writes as the
-    assistant's turn, else the plain text.
+    assistant's turn, else, where the template leaves the answer out or changes it, the plain text.
     """
     start = prompt_text(tokenizer, system, turns, prompt)
     templated = bool(tokenizer.chat_template)
     whole, continuation = start + answer, answer
     if templated:
-        closed = _templated(tokenizer, [*_messages(system, turns, prompt), {"role": "assistant", "content": answer}])
-        if closed.startswith(start):
-            whole, continuation = closed, closed[len(start) :]
+        ended_turn = closed(tokenizer, [*_messages(system, turns, prompt), {"role": "assistant", "content": answer}])
+        if ended_turn is not None and ended_turn.startswith(start):
+            whole, continuation = ended_turn, ended_turn[len(start) :]
     # A template writes its own special tokens; plain text gets the tokenizer's (a BOS, if any).
     ids = _without_end(tokenizer, tokenizer(start, add_special_tokens=not templated)["input_ids"])
     together = tokenizer(whole, add_special_tokens=not templated)["input_ids"]
@@ -50,6 +51,12 @@ def causal_pair(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: T
     else:  # the last of the prompt and the first of the answer merge into one token: encode the answer by itself
         labels = tokenizer(continuation, add_special_tokens=False)["input_ids"]
     return list(ids), ended(tokenizer, list(labels))
+
+
+def announce(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+    """Say, once, if a template does without the system role: encoded splits may come from the cache in silence."""
+    if tokenizer.chat_template and system:
+        folded(tokenizer, _messages(system, (), ""))
 
 
 def ended(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> list[int]:
@@ -68,24 +75,6 @@ def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int
     """Drop the end token that some tokenizers append: the answer comes before it."""
     appended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not tokenizer.chat_template
     return ids[:-1] if appended else ids
-
-
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
-    """Apply the chat template, without thinking aloud.
-
-    Where the template knows no system role, the system text goes into the first turn.
-    """
-    from jinja2.exceptions import TemplateError
-
-    options |= {"tokenize": False, "enable_thinking": False}
-    try:
-        return str(tokenizer.apply_chat_template(messages, **options))
-    except TemplateError:
-        if messages[0]["role"] != "system":
-            raise
-        system, first, *others = messages
-        joined = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
-        return str(tokenizer.apply_chat_template([joined, *others], **options))
 
 
 def _messages(system: str | None, turns: Turns, prompt: str) -> list[dict[str, str]]:

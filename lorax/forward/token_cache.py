@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lorax.forward.prompts import Pair
 
-VERSION = 1
+VERSION = 2
 """Raised when the same content means other tokens (a change in how prompts are built)."""
 SMALLEST = 256
 """Splits with fewer texts are tokenised anew: that is faster than a digest of the tokenizer."""

@@ -69,23 +69,29 @@ def _unknown_key(key: str) -> str:
     group = key.partition(".")[0]
     if "." in key and group in ("init", "task", "model", "study"):
         known = _fields_of(group)
+        if key in known:  # of others
+            having = ", ".join(sorted(known[key])[:4])
+            return f"{key}: the chosen {group} has no such field; it is one of {having}"
         hint = near(key, known) if near(key, known).startswith("did") else f"see conf/{group}"
         return f"{key}: the chosen {group} has no such field; {hint}"
     if key.startswith("hydra."):
         return f"{key}: no such field of Hydra's, or of the chosen {key.split('.')[1]}"
-    return f"{key}: no such key; {near(key, keys())}"
+    nested = [name for group in ("init", "task", "model") for name in _fields_of(group)]
+    return f"{key}: no such key; {near(key, [*keys(), *nested])}"
 
 
-def _fields_of(group: str) -> list[str]:
-    """Return the fields that the options of a group set in their YAML files, nested ones with their dots."""
+def _fields_of(group: str) -> dict[str, set[str]]:
+    """Return the fields that the options of a group set in their YAML files, nested with dots; and which set them."""
     import yaml
 
-    names: set[str] = set()
-    for path in (conf_dir() / group).glob("*.yaml"):
+    names: dict[str, set[str]] = {}
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
         for key, value in (yaml.safe_load(path.read_text()) or {}).items():
             inner = value if isinstance(value, dict) else {}
-            names |= {f"{group}.{key}", *(f"{group}.{key}.{name}" for name in inner)}
-    return sorted(names)
+            for name in (f"{group}.{key}", *(f"{group}.{key}.{name}" for name in inner)):
+                if key != "defaults":
+                    names.setdefault(name, set()).add(path.stem)
+    return dict(sorted(names.items()))
 
 
 def _no_option(match: re.Match[str], cause: str) -> str:

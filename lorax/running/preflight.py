@@ -37,7 +37,11 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         resolve_device(device)
     for config in configs:
         data = canonical([config.task, config.data_seed])
-        task = tasks[data] = tasks.get(data) or load_task(config)
+        if data not in tasks:
+            tasks[data] = load_task(config)
+            if (rows := tasks[data].notes.get("data")) is not None:
+                _say(f"task {tasks[data].name}: {rows}")
+        task = tasks[data]
         initializer = config.initializer()
         if initializer.adapts == "module":
             check_modules(config, task)
@@ -49,6 +53,12 @@ def preflight(configs: Sequence[RunConfig]) -> None:
                 initializer.check(name, m, n)
         elif initializer.trains:
             check_head(config, task)
+
+
+@lru_cache
+def _say(line: str) -> None:
+    """Print a line, once a process: a study checks its jobs before every round."""
+    print(line, flush=True)
 
 
 def load_task(config: RunConfig) -> Task:

@@ -92,6 +92,7 @@ class PreparedRun:
             task={
                 "name": task.name, "kind": task.kind, "metric": task.metric, "direction": task.direction,
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
+                **({"data": task.notes["data"]} if "data" in task.notes else {}),
             },
             model={"name": config.model["name"], "digest": self.identity["model"]["digest"]},
             provenance={

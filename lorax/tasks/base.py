@@ -26,7 +26,8 @@ class Example:
     label: int | None = None
     """The class, for classification."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """gold: what the answer is scored against, where that is not the whole target text."""
+    """gold: what the answer is scored against, where that is not the whole target text; system: the system text of
+    the conversation that it was read from."""
 
     @property
     def gold(self) -> str:
@@ -68,7 +69,8 @@ class Task:
     version: int = 1
     """Raised by a family when the same settings give other examples or another score."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ..."""
+    """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ...; `data`: how many
+    rows were read, kept and dropped, and how, as a sentence for the user and the record."""
 
     def score(self, example: Example, completion: str) -> dict[str, int]:
         """Score one completion.

@@ -34,7 +34,8 @@ class GSM8K(TextToText):
 
     def example(self, row: Row) -> Example:
         """Return a problem with its solution, scored by the final number alone."""
-        question, answer = text(row, self.prompt), text(row, self.answer)
+        question = text(row, self.prompt) if self.template is None else self.joined.fill(row)
+        answer = text(row, self.answer)
         if "####" not in answer:
             raise UserError(f"{row[0]}: the answer holds no '####' before its final number")
         final = answer.rpartition("####")[2].strip().replace(",", "")

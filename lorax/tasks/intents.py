@@ -10,7 +10,7 @@ from typing import Any
 from lorax.errors import UserError
 from lorax.tasks.base import Task
 from lorax.tasks.own_data import TextClassification, classification
-from lorax.tasks.readers import looks_local, read, read_hub, text
+from lorax.tasks.readers import Format, looks_local, read, read_hub, text
 from lorax.tasks.registry import register
 
 Pairs = dict[str, list[tuple[str, str]]]
@@ -23,6 +23,10 @@ class Intents(TextClassification):
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError(f"task={self.name}: give task.path=<folder or hub id>")
+        self._check_texts()
+        for key in ("template", "columns", "quotes"):
+            if getattr(self, key) is not None:
+                raise UserError(f"task.{key}: {self.name} is read as its authors write it; task=text_classification")
 
     def load(self, data_seed: int) -> Task:
         """Read the official splits; validation is cut from train where there is none."""
@@ -32,7 +36,7 @@ class Intents(TextClassification):
         elif looks_local(str(self.path)):
             raise UserError(f"task.path={self.path}: no such folder")
         else:
-            rows = read_hub(str(self.path), self.subset)
+            rows = read_hub(str(self.path), self.subset, Format(used=frozenset((self.text, self.label))))
             pairs = {part: self.pairs(rows[part]) for part in rows}
         pairs = {part: [pair for pair in some if self._is_kept(pair[1])] for part, some in pairs.items()}
         return classification(self, pairs, data_seed)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 from lorax.errors import UserError, near
 from lorax.tasks import extractors
 from lorax.tasks.base import Example, Task, prompt_id
-from lorax.tasks.readers import Row, read_splits, text
+from lorax.tasks.chats import read_exchange
+from lorax.tasks.classes import check_classes
+from lorax.tasks.readers import Format, Row, Rows, read_splits, text
 from lorax.tasks.registry import register
 from lorax.tasks.splitting import Sizes, split
+from lorax.tasks.templates import Template
+
+QUOTES = ("auto", "syntax", "text")
+LONGEST_PATH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,12 @@ class Files:
     """A file for each split, instead of or beside `path`."""
     validation: str | None = None
     test: str | None = None
+    template: str | None = None
+    """Text with fields in braces that makes the prompt, instead of one field; see `Template`."""
+    columns: list[str] | None = None
+    """Names of the columns, for CSV and TSV files without a header."""
+    quotes: str | None = None
+    """What `"` is in CSV and TSV files: auto (None) | syntax | text."""
     n_train: int | None = None
     """None: all there are, here and below."""
     n_validation: int | None = 500
@@ -33,13 +47,43 @@ class Files:
     n_heldout: int | None = 64
 
     def __post_init__(self) -> None:
+        self._check_texts()
         if not (self.path or self.train):
             raise UserError(f"task={self.name}: give task.path=<file, folder or hub id>")
+        if (self.quotes or "auto") not in QUOTES:
+            raise UserError(f"task.quotes={self.quotes}: {near(self.quotes, QUOTES)}")
+        if self.columns is not None and not _are_names(self.columns):
+            raise UserError(f"task.columns={self.columns}: a list of different names, one for each column")
+        if self.template is not None:
+            assert self.joined.fields
 
-    def rows(self) -> dict[str, list[Row]]:
-        """Return the rows of every split that the source has."""
+    def _check_texts(self) -> None:
+        """Refuse what is no text where one is needed, and paths that no system takes."""
+        for item in fields(self):
+            found = getattr(self, item.name)
+            if item.type in ("str", "str | None") and not isinstance(found, str | None) and item.name != "template":
+                way = "; task.template joins several fields" if item.name in ("prompt", "text") else ""
+                raise UserError(f"task.{item.name}={found}: one text is needed{way}")
+            if item.name in ("path", "train", "validation", "test") and found and len(found) > LONGEST_PATH:
+                raise UserError(f"task.{item.name}={found[:40]}...: {len(found):,} characters are no path")
+
+    @cached_property
+    def joined(self) -> Template:
+        """The template, parsed; there must be one."""
+        assert self.template is not None
+        return Template(self.template)
+
+    def rows(self, *keys: str) -> dict[str, Rows]:
+        """Return the rows of every split; of their fields those that `keys` or the template name."""
         files = {"train": self.train, "validation": self.validation, "test": self.test}
-        return read_splits(self.path or "", self.subset, files)
+        used = frozenset(keys) | frozenset(self.joined.fields if self.template is not None else ())
+        names = tuple(self.columns) if self.columns else None
+        return read_splits(self.path or "", self.subset, files, Format(names, self.quotes or "auto", used))
+
+
+def _are_names(columns: Any) -> bool:
+    is_list = isinstance(columns, list | tuple) and bool(columns)
+    return is_list and all(isinstance(name, str) for name in columns) and len(set(columns)) == len(columns)
 
 
 @register("jsonl")
@@ -70,27 +114,49 @@ class TextToText(Files):
 
     def load(self, data_seed: int) -> Task:
         """Read and split the rows; UserError names file and line of one that cannot be used."""
-        official = {part: [self.example(row) for row in rows] for part, rows in self.rows().items()}
+        rows = self.rows(self.prompt, self.answer)
+        official = {part: [self.example(row) for row in rows[part]] for part in rows}
+        system = self._system({part: list(zip(official[part], rows[part], strict=True)) for part in rows})
         sizes = Sizes(self.n_train, self.n_validation, self.n_test, self.n_heldout, self.shots)
         splits, notes = split(official, sizes, data_seed, self.name)
         return Task(
             name=self.name,
             kind="generation",
             **splits,
-            system=self.system,
+            system=system,
             max_new_tokens=self.max_new_tokens,
             strict=self.extractor,
             tolerant=self.tolerant,
             lr=self.lr,
             steps=self.steps,
             batch_size=self.batch_size,
-            notes=notes,
+            notes=with_remarks(notes, rows),
         )
 
     def example(self, row: Row) -> Example:
         """Return one row as question and answer; a dataset with rules of its own overrides this."""
-        prompt = text(row, self.prompt)
-        return Example(prompt_id(prompt), prompt, text(row, self.answer))
+        if self.template is not None:
+            prompt = self.joined.fill(row)
+            return Example(prompt_id(prompt), prompt, text(row, self.answer))
+        exchange = read_exchange(row, self.prompt, self.answer)
+        meta = {} if exchange.system is None else {"system": exchange.system}
+        return Example(prompt_id(exchange.prompt), exchange.prompt, str(exchange.answer), meta=meta)
+
+    def _system(self, official: Mapping[str, Iterable[tuple[Example, Row]]]) -> str | None:
+        """Return the task's system text: the user's, or that of all conversations.
+
+        Raises:
+            UserError: conversations with different system texts, or another one than `task.system`.
+        """
+        system, place = self.system, "task.system"
+        for part in official.values():
+            for example, (where, _) in part:
+                own = example.meta.get("system")
+                if own is not None and system is None and place == "task.system":
+                    system, place = own, where
+                if own != system and (own is not None or place != "task.system"):
+                    raise UserError(f"{where}: another system text than {place}; a task has one for all rows")
+        return system
 
 
 @register("text_classification")
@@ -112,24 +178,35 @@ class TextClassification(Files):
 
     def load(self, data_seed: int) -> Task:
         """Read and split the rows; UserError names file and line of one that cannot be used."""
-        return classification(self, {part: self.pairs(rows) for part, rows in self.rows().items()}, data_seed)
+        rows = self.rows(self.text, self.label)
+        return classification(self, {part: self.pairs(rows[part]) for part in rows}, data_seed, rows)
 
-    def pairs(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    def pairs(self, rows: Iterable[Row]) -> list[tuple[str, str]]:
         """Return rows as (text, class)."""
+        if self.template is not None:
+            return [(self.joined.fill(row), text(row, self.label)) for row in rows]
         return [(text(row, self.text), text(row, self.label)) for row in rows]
 
 
-def classification(options: TextClassification, pairs: dict[str, list[tuple[str, str]]], data_seed: int) -> Task:
+def classification(
+    options: TextClassification,
+    pairs: dict[str, list[tuple[str, str]]],
+    data_seed: int,
+    source: Mapping[str, Rows] | None = None,
+) -> Task:
     """Build a classification task from (text, class) pairs.
 
     Args:
         options: sizes and training defaults.
         pairs: train, and where given validation and test.
         data_seed: decides which example enters which split.
+        source: the rows that the pairs were made of, for their remarks.
 
     Raises:
-        UserError: a class in validation or test that train does not have; fewer than two classes.
+        UserError: a class in validation or test that train does not have; fewer than two classes; labels that
+            are no classes.
     """
+    check_classes({label for some in pairs.values() for _, label in some}, f"task={options.name}")
     names = tuple(sorted({label for _, label in pairs["train"]}))
     number = {label: index for index, label in enumerate(names)}
     if len(names) < 2:
@@ -157,5 +234,11 @@ def classification(options: TextClassification, pairs: dict[str, list[tuple[str,
         head_lr=options.head_lr,
         steps=options.steps,
         batch_size=options.batch_size,
-        notes=notes,
+        notes=with_remarks(notes, source or {}),
     )
+
+
+def with_remarks(notes: dict[str, Any], rows: Mapping[str, Rows]) -> dict[str, Any]:
+    """Return a task's notes, with what is worth saying about how its rows were read."""
+    remarks = dict.fromkeys(remark for part in rows.values() for remark in part.remarks)
+    return notes | {"data": "; ".join([notes["data"], *remarks])}

@@ -51,7 +51,7 @@ def split(
         name: of the task, for messages.
 
     Returns:
-        The splits, and notes: duplicates removed.
+        The splits, and notes: duplicates removed, and in `data` a sentence on what became of the rows.
 
     Raises:
         UserError: too few examples for the splits.
@@ -61,7 +61,8 @@ def split(
     kept = {"test": _numbered(official_test)}
     kept |= {part: unique(official.get(part, ()), seen) for part in ("validation", "train")}
     total = sum(len(examples) for examples in official.values())
-    notes = {"duplicates": total - sum(map(len, kept.values()))}
+    left = sum(map(len, kept.values()))
+    notes: dict[str, Any] = {"duplicates": total - left, "data": _account(official, total, left)}
     pool = shuffled(kept["train"], f"cut {data_seed}")
     test, validation = shuffled(kept["test"], "test"), shuffled(kept["validation"], "validation")
     if not test:
@@ -71,7 +72,7 @@ def split(
     heldout, pool = _cut(pool, min(len(pool) // 20, len(pool) if sizes.n_heldout is None else sizes.n_heldout))
     shots, pool = _cut(pool, sizes.shots)
     if not pool or not validation or not test:
-        raise UserError(f"task={name}: {total} rows, {notes['duplicates']} of them duplicates, are too few to split")
+        raise UserError(f"task={name}: {notes['data']}: too few to split")
     splits = Splits(
         train=tuple(pool[: sizes.n_train]),
         validation=tuple(validation[: sizes.n_validation]),
@@ -80,6 +81,22 @@ def split(
         shots=tuple(shots),
     )
     return splits, notes
+
+
+def _account(official: Mapping[str, Sequence[Example]], total: int, kept: int) -> str:
+    """Return how many rows were read, kept and dropped, and why."""
+    answers: dict[str, set[str]] = {}
+    repeated = differing = 0
+    for part in ("test", "validation", "train"):
+        for example in official.get(part, ()):
+            known = answers.setdefault(example.id, set())
+            if known and part != "test":
+                repeated, differing = (repeated + (example.answer in known), differing + (example.answer not in known))
+            known.add(example.answer)
+    reasons = [f"same prompt and answer: {repeated:,}"] if repeated else []
+    reasons += [f"same prompt, another answer: {differing:,}"] if differing else []
+    sentence = f"read {total:,} rows, kept {kept:,}, dropped {total - kept:,}"
+    return sentence + (f" ({', '.join(reasons)})" if reasons else "")
 
 
 def _numbered(examples: Sequence[Example]) -> list[Example]:

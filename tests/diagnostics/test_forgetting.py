@@ -94,6 +94,11 @@ def test_texts_of_the_user(tmp_path):
     table.write_text("".join(json.dumps({"text": word, "id": 1}) + "\n" for word in ("one", "two")))
     assert load_text(str(table)).text == "one\n\ntwo"
     assert load_text(str(table), characters=2).text == "one"
+    (tmp_path / "a.csv").write_text('id,text\n1,"a, b"\n2,\n3,2024-01-01\n')
+    assert load_text(str(tmp_path / "a.csv")).text == "a, b\n\n2024-01-01"
+    (tmp_path / "b.jsonl").write_text('{"text": ["a", "b"]}\n')
+    with pytest.raises(UserError, match="line 1: field 'text' is a list of 2 texts, not one text"):
+        load_text(str(tmp_path / "b.jsonl"))
     with pytest.raises(UserError, match="no column 'txt'; did you mean 'text'"):
         load_text(str(table), column="txt")
     with pytest.raises(UserError, match="no such file"):

@@ -61,13 +61,14 @@ def test_classes_are_named_counted_and_checked(tmp_path):
     ("a.jsonl", '{"prompt": "p", "answer": "a"}\n\n[1]\n', r"line 3: not a JSON object but list"),
     ("a.jsonl", '{"promt": "p", "answer": "a"}\n', r"line 1: no field 'prompt'; did you mean 'promt'"),
     ("a.jsonl", '{"prompt": "p", "answer": ""}\n', r"line 1: field 'answer' is empty"),
-    ("a.csv", "prompt,answer\np,a\nq\n", r"line 3: fewer columns"),
+    ("a.csv", "prompt,answer\np,a\nq\n", r"line 3: 1 column where the header has 2"),
     ("a.csv", "prompt,answer\np,a,b\n", r"line 2: 3 columns where the header has 2"),
-    ("a.csv", 'prompt,answer\n"p,a\n', r"line 2: unexpected end of data"),
+    ("a.csv", 'prompt,answer\n"p,a\nq\n', r"line 2: unexpected end of data"),
     ("a.json", '[\n{"prompt": 1,}]', r"a.json, line 2: not JSON"),
     ("a.parquet", "not parquet", r"a.parquet: "),
-    ("a.txt", "p", r"cannot read .txt"),
-    ("a.jsonl", "", r"no training rows"),
+    ("a.doc", "p", r"cannot read .doc"),
+    ("a.jsonl", "", r"no rows; the file is empty"),
+    ("a.csv", "prompt,answer\n", r"no rows under the header"),
 ])  # fmt: skip
 def test_unreadable_rows_are_named_by_file_and_line(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
@@ -82,6 +83,14 @@ def test_unreadable_rows_are_named_by_file_and_line(tmp_path, name, content, wor
     ({"name": "jsonl", "path": "nope.csv"}, "no such file"),
     ({"name": "jsonl", "train": "nope.csv"}, "task.train=nope.csv: no such file"),
     ({"name": "jsonl", "path": "x", "extractor": "hash"}, "hash_int"),
+    ({"name": "jsonl", "path": "x" * 5000}, r"task.path=x{40}\.\.\.: 5,000 characters are no path"),
+    ({"name": "gsm8k", "path": ["x"]}, r"task.path=\['x'\]: one text is needed$"),
+    ({"name": "banking77", "path": "x" * 5000}, "5,000 characters are no path"),
+    ({"name": "jsonl", "path": "x" * 300}, r"x\.\.\.: a name of more than 255 bytes"),
+    ({"name": "jsonl", "train": "x" * 300 + ".csv"}, "a name of more than 255 bytes"),
+    ({"name": "jsonl", "path": "x", "quotes": "txt"}, "task.quotes=txt: did you mean 'text'"),
+    ({"name": "jsonl", "path": "x", "columns": ["a", "a"]}, "a list of different names"),
+    ({"name": "jsonl", "path": "x", "columns": "a"}, "a list of different names"),
     ({"name": "gsm8k", "path": "/nope"}, "no such file or folder"),
     ({"name": "banking77", "path": "./nope"}, "no such folder"),
 ])  # fmt: skip

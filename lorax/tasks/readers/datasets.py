@@ -1,0 +1,90 @@
+"""Datasets of the package `datasets`: from the hub, or a folder that `save_to_disk` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorax.errors import UserError
+from lorax.tasks.readers.files import ALIASES
+from lorax.tasks.readers.rows import UNREAD, Format, Rows
+
+
+def read_hub(path: str, subset: str | None, format: Format | None = None) -> dict[str, Rows]:
+    """Read a dataset from the hub (or from its local cache).
+
+    Raises:
+        UserError: `datasets` is not installed; no such dataset, or it cannot be reached.
+    """
+    datasets = _package(path, "a hub dataset")
+    try:
+        loaded = datasets.load_dataset(path, subset)
+    except Exception as error:
+        raise UserError(f"task.path={path}: no such file or folder, and not from the hub: {_line(error)}") from error
+    return _splits(loaded, path, format or Format())
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote a folder."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def read_saved(folder: Path, format: Format) -> dict[str, Rows]:
+    """Read a folder that `save_to_disk` wrote; a dataset without splits is `train`.
+
+    Raises:
+        UserError: `datasets` is not installed; a file of the folder is missing or damaged.
+    """
+    datasets = _package(str(folder), "a folder that save_to_disk wrote")
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise UserError(f"task.path={folder}: {_line(error)}") from error
+    return _splits(loaded if hasattr(loaded, "keys") else {"train": loaded}, str(folder), format)
+
+
+def _package(path: str, what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"task.path={path}: {what} needs the package datasets: pip install datasets") from None
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _splits(loaded: Any, path: str, format: Format) -> dict[str, Rows]:
+    splits = {}
+    for split, stems in ALIASES.items():
+        stem = next((stem for stem in stems if stem in loaded), None)
+        if stem is not None:
+            rows = enumerate(_named(loaded[stem], format))
+            splits[split] = Rows([(f"{path} {stem}, row {index}", fields) for index, fields in rows])
+    if not splits:
+        raise UserError(f"task.path={path}: has the splits {', '.join(map(str, loaded))}; train is needed")
+    return splits
+
+
+def _named(dataset: Any, format: Format) -> Iterator[dict[str, Any]]:
+    """Yield rows, class numbers as class names; columns that are not asked for are not read."""
+    names = list(dataset.features)
+    used = [name for name in names if format.used is None or name in format.used]
+    rest = dict.fromkeys(names, UNREAD)
+    if not used:
+        yield from (dict(rest) for _ in range(len(dataset)))
+        return
+    classes = {key: dataset.features[key] for key in used if hasattr(dataset.features[key], "int2str")}
+    for row in dataset.select_columns(used):
+        named = {key: column.int2str(row[key]) for key, column in classes.items() if _is_class(row[key])}
+        yield {**rest, **row, **named}
+
+
+def _is_class(number: Any) -> bool:
+    return isinstance(number, int) and number >= 0  # -1 stands for a label that is kept secret
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
