@@ -67,7 +67,6 @@ class Store:
 
     def __init__(self, results_dir: str | Path):
         self.root = Path(results_dir)
-        self._swept: set[str] = set()
 
     def folder(self, name: str) -> Path:
         """Return the folder of the records called `name`.
@@ -218,12 +217,11 @@ class Store:
         These are temporary files whose writers are dead, records of packs that were still to be renamed, and locks and
         checkpoints of runs that are over. What another process works on is left alone.
         """
-        if name in self._swept:
-            return
-        self._swept.add(name)
         folder = self.root / "state" / check_name(name)
-        if not folder.is_dir():
+        key = str(folder.absolute())
+        if key in _swept or not folder.is_dir():
             return
+        _swept.add(key)
         self._finish_packs(name, "")
         for run in sorted({path.name.removesuffix(".lock") for path in folder.iterdir() if _is_state(path)}):
             if self._is_over(name, run) and (held := claims.try_acquire(self._lock(name, run))) is not None:
@@ -272,6 +270,10 @@ class Store:
     def forget_state(self, name: str, run_id: str) -> None:
         """Remove the checkpoints of a run that is over."""
         shutil.rmtree(self.state(name, run_id), ignore_errors=True)
+
+
+_swept: set[str] = set()
+"""Folders of states that this process has swept."""
 
 
 def _is_state(path: Path) -> bool:
