@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _as_line(message: Warning | str, *_: object) -> str:
+def _as_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     return f"warning: {message}\n"
 
 

@@ -20,8 +20,9 @@ import pytest
 pytestmark = pytest.mark.slow
 SMALL = [
     "model=toy", "model.hidden=8", "model.layers=1", "task=toy", "task.n_train=16", "task.n_validation=4",
-    "task.n_test=6", "steps=4", "batch_size=4", "targets=[q_proj,v_proj]", "rank=2", "dtype=float32", "track=none", "base=false", "name=small",
-    "train.checkpoint_every=2", "results_dir=results",
+    "task.n_test=6", "steps=4", "batch_size=4",
+    "targets=[q_proj,v_proj]", "rank=2", "dtype=float32", "track=none",
+    "base=false", "name=small", "train.checkpoint_every=2", "results_dir=results",
 ]  # fmt: skip
 COMMANDS = {
     "run": [*SMALL, "init=pissa", "save=saved", "seed=1"],

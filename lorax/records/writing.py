@@ -105,7 +105,7 @@ def write_together(files: Iterable[tuple[str | Path, str | bytes]]) -> None:
 def _stage(path: Path, raw: bytes) -> str:
     """Write the content beside `path`; return the temporary name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_once(path.parent.absolute())
+    sweep_once(path.parent.absolute())
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(f".{path.name[:100]}"), suffix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -141,7 +141,7 @@ def sweep(folder: Path) -> None:
 
 
 @cache
-def _sweep_once(folder: Path) -> None:
+def sweep_once(folder: Path) -> None:
     """Sweep a folder at the first file that this process writes there."""
     sweep(folder)
 

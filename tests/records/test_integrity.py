@@ -1,4 +1,4 @@
-"""A record is believed where id, scores, items and digests agree; what disagrees is named, left out, not overwritten."""
+"""A record is believed where id, scores, items and digests agree; what disagrees is left out with a word."""
 
 from __future__ import annotations
 
