@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lorax.errors import UserError, near
-from lorax.records import knobs
+from lorax.records import check_name, knobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -209,8 +209,7 @@ def check(config: RunConfig) -> None:
         raise UserError(f"device={config.device}: choose from auto, cpu, cuda, mps (cuda:1 for the second GPU)")
     if config.zeta is not None and config.gamma is not None:
         raise UserError(f"zeta={config.zeta:g} and gamma={config.gamma:g}: give one, not both (zeta = eta^2 r / gamma)")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", config.name) or ".." in config.name:
-        raise UserError(f"name={config.name!r}: letters, digits, '.', '_', '-' and '/' only")
+    check_name(config.name)
     accumulation, batch = config.train["accumulation"], config.batch_size
     if batch is not None and batch % accumulation:
         raise UserError(f"batch_size={batch}: not a multiple of train.accumulation={accumulation}")

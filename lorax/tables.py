@@ -6,6 +6,7 @@ Reports are imported where they are needed: they load scipy and matplotlib, whic
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 from lorax.errors import UserError, near
@@ -17,6 +18,8 @@ python -m lorax.tables <name>                 rebuild the tables (of a study: th
 python -m lorax.tables rescore=<name>         score kept completions under every published extraction rule
 python -m lorax.tables import=<folder>        intervals and separability for PEFT method_comparison JSONs
                                               or lm-evaluation-harness samples_*.jsonl
+python -m lorax.tables verify=<name>          check ids, scores against items, digests, design, leftovers; `all`: every
+                                              name. Exit status 0: clean, 1: findings, a line each (json=true: as JSON)
 options: results_dir=<folder> (default: results)   items=<n> with import=   split=validation with rescore="""
 
 
@@ -26,12 +29,32 @@ def main(arguments: list[str] | None = None) -> int:
     if any(argument in ("-h", "--help", "help") for argument in arguments):
         print(USAGE)
         return 0
+    before, warnings.formatwarning = warnings.formatwarning, _as_line
     try:
-        print(run(*_parse(arguments)), end="")
+        name, options = _parse(arguments)
+        if "verify" in options:
+            from lorax.reports.verify import verify_text
+
+            text, clean = verify_text(_store(options), options["verify"], _flag(options, "json"))
+            print(text, end="")
+            return 0 if clean else 1
+        print(run(name, options), end="")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = before
     return 0
+
+
+def _as_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n"
+
+
+def _store(options: dict[str, str]) -> Store:
+    return Store(options.get("results_dir", "results"))
 
 
 def run(name: str | None, options: dict[str, str]) -> str:
@@ -40,7 +63,7 @@ def run(name: str | None, options: dict[str, str]) -> str:
     Raises:
         UserError: unknown name or folder, or nothing to read in it.
     """
-    store = Store(options.get("results_dir", "results"))
+    store = _store(options)
     if "import" in options:
         from lorax.reports.published.separability import write_imported
 
@@ -81,8 +104,14 @@ def _whole(options: dict[str, str], key: str) -> int | None:
     return int(options[key])
 
 
+def _flag(options: dict[str, str], key: str) -> bool:
+    if options.get(key, "false") not in ("true", "false"):
+        raise UserError(f"{key}={options[key]}: true or false")
+    return options.get(key) == "true"
+
+
 def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
-    known = ("import", "rescore", "results_dir", "items", "split")
+    known = ("import", "rescore", "verify", "results_dir", "items", "split", "json")
     names, options = [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -94,7 +123,7 @@ def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
             raise UserError(f"{key}= needs a value")
         else:
             options[key] = value
-    if len(names) + ("import" in options) + ("rescore" in options) > 1:
+    if len(names) + sum(key in options for key in ("import", "rescore", "verify")) > 1:
         raise UserError(f"one table at a time, got {', '.join(arguments)}")
     return (names[0] if names else None), options
 

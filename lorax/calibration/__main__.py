@@ -23,7 +23,7 @@ from lorax.calibration.report import render
 from lorax.calibration.simulate import Scenario
 from lorax.calibration.swaps import swap
 from lorax.errors import UserError
-from lorax.records import Store, write_atomic
+from lorax.records import Store, read_json, write_atomic
 from lorax.studies.registration import frozen
 from lorax.studies.study import final_of, read_study
 
@@ -104,7 +104,7 @@ def _last(folder: Path) -> dict[str, Any]:
     path = folder / "full.json"
     if not path.is_file():
         raise UserError(f"{path}: no full calibration yet; run without --swaps and --redraw first")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _promises(chosen: Sequence[Scenario], tables: int, seed: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError
-from lorax.records.store import write_atomic
+from lorax.records import read_json, write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def cached(tokenizer: PreTrainedTokenizerBase, content: list[Any], build: Callab
         pairs = _read(path, path.stat().st_mtime_ns)
         if len(pairs) == len(content[-1]):
             return pairs
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         pass
     pairs = build()
     try:
@@ -62,7 +62,7 @@ def cached(tokenizer: PreTrainedTokenizerBase, content: list[Any], build: Callab
 @lru_cache(maxsize=6)
 def _read(path: Path, changed: int) -> list[Pair]:
     """Read a file once a process and time of change: every run of a pack asks for the same splits."""
-    return [(ids, labels) for ids, labels in json.loads(path.read_text())]
+    return [(ids, labels) for ids, labels in read_json(path)]
 
 
 def _key(tokenizer: PreTrainedTokenizerBase, backend: Any, content: list[Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError
 from lorax.models.attention import choose
+from lorax.models.checks import check_files, check_vocabulary, fresh_head, readable
 from lorax.models.fresh_head import init_head, modules_without_weights
 from lorax.models.placement import pick_device, torch_dtype
 from lorax.models.quiet import quiet
@@ -44,6 +45,10 @@ class Checkpoint:
         """Return the digest for a skeleton; "" where it would need the weights."""
         return self.digest()
 
+    def trusts_code(self) -> bool:
+        """Return whether Python code in the folder may be run."""
+        return False
+
     def model_class(self, kind: str) -> Any:
         """Return the class to build, one of transformers' automatic classes by default."""
         import transformers
@@ -60,16 +65,19 @@ class Checkpoint:
 
         with quiet():
             folder = self.folder(weights=False)
-            config = read_config(folder, labels)
+            check_files(folder)
+            config = read_config(folder, labels, self.trusts_code())
             kind = kind_of(config, self.kind, labels, str(folder))
-            with torch.device("meta"):
+            with readable(folder), torch.device("meta"):
                 model = self.build(kind, config)
         head = modules_without_weights(model, weight_names(folder)) if kind == "classification" else []
         return Loaded(model.eval(), None, kind, self.name, self.skeleton_digest(), head)
 
     def build(self, kind: str, config: PretrainedConfig) -> Any:
         """Return the model of a configuration, without pretrained weights."""
-        return self.model_class(kind).from_config(config, attn_implementation="eager")
+        return self.model_class(kind).from_config(
+            config, attn_implementation="eager", trust_remote_code=self.trusts_code()
+        )
 
     def load(self, labels: Sequence[str] | None, dtype: str, device: str, seed: int) -> Loaded:
         """Return the model with its weights, in eval mode; a head that they lack is drawn from `seed`.
@@ -82,13 +90,14 @@ class Checkpoint:
 
         device, folder = pick_device(device), self.folder()
         with quiet(), torch.random.fork_rng(devices=[]):
-            config = read_config(folder, labels)
+            check_files(folder)
+            config = read_config(folder, labels, self.trusts_code())
             kind = kind_of(config, self.kind, labels, str(folder))
             kernel: str | None = choose(self.attention, device)
             if kernel != self.attention and not _takes_kernels(self.model_class(kind), config):
                 kernel = None  # transformers' own choice for an attention of the model's own kind
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(folder)
+            with readable(folder):
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trusts_code())
                 model, info = self.model_class(kind).from_pretrained(
                     folder,
                     config=config,
@@ -96,13 +105,11 @@ class Checkpoint:
                     attn_implementation=kernel,
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
+                    trust_remote_code=self.trusts_code(),
                 )
-            except (OSError, ValueError, ImportError) as error:
-                raise UserError(f"model.path={folder}: {first_line(error)}") from error
-        head = []
+                head = fresh_head(model, info, kind, folder)
+                check_vocabulary(model, tokenizer, folder)
         if kind == "classification":
-            missing = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
-            head = sorted({key.rpartition(".")[0] for key in missing})
             init_head(model, head, seed)
             if getattr(model.config, "pad_token_id", None) is None:
                 model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
@@ -110,7 +117,7 @@ class Checkpoint:
         return Loaded(model.to(device).eval(), tokenizer, kind, self.name, self.digest(), head, attention)
 
 
-def read_config(folder: Path, labels: Sequence[str] | None) -> PretrainedConfig:
+def read_config(folder: Path, labels: Sequence[str] | None, trust: bool = False) -> PretrainedConfig:
     """Read a checkpoint's configuration, with the task's classes put in.
 
     Raises:
@@ -119,10 +126,8 @@ def read_config(folder: Path, labels: Sequence[str] | None) -> PretrainedConfig:
     from transformers import AutoConfig
 
     extra = {} if labels is None else {"num_labels": len(labels)}
-    try:
-        config = AutoConfig.from_pretrained(folder, **extra)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model.path={folder}: {first_line(error)}") from error
+    with readable(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **extra)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
@@ -164,12 +169,6 @@ def weight_names(folder: Path) -> set[str]:
         with safe_open(path, framework="pt") as file:
             names.update(file.keys())
     return names
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _takes_kernels(model_class: Any, config: PretrainedConfig) -> bool:

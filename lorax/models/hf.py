@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorax.errors import UserError
-from lorax.models.checkpoint import Checkpoint, first_line
+from lorax.models.checkpoint import Checkpoint
+from lorax.models.checks import first_line
 from lorax.models.quiet import quiet
 from lorax.models.registry import register
 from lorax.records import digest_file
@@ -30,31 +31,40 @@ class HF(Checkpoint):
     """A folder with config.json and weights, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that lies in the folder. It may do anything; without it such a model is refused."""
 
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError("model=hf: give model.path=<folder or hub id>")
+        if not isinstance(self.trust_remote_code, bool):
+            raise UserError(f"model.trust_remote_code={self.trust_remote_code}: must be true or false")
+
+    def trusts_code(self) -> bool:
+        """Return whether Python code in the folder may be run."""
+        return self.trust_remote_code
 
     def folder(self, weights: bool = True) -> Path:
         """Return the checkpoint's folder."""
-        return resolve(str(self.path), self.revision, weights)
+        return resolve(str(self.path), self.revision, weights, self.trust_remote_code)
 
     def digest(self) -> str:
         """Return the digest of the checkpoint's files."""
-        return digest_folder(self.folder())
+        return digest_folder(self.folder(), self.trust_remote_code)
 
     def skeleton_digest(self) -> str:
         """Return nothing: a skeleton is built before the weights are fetched."""
         return ""
 
 
-def resolve(path: str, revision: str | None = None, weights: bool = True) -> Path:
+def resolve(path: str, revision: str | None = None, weights: bool = True, code: bool = False) -> Path:
     """Return the local folder of a checkpoint, fetched from the hub where it is an id.
 
     Args:
         path: an existing folder, else a hub id.
         revision: branch, tag or commit, for hub ids.
         weights: fetch the weights too, not only configuration and tokenizer.
+        code: fetch the Python files too.
 
     Raises:
         UserError: no such folder; the hub does not have it or cannot be reached.
@@ -68,16 +78,18 @@ def resolve(path: str, revision: str | None = None, weights: bool = True) -> Pat
         raise UserError(f"model.path={path}: a file; give the folder that holds config.json and the weights")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path={path}: no such folder")
-    return _fetched(path, revision, weights)
+    return _fetched(path, revision, weights, code)
 
 
 @functools.cache
-def _fetched(path: str, revision: str | None, weights: bool) -> Path:
+def _fetched(path: str, revision: str | None, weights: bool, code: bool) -> Path:
     """Return the hub cache's folder of a checkpoint, asked for once a process."""
     from huggingface_hub import snapshot_download
 
+    side_files = [*_SIDE_FILES, *(["*.py"] if code else [])]
+
     def fetch(*patterns: str) -> Path:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=[*_SIDE_FILES, *patterns]))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=[*side_files, *patterns]))
 
     try:
         with quiet():
@@ -89,8 +101,12 @@ def _fetched(path: str, revision: str | None, weights: bool) -> Path:
         raise UserError(f"model.path={path}: no such folder, and not from the hub: {first_line(error)}") from error
 
 
-def digest_folder(folder: Path) -> str:
+def digest_folder(folder: Path, code: bool = False) -> str:
     """Return a digest of the weights, the configuration and the tokenizer in a checkpoint folder.
+
+    Args:
+        folder: the checkpoint.
+        code: of the Python files in it too.
 
     Raises:
         UserError: the folder holds no weights.
@@ -99,5 +115,6 @@ def digest_folder(folder: Path) -> str:
     if not weights:
         raise UserError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
     others = sorted({path for pattern in _TOKEN_FILES for path in folder.glob(pattern) if path.is_file()})
+    others += sorted(folder.rglob("*.py")) if code else []
     digests = [[path.name, digest_file(path)] for path in [*others, *weights]]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]

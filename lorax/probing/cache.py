@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lorax.records.writing import PART, sweep_once, temporary_prefix
+
 DEFAULT_BYTES = 8 * 2**30
 _LOCKS = 64  # lock files in all; two keys may share one, then one of them waits
 
@@ -111,7 +113,8 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: part.contiguous() for name, part in parts.items()}
         tensors |= {f"{name}.sum": _checksums(part) for name, part in tensors.items()}
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        sweep_once(path.parent.absolute())
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(".entry"), suffix=PART)
         os.close(handle)
         try:
             try:

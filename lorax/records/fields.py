@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lorax.records import RunRecord
@@ -109,12 +110,19 @@ def stamps(record: RunRecord) -> dict[str, Any]:
     return values
 
 
+def finished_at(record: RunRecord) -> str:
+    """Return when a run finished; "", before every date, where that is not known or, by a wrong clock, yet to come."""
+    when = str(record.provenance.get("finished") or "")
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
+    return "" if when > tomorrow else when
+
+
 def one_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Keep one run for each task and seed: one that did not fail, and of several the one that finished last.
 
     A run that was evaluated on another split has another id, so that one seed may have several records.
     """
     best: dict[Any, RunRecord] = {}
-    for record in sorted(records, key=lambda r: (r.status != "failed", str(r.provenance.get("finished") or ""))):
+    for record in sorted(records, key=lambda r: (r.status != "failed", finished_at(r))):
         best[task(record), record.config.get("seed")] = record
     return list(best.values())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lorax.errors import UserError
+from lorax.records.guarded_json import Damaged, parse_json
 
 SCHEMA = 1
 
@@ -77,33 +78,96 @@ class RunRecord:
     provenance: dict[str, Any] = field(default_factory=dict)
     """commit, dirty, versions, device, threads, launcher, pack, overrides, started, finished."""
     schema: int = SCHEMA
+    items_digest: str | None = None
+    """SHA-256 of the file of items beside the record; "" where there is none, None in older records."""
 
     def to_json(self) -> str:
-        """Return the record as indented JSON; non-finite numbers become null."""
-        return json.dumps(_finite(asdict(self)), indent=1, sort_keys=False, allow_nan=False) + "\n"
+        """Return the record as indented JSON, a digest of all of it last; non-finite numbers become null."""
+        data = _finite(asdict(self))
+        return json.dumps(data | {"digest": content_digest(data)}, indent=1, sort_keys=False, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str = "record") -> RunRecord:
+    def from_json(cls, text: str | bytes, where: str = "record") -> RunRecord:
         """Read a record back.
 
         Raises:
-            UserError: the text is no record, or of a newer schema; the line names `where`.
+            Damaged: the text is no record, or of a newer schema, a field of it has the wrong type, or its content does
+                not have its digest; the line names `where`. Records from before the digest have none.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg}, line {error.lineno})") from None
+        data = parse_json(text, where)
         known = {item.name for item in fields(cls)}
-        if not isinstance(data, dict) or not {"run_id", "status", "config", "identity"} <= data.keys():
-            raise UserError(f"{where}: not a run record (run_id, status, config or identity is missing)")
-        if data.get("schema", SCHEMA) > SCHEMA:
-            raise UserError(f"{where}: schema {data['schema']}, this version reads up to {SCHEMA}")
-        return cls(**{key: value for key, value in data.items() if key in known})
+        schema = data.get("schema", SCHEMA) if isinstance(data, dict) else SCHEMA
+        if type(schema) is not int or schema > SCHEMA:
+            raise Damaged(f"{where}: schema {str(schema)[:20]}, this version reads up to {SCHEMA}")
+        if not isinstance(data, dict) or not {"run_id", "name", "status", "config", "identity"} <= data.keys():
+            raise Damaged(f"{where}: not a run record (run_id, name, status, config or identity is missing)")
+        digest = data.pop("digest", None)
+        if digest is not None and digest != content_digest(data):
+            raise Damaged(f"{where}: its content does not have its digest; it was changed after it was written")
+        record = cls(**{key: value for key, value in data.items() if key in known})
+        if wrong := next(iter(_wrong_types(record)), None):
+            raise Damaged(f"{where}: {wrong}")
+        return record
 
     def score(self, split: str = "test", key: str = "score") -> float | None:
         """Return one number of `scores[split]`, or None where it was not measured."""
         entry = self.scores.get(split)
         return None if entry is None else entry.get(key)
+
+
+def content_digest(data: dict[str, Any]) -> str:
+    """Return the SHA-256 of a record's JSON, without the digest itself."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_TEXTS = ("run_id", "name", "status", "label")
+_MAPPINGS = ("config", "identity", "task", "model", "scores", "init_report", "costs", "diagnostics", "provenance")
+_NUMBERS = {
+    "scores": ("score", "loss", "n", "tolerant"),
+    "costs": ("trainable", "head", "total", "share", "init_seconds", "train_seconds", "eval_seconds", "step_ms",
+              "peak_mb", "init_peak_mb", "bytes"),
+}  # fmt: skip
+
+
+def _wrong_types(record: RunRecord) -> Iterator[str]:
+    """Yield a sentence for each field that has another type than tables compute with."""
+    for kind, names in ((str, _TEXTS), (dict, _MAPPINGS)):
+        for name in names:
+            if not isinstance(getattr(record, name), kind):
+                yield f"{name} is {_short(getattr(record, name))}, not {_TYPE_WORDS[kind]}"
+                return
+    if not (record.error is None or isinstance(record.error, str)):
+        yield f"error is {_short(record.error)}, not a text"
+    if not (isinstance(record.curve, list) and all(isinstance(row, dict) for row in record.curve)):
+        yield f"curve is {_short(record.curve)}, not a list of steps"
+    else:
+        for row in record.curve:
+            yield from _not_numbers("curve", row, row)
+    for split, entry in record.scores.items():
+        if not (entry is None or isinstance(entry, dict)):
+            yield f"scores.{split} is {_short(entry)}, not a mapping"
+        else:
+            yield from _not_numbers(f"scores.{split}", entry or {}, _NUMBERS["scores"])
+    yield from _not_numbers("costs", record.costs, _NUMBERS["costs"])
+    for place, entry in (("task", record.task), ("model", record.model)):
+        if not isinstance(entry.get("name", ""), str):
+            yield f"{place}.name is {_short(entry['name'])}, not a text"
+
+
+_TYPE_WORDS = {str: "a text", dict: "a mapping"}
+
+
+def _not_numbers(place: str, entry: dict[str, Any], keys: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        value = entry.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            yield f"{place}.{key} is {_short(value)}, not a number"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _plain(value: Any) -> Any:

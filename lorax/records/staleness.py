@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorax.records import RunRecord, canonical
-from lorax.records.fields import PLACES, entry, flatten, is_stamp, method, stamps, task
+from lorax.records.fields import PLACES, entry, finished_at, flatten, is_stamp, method, stamps, task
 
 Scope = tuple[Any, ...]
 """Runs that must agree: task, model, data seed, method ("" for all methods), settings of task or model ("" for any)."""
@@ -42,7 +42,7 @@ def fresh(
         for key, value in _stamps_of_identity(identity).items():
             newest.setdefault(key, (_NOW, set()))[1].add(value)
     for record in sorted(records, key=lambda record: record.status == "failed"):  # a failed run outdates nothing
-        when = _finished(record) if record.status != "failed" else ""
+        when = finished_at(record) if record.status != "failed" else ""
         for key, value in stamped[record.run_id].items():
             if key not in newest or when > newest[key][0]:
                 newest[key] = (when, {value})
@@ -57,7 +57,7 @@ def fresh(
             name
             for scope in _scopes(record, chosen)
             for name in names[scope]
-            if (*scope, name) not in values and newest[(*scope, name)][0] > _finished(record)
+            if (*scope, name) not in values and newest[(*scope, name)][0] > finished_at(record)
         }
         reasons = [f"{word} {', '.join(sorted(keys))}" for word, keys in (("another", wrong), ("no", lacking)) if keys]
         if reasons:
@@ -82,10 +82,6 @@ def _scored_elsewhere(record: RunRecord, split: str) -> bool:
     if record.status == "failed":
         return split == "test" and record.config.get("evaluate") == "validation"
     return record.score(split) is None and record.score("validation") is not None
-
-
-def _finished(record: RunRecord) -> str:
-    return str(record.provenance.get("finished") or "")
 
 
 def _task_and_model(record: RunRecord) -> Scope:

@@ -13,102 +13,53 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from lorax.errors import UserError, near
+from lorax.records import claims, journal
+from lorax.records.guarded_json import Damaged, read_lines
+from lorax.records.integrity import ITEMS, read_believed, read_record
 from lorax.records.record import RunRecord
+from lorax.records.writing import (
+    Unwritable,
+    check_writable,
+    remove,
+    write_atomic,
+    write_together,
+    writing,
+)
 
+__all__ = ["Store", "Unwritable", "check_name", "check_writable", "digest_file", "write_atomic", "write_together"]
 
-class Unwritable(UserError):
-    """A place cannot be written: the disk is full, it is read-only, or it is no folder. Older files stay whole."""
-
-
-@contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
-    """Turn an error of the operating system while writing `path` into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def check_writable(key: str, folder: str | Path) -> None:
-    """Refuse a folder that cannot be written; leave no file in it.
-
-    Args:
-        key: the name of the folder in the error line.
-        folder: need not exist; then its nearest existing parent is tried.
-
-    Raises:
-        Unwritable: names the folder and the reason.
-    """
-    if not str(folder):
-        raise Unwritable(f"{key}='': must name a folder")
-    place = Path(folder).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    with _writing(f"{key}={folder}"), tempfile.TemporaryDirectory(dir=place, prefix=_PREFIX):
-        pass
-
-
-_PREFIX = ".lorax-"
 _SPACE = 2**20
 """Bytes that must be free before a run starts; a record with its items is smaller."""
+_LONGEST = 200
+"""Characters of one part of a name: it is a folder, and `<name>.rescored.csv` a file."""
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader sees the old or the new content whole, even if the process is killed.
-
-    Raises:
-        Unwritable: the place is full or read-only; names the path and the reason.
-    """
-    write_together([(path, data)])
-
-
-def write_together(files: Iterable[tuple[str | Path, str | bytes]]) -> None:
-    """Write several files as `write_atomic` does: first all contents under other names, then all renames.
-
-    The renames follow the given order.
+def check_name(name: str, key: str = "name") -> str:
+    """Return a name of records that stays inside the results folder; refuse any other.
 
     Raises:
-        Unwritable: a place is full or read-only; where a content could not be written, no file has changed.
+        UserError: in one line: an absolute path, `.`, `..`, a character that no name has, or a part that is too long.
     """
-    staged: list[tuple[str, Path]] = []
-    try:
-        for path, data in files:
-            with _writing(path):
-                staged.append((_stage(Path(path), data.encode() if isinstance(data, str) else data), Path(path)))
-        while staged:
-            temporary, path = staged[0]
-            with _writing(path):
-                os.replace(temporary, path)
-            del staged[0]
-    finally:
-        for temporary, _ in staged:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _stage(path: Path, raw: bytes) -> str:
-    """Write the content beside `path`; return the temporary name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return temporary
+    shown = repr(name) if len(name) <= 60 else repr(name[:57] + "...")
+    if not re.fullmatch(r"[\w .-]+(/[\w .-]+)*", name):
+        raise UserError(f"{key}={shown}: letters, digits, '.', '_', '-' and '/' only")
+    for part in name.split("/"):
+        if not part.strip(". "):
+            raise UserError(f"{key}={shown}: {part!r} is no name of a folder; give it a letter or a digit")
+        if len(part.encode()) > _LONGEST:
+            raise UserError(f"{key}={shown}: longer than {_LONGEST} bytes")
+    return name
 
 
 class Store:
@@ -118,8 +69,12 @@ class Store:
         self.root = Path(results_dir)
 
     def folder(self, name: str) -> Path:
-        """Return the folder of the records called `name`."""
-        return self.root / "records" / name
+        """Return the folder of the records called `name`.
+
+        Raises:
+            UserError: the name would leave the results folder (`check_name`).
+        """
+        return self.root / "records" / check_name(name)
 
     def path(self, name: str, run_id: str) -> Path:
         """Return where the record of one run lies."""
@@ -127,7 +82,7 @@ class Store:
 
     def state(self, name: str, run_id: str) -> Path:
         """Return the folder for a run's lock and checkpoints, which is removed when the run is over."""
-        return self.root / "state" / name / run_id
+        return self.root / "state" / check_name(name) / run_id
 
     def names(self) -> list[str]:
         """Return every name that has records, sorted."""
@@ -140,21 +95,42 @@ class Store:
         return self.path(record.name, record.run_id)
 
     def write_all(self, runs: Iterable[tuple[RunRecord, Iterable[dict[str, Any]] | None]]) -> None:
-        """Write the records of one pack: a kill before the renames leaves none of them."""
-        items_first: list[tuple[Path, bytes]] = []
-        records: list[tuple[Path, str]] = []
+        """Write the records of one pack; a kill at any moment leaves none of them, or all once one is claimed again."""
+        files: list[tuple[str, journal.Files]] = []
+        name = ""
         for record, items in runs:
-            path = self.path(record.name, record.run_id)
+            path, name = self.path(record.name, record.run_id), record.name
+            written: journal.Files = []
             if items is not None:
                 lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-                items_first.append((path.with_suffix(".items.jsonl.gz"), gzip.compress(lines.encode(), mtime=0)))
-            records.append((path, record.to_json()))
-        write_together([*items_first, *records])
+                written.append((path.with_suffix(ITEMS), gzip.compress(lines.encode(), mtime=0)))
+                digest = hashlib.sha256(written[0][1]).hexdigest()
+            else:  # those that lie there, if any, stay
+                kept = path.with_suffix(ITEMS)
+                digest = hashlib.sha256(kept.read_bytes()).hexdigest() if kept.is_file() else ""
+            written.append((path, replace(record, items_digest=digest).to_json().encode()))
+            files.append((record.run_id, written))
+        if len(files) > 1:
+            journal.write_pack(self.root / "state" / name, files)
+        else:
+            write_together(pair for _, written in files for pair in written)
 
     def get(self, name: str, run_id: str) -> RunRecord | None:
-        """Return the record of one run, or None."""
+        """Return the record of one run, or None.
+
+        Raises:
+            UserError: the file is no record of this run, or was changed; the line says how to go on.
+        """
         path = self.path(name, run_id)
-        return RunRecord.from_json(path.read_text(), str(path)) if path.is_file() else None
+        if not path.exists():
+            return None
+        try:
+            record = read_record(path)
+            if record.run_id != run_id:
+                raise Damaged(f"{path}: holds run {record.run_id[:40]}")
+        except Damaged as error:
+            raise Damaged(f"{error}; move the file away to run this again") from None
+        return record
 
     def finished(self, name: str, run_id: str) -> RunRecord | None:
         """Return the record if the run is over (finished or diverged); failed runs are tried again."""
@@ -162,24 +138,41 @@ class Store:
         return record if record is not None and record.status != "failed" else None
 
     def read(self, name: str) -> list[RunRecord]:
-        """Return all records called `name`, in order of run id.
+        """Return all records called `name` that may be believed, in order of run id; warn of each other file.
 
         Raises:
-            UserError: there is no such folder, or a file in it is no record.
+            UserError: there is no such folder.
         """
+        records, left_out = self._read(name)
+        for file, reason in left_out.items():
+            warnings.warn(f"left out: {self.folder(name) / file}: {reason}", stacklevel=2)
+        return records
+
+    def left_out(self, name: str) -> dict[str, str]:
+        """Return file name -> why it is left out, for what lies among the records called `name` and is not believed."""
+        return self._read(name)[1]
+
+    def _read(self, name: str) -> tuple[list[RunRecord], dict[str, str]]:
         folder = self.folder(name)
         if not folder.is_dir():
             known = self.names()
             raise UserError(f"no records called {name!r} in {self.root}" + (f"; {near(name, known)}" if known else ""))
-        return [RunRecord.from_json(path.read_text(), str(path)) for path in sorted(folder.glob("*.json"))]
+        records, left_out = [], {}
+        for path in sorted(folder.glob("*.json")):
+            try:
+                records.append(read_believed(path, name))
+            except Damaged as error:
+                left_out[path.name] = str(error).removeprefix(f"{path}: ")
+        return records, left_out
 
     def items(self, record: RunRecord) -> list[dict[str, Any]]:
-        """Return the evaluated items of a run: split, id, score, and what the task adds."""
-        path = self.path(record.name, record.run_id).with_suffix(".items.jsonl.gz")
-        if not path.is_file():
-            return []
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """Return the evaluated items of a run: split, id, score, and what the task adds.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path(record.name, record.run_id).with_suffix(ITEMS)
+        return read_lines(path, nan=True) if path.is_file() else []
 
     @contextmanager
     def claim(self, name: str, run_id: str, timeout: float = -1) -> Iterator[RunRecord | None]:
@@ -198,27 +191,76 @@ class Store:
 
         Raises:
             Unwritable: the folder is read-only, or has no space for a record; raised before any work is done.
+            UserError: the run's place holds something that is no record of it.
         """
-        path = Path(f"{self.state(name, run_id)}.lock")
-        with _writing(path):
+        path = self._lock(name, run_id)
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            held = FileLock(path, timeout=timeout).acquire()
-        with held:
+            held = claims.acquire(path, timeout)
+        over = True  # a place that holds no record of this run is no work for anybody
+        try:
+            self._finish_packs(name, run_id)
             record = self.finished(name, run_id)
-            if record is None:
-                self._clear(name, run_id)
+            over = record is not None
+            self._clear(name, run_id, over)
             yield record
             over = self.finished(name, run_id) is not None
-        if over:  # a process that still waits for the removed file then reads the record: no two work on one run
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        finally:
+            held.release()
+            if over:  # who still waits for the removed file then reads the record: no two work on one run
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
-    def _clear(self, name: str, run_id: str) -> None:
-        """Remove the half-written files of a killed run; make sure that a record can be written."""
-        for folder in (self.folder(name), self.state(name, run_id)):
-            for left in folder.glob(f".{run_id}.*" if folder == self.folder(name) else ".*"):
-                left.unlink(missing_ok=True)
-        with _writing(self.folder(name)):
+    def sweep(self, name: str) -> None:
+        """Remove what killed processes left of runs called `name`: once a process, as it looks at every such run.
+
+        These are temporary files whose writers are dead, records of packs that were still to be renamed, and locks and
+        checkpoints of runs that are over. What another process works on is left alone.
+        """
+        folder = self.root / "state" / check_name(name)
+        key = str(folder.absolute())
+        if key in _swept or not folder.is_dir():
+            return
+        _swept.add(key)
+        self._finish_packs(name, "")
+        for run in sorted({path.name.removesuffix(".lock") for path in folder.iterdir() if _is_state(path)}):
+            if self._is_over(name, run) and (held := claims.try_acquire(self._lock(name, run))) is not None:
+                remove(self.state(name, run))
+                held.release()
+                remove(self._lock(name, run))
+
+    def _lock(self, name: str, run_id: str) -> Path:
+        return Path(f"{self.state(name, run_id)}.lock")
+
+    def _is_over(self, name: str, run_id: str) -> bool:
+        try:
+            return self.finished(name, run_id) is not None
+        except UserError:
+            return False
+
+    def _finish_packs(self, name: str, run_id: str) -> None:
+        """Write the records of a killed pack that holds `run_id` ("": of every such pack)."""
+        folder = self.root / "state" / check_name(name)
+
+        def free(run: str) -> bool:
+            held = claims.try_acquire(self._lock(name, run))
+            if held is not None:
+                held.release()
+                remove(self._lock(name, run))
+            return held is not None
+
+        journal.finish_packs(folder, lambda path: self.folder(name) / path.name, run_id, free)
+
+    def _clear(self, name: str, run_id: str, over: bool) -> None:
+        """Remove what a killed process left of a run; if it is not over, make sure that a record can be written."""
+        for left in self.folder(name).glob(f".{run_id}.*"):
+            remove(left)
+        if over:
+            self.forget_state(name, run_id)
+            return
+        for left in self.state(name, run_id).glob(".*"):
+            remove(left)
+        with writing(self.folder(name)):
             self.folder(name).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder(name)) as file:
                 file.write(bytes(_SPACE))
@@ -228,6 +270,15 @@ class Store:
     def forget_state(self, name: str, run_id: str) -> None:
         """Remove the checkpoints of a run that is over."""
         shutil.rmtree(self.state(name, run_id), ignore_errors=True)
+
+
+_swept: set[str] = set()
+"""Folders of states that this process has swept."""
+
+
+def _is_state(path: Path) -> bool:
+    """Return whether a file or folder of `state/<name>` is the lock or the folder of a run."""
+    return re.fullmatch(r"[0-9a-f]{16}(\.lock)?", path.name) is not None
 
 
 _DIGESTS: dict[tuple[str, int, int], str] = {}

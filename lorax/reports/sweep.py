@@ -102,6 +102,12 @@ class Sweep:
         return tables
 
 
+def left_out(damaged: Mapping[str, str]) -> list[str]:
+    """Return a line for each file among the records that is not believed, the first five."""
+    lines = [f"Not believed, left out: {file}: {reason}." for file, reason in sorted(damaged.items())[:5]]
+    return lines + ([f"... and {len(damaged) - 5} more files."] if len(damaged) > 5 else [])
+
+
 def sweep_columns(tasks: Sequence[str]) -> list[Column[SweepRow]]:
     """Return the columns of a sweep's table."""
     return [
@@ -210,6 +216,8 @@ def write_sweep(store: Store, name: str) -> tuple[str, list[Path]]:
         raise UserError(f"no records called {name!r} in {store.root}")
     sweep = read_sweep(records)
     document = sweep.document(name)
+    if damaged := store.left_out(name):
+        document = replace(document, parts=[*document.parts, Part("Left out", left_out(damaged))])
     part, more = diagnostics.write_diagnostics(store, name, records)
     if part is not None:
         document = replace(document, parts=[*document.parts, part])

@@ -10,6 +10,7 @@ from lorax.records.fields import shots
 from lorax.records.staleness import several_digests
 from lorax.reports.frames.asymmetries import Asymmetry
 from lorax.reports.frames.study import final_runs
+from lorax.reports.sweep import left_out
 from lorax.reports.text import numbers
 from lorax.studies.study import Study
 
@@ -25,7 +26,7 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
         asymmetries: from `frames.study.asymmetries`.
     """
     finals = final_runs(study)
-    lines = _incomplete(study)
+    lines = _incomplete(study) + left_out(study.damaged)
     if asymmetries:
         lines.append(
             f"Rows differ in more than the method: {'; '.join(item.field for item in asymmetries)} (listed above)."

@@ -119,6 +119,7 @@ def _train_and_score(runs: list[PreparedRun], loaded: Loaded, placement: Placeme
     gradients = gradients_at_start(runs[0], loaded)
     session = Session(loaded, placement, runs, open_cache(runs[0]), show)
     try:
+        session.check_space()
         step0_errors = session.step0_errors()
         outcomes = session.train()
         seconds = session.evaluate()

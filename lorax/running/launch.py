@@ -39,6 +39,8 @@ def run_pack(
     for run, words in zip(runs, overrides or [], strict=False):
         run.overrides = words
     distinct = {run.run_id: run for run in runs}  # in the order of `configs`; a run's index is its lane
+    for store, name in {(str(run.store.root), run.config.name): (run.store, run.config.name) for run in runs}.values():
+        store.sweep(name)
     with ExitStack() as claims:
         missing = set()
         for key in sorted(distinct):  # claimed in one order everywhere: two processes never wait for each other

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorax.records import check_space
+from lorax.records.writing import remove
 from lorax.running.device import Placement
+from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun
 
 if TYPE_CHECKING:
@@ -179,22 +184,60 @@ class Session:
         """Return the model's own head module, in whose place the runs' heads are."""
         return self.heads[0].packed[head].original[0]
 
+    def check_space(self) -> None:
+        """Refuse to train where what will be written does not fit on the disk.
+
+        That is, for each run, its checkpoint (values and two moments; in a pack also the one before) and its adapter,
+        each also under another name while it is written.
+
+        Raises:
+            Unwritable: in one line: the folder, what is needed and what is free.
+        """
+        if not self.trains:
+            return
+        needed: dict[tuple[str, Path], int] = defaultdict(int)
+        for lane, run in enumerate(self.runs):
+            config, size = run.config, self.costs(lane)
+            if config.train["checkpoint_every"]:
+                values = 3 * size["trainable"] * 4 + size["bytes"]
+                needed["results_dir", run.store.root] += values * (2 if len(self.runs) == 1 else 3)
+            if config.save is not None:
+                needed["save", Path(config.save)] += size["bytes"] + size["head"] * 4
+        for (key, folder), size in needed.items():
+            check_space(key, folder, size)
+
     def save(self) -> None:
-        """Save trained adapters, with their heads, where a run asked for it."""
+        """Save trained adapters, with their heads, where a run asked for it.
+
+        A place that has become full, or any other trouble there, is said and noted in the record: the run stays.
+        """
         from lorax.forward.heads import plain_head
 
         for lane, (run, adapters) in enumerate(zip(self.runs, self.adapters, strict=True)):
-            if run.config.save is not None and self.trains:
+            if run.config.save is None or not self.trains:
+                continue
+            folder = Path(run.config.save) / run.run_id
+            try:
+                for left in folder.glob(".*"):  # of a killed attempt: this process has claimed the run
+                    remove(left)
                 with plain_head(self.heads[lane] if self.heads else None, self.loaded):
-                    adapters.save(Path(run.config.save) / run.run_id, quiet=True)
+                    adapters.save(folder, quiet=True)
+                run.record.provenance["saved"] = str(folder)
+            except Exception as error:
+                for left in folder.glob(".*"):
+                    remove(left)
+                run.record.provenance |= {"saved": None, "save_error": one_line(error)[:300]}
+                warnings.warn(f"save={run.config.save}: {one_line(error)[:200]}; the run is kept, without its adapter",
+                              stacklevel=2)  # fmt: skip
 
     def _tracker(self, run: PreparedRun) -> Tracker:
         from lorax.training.tracking import Tracker
 
         config = run.config
         name = config.label or f"{config.init['name']}-{run.run_id[:6]}"
+        folder = None if config.track == "none" else Path("outputs") / config.name / run.run_id
         return Tracker(
-            Path("outputs") / config.name / run.run_id, config.to_dict() | {"run_id": run.run_id},
+            folder, config.to_dict() | {"run_id": run.run_id},
             mode=config.track if self.trains else "none", project=PROJECT, name=name, group=config.name,
             tags=[config.init["name"], config.task["name"]],
         )  # fmt: skip

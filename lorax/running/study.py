@@ -67,6 +67,7 @@ def _run_rounds(sweeper: LoraxSweeper, spec: StudySpec, store: Store, execution:
     """Launch round after round; what the next one is follows from the records alone."""
     from lorax.studies.rounds import next_round
 
+    store.sweep(spec.name)
     launched: set[tuple[str, ...]] = set()
     printed: set[str] = set()
     started = 0

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from lorax.errors import UserError
-from lorax.records import canonical, write_atomic
+from lorax.records import canonical, check_name, read_json, write_atomic
 from lorax.studies.parse import from_mapping
 from lorax.studies.spec import StudySpec
 
 
 def frozen_path(results_dir: str | Path, name: str) -> Path:
-    """Return the file that fixes a study's design."""
-    return Path(results_dir) / "studies" / f"{name}.json"
+    """Return the file that fixes a study's design.
+
+    Raises:
+        UserError: the name would leave the results folder.
+    """
+    return Path(results_dir) / "studies" / f"{check_name(name)}.json"
 
 
 def digest(spec: StudySpec) -> str:
@@ -54,7 +58,8 @@ def freeze(spec: StudySpec, results_dir: str | Path) -> Path:
 def fixed_at(results_dir: str | Path, name: str) -> str | None:
     """Return when a study's design was fixed, ISO 8601 UTC; None where that was not written down."""
     path = frozen_path(results_dir, name)
-    return json.loads(path.read_text()).get("fixed") if path.is_file() else None
+    data = read_json(path) if path.is_file() else None
+    return data.get("fixed") if isinstance(data, dict) else None
 
 
 def frozen(results_dir: str | Path, name: str) -> StudySpec:
@@ -67,11 +72,11 @@ def frozen(results_dir: str | Path, name: str) -> StudySpec:
     if not path.is_file():
         raise UserError(f"no study {name!r} has been started in {results_dir} (no {path})")
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path)
         plain = data["spec"]
         bindings = {key: plain.pop(key) for key in ("centres", "matched", "consumes")}
         spec = replace(from_mapping(plain, name), **bindings)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a fixed study ({error})") from None
     if digest(spec) != data["digest"]:
         raise UserError(f"{path}: its content does not have its digest {data['digest']}; it was changed by hand")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorax.records import RunRecord, Store
 from lorax.stats.estimands import ESTIMANDS
@@ -45,6 +45,8 @@ class Study:
     """Records under the study's name that answer no job of the study."""
     remaining: Round
     """What is still to be run; kind `done` when nothing is."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """File name -> why it is left out: what lies among the records and is not believed."""
     fixed_at: str | None = None
     """When the design was fixed, ISO 8601; None where that was not written down."""
 
@@ -75,6 +77,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         result=_judged(spec, finals, store if items else None),
         stale=reached.stale,
         unasked=reached.unasked,
+        damaged=store.left_out(spec.name),
         remaining=reached.next_round(),
         fixed_at=fixed_at(store.root, spec.name),
     )

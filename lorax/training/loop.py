@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +21,10 @@ from lorax.errors import UserError
 from lorax.forward.active import active, pack_of, set_unpadded, set_widths
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import autocast, device_of
+from lorax.records import Unwritable
 from lorax.training.checkpoint import save_checkpoints
 from lorax.training.run import Outcome, Run, TrainPlan
-from lorax.training.state import RunState
+from lorax.training.state import RunState, restore
 from lorax.training.update import Update, make_updates
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
     modality = modality_of(loaded)
     states = [RunState(run, run.plan or plan, device_of(loaded.model)) for run in runs]
     _check(states)
+    restore(states)
     updates = make_updates(states)
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
@@ -73,7 +77,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
                 for state in going:
                     state.add_time(elapsed)
                 if any(state.due for state in going):  # ended runs with the others, so that the pack resumes as it was
-                    save_checkpoints([checkpoint for update in updates for checkpoint in update.checkpoints()])
+                    _keep([checkpoint for update in updates for checkpoint in update.checkpoints()])
                 bar.set_postfix(loss=f"{sum(losses) / len(going):.3f}", refresh=False)
                 bar.update(max(state.step for state in states) - bar.n)
     finally:
@@ -84,6 +88,14 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
         for module, mode in modes.items():
             module.training = mode
     return [state.outcome() for state in states]
+
+
+def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
+    """Write checkpoints; where they cannot be written, say so once and train on: the ones before are still there."""
+    try:
+        save_checkpoints(checkpoints)
+    except Unwritable as error:
+        warnings.warn(f"{str(error)[:200]}; training goes on without this checkpoint", stacklevel=2)
 
 
 def _step(modality: Modality[Any], moving: list[Update], going: list[RunState]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from lorax.adapters.face import Step
 from lorax.forward.batch import order
-from lorax.training.checkpoint import load_checkpoint
+from lorax.training.checkpoint import load_checkpoints
 from lorax.training.run import Outcome, Run, TrainPlan
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class RunState:
         self.curve: list[dict[str, float]] = []
         self.times: list[float] = []
         self.error: str | None = None
-        self._kept_error = False
+        self.restored: dict[str, Any] | None = None
+        """The state in the run's checkpoint, if there is one to go on from; `restore` finds it."""
 
     @property
     def trains(self) -> bool:
@@ -119,7 +121,7 @@ class RunState:
         return every > 0 and self.error is None and (self.step % every == 0 or self.step == self.plan.steps)
 
     def checkpoint(self, optimizer: dict[str, Any]) -> tuple[Path, str, dict[str, Any]] | None:
-        """Return what is to be written of a run that goes on, or has ended since its last checkpoint; None for nothing.
+        """Return what is to be written of a run, of one that has ended too; None where it keeps no checkpoint.
 
         Args:
             optimizer: the optimiser's state.
@@ -127,16 +129,9 @@ class RunState:
         Returns:
             The file, the run's fingerprint, the state.
         """
-        if self.run.checkpoint is None or not (self.due or (self.error and not self._kept_error)):
-            return None
-        self._kept_error = self.error is not None
-        return self.run.checkpoint, self._fingerprint(), self._state(optimizer)
-
-    def saved(self) -> dict[str, Any] | None:
-        """Return the state in the run's checkpoint, if there is one to go on from."""
         if self.run.checkpoint is None or not self.trains:
             return None
-        return load_checkpoint(self.run.checkpoint, self._fingerprint())
+        return self.run.checkpoint, self.fingerprint(), self._state(optimizer)
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; the optimiser's part is `Update`'s."""
@@ -153,7 +148,6 @@ class RunState:
         self.curve, self.seconds = state["curve"], state["seconds"]
         self.step = self.resumed = state["step"]
         self.error = state.get("error")
-        self._kept_error = self.error is not None
 
     def outcome(self) -> Outcome:
         """Say how the run ended."""
@@ -168,7 +162,8 @@ class RunState:
             rule_report={} if self.run.rule is None else self.run.rule.report(),
         )
 
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """Return a text that tells the run's checkpoints from those of others."""
         run, plan = self.run, asdict(self.plan)
         del plan["checkpoint_every"], plan["progress"]
         counts = [value.numel() for value in [*self.parameters.values(), *self.head]]
@@ -191,6 +186,13 @@ class RunState:
             "rule_generator": self.rule_generator.get_state(),
             "head": self.run.head.state_dict() if self.run.head is not None else {},
         }
+
+
+def restore(states: Sequence[RunState]) -> None:
+    """Find the checkpoints from which the runs of a pack go on, all from one moment."""
+    files = [(state.run.checkpoint if state.trains else None, state.fingerprint()) for state in states]
+    for state, saved in zip(states, load_checkpoints(files), strict=True):
+        state.restored = saved
 
 
 def _moved(state: Any, device: torch.device) -> Any:

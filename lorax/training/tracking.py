@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import http.client
+import io
 import json
 import logging
 import math
@@ -13,12 +14,13 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from lorax.errors import UserError, near
-from lorax.records.store import write_atomic
+from lorax.records import Unwritable, write_atomic
 
 MODES = ("offline", "online", "none")
 _ENVIRONMENT = {"dryrun": "offline", "run": "online", "disabled": "none"}
@@ -30,10 +32,10 @@ class Tracker:
 
     In `folder`: config.yaml, metrics.jsonl (a line a step), summary.json, one CSV a table, and with
     W&B its own folder `wandb/`. Several trackers may be open at once, one for each run of a pack. No error
-    of W&B stops a run.
+    of W&B stops a run, and no folder that cannot be written: the record holds all of it.
 
     Args:
-        folder: the run's output folder.
+        folder: the run's output folder; None: nothing is written.
         config: the resolved configuration, plain values.
         mode: offline | online | none; `$WANDB_MODE` decides between the first two, or opts out.
         project: W&B project.
@@ -44,7 +46,7 @@ class Tracker:
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path | str | None,
         config: Mapping[str, Any],
         *,
         mode: str = "offline",
@@ -55,13 +57,16 @@ class Tracker:
     ):
         import yaml
 
-        self.folder = Path(folder)
-        write_atomic(self.folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
-        self._metrics = (self.folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        self.folder = None if folder is None else Path(folder)
+        self._metrics: TextIO | None = None
+        self._open = True
+        text = yaml.safe_dump(plain(config), sort_keys=False)
+        self._to_files(lambda place: write_atomic(place / "config.yaml", text))
+        self._to_files(self._open_metrics)
         self._summary: dict[str, Any] = {}
-        self.mode = effective_mode(mode, os.environ)
+        self.mode = effective_mode(mode, os.environ) if self.folder is not None else "none"
         self.run: Any = None
-        if self.mode != "none":
+        if self.mode != "none" and self.folder is not None:
             project = os.environ.get("WANDB_PROJECT", project)
             facts = {"project": project, "name": name, "group": group, "tags": list(tags), "config": plain(config)}
             self.mode, self.run = _open(self.mode, self.folder, facts)
@@ -69,21 +74,20 @@ class Tracker:
     def log(self, row: Mapping[str, float]) -> None:
         """Add one step: a mapping with `step` and numbers."""
         values = plain(row)
-        self._metrics.write(json.dumps(values) + "\n")
+        self._to_files(lambda _: self._write_line(json.dumps(values) + "\n"))
         shown = {f"train/{key}": value for key, value in values.items() if key != "step" and value is not None}
         self._to_wandb(lambda run: run.log(shown, step=int(row["step"])))
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as `<name>.csv` and as a W&B table; columns are those of the first row."""
-        path, columns = self.folder / f"{name}.csv", list(rows[0]) if rows else []
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        columns, text = list(rows[0]) if rows else [], io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        self._to_files(lambda place: write_atomic(place / f"{name}.csv", text.getvalue()))
         if rows:
             data = [[plain(row.get(column)) for column in columns] for row in rows]
             self._to_wandb(lambda run: run.log({name: _wandb().Table(columns=columns, data=data)}))
-        return path
 
     def images(self, paths: Mapping[str, Path | str]) -> None:
         """Add pictures by name, to W&B only: they are files already."""
@@ -93,17 +97,38 @@ class Tracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set final values: scores, costs."""
         self._summary |= plain(values)
-        write_atomic(self.folder / "summary.json", json.dumps(self._summary, indent=1) + "\n")
+        text = json.dumps(self._summary, indent=1) + "\n"
+        self._to_files(lambda place: write_atomic(place / "summary.json", text))
         self._to_wandb(lambda run: run.summary.update(self._summary))
 
     def finish(self, status: str = "finished") -> None:
         """Close the log; may be called twice."""
-        if self._metrics.closed:
+        if not self._open:
             return
         self.summary({"status": status})
-        self._metrics.close()
+        self._open = False
+        if self._metrics is not None:
+            with suppress(OSError):
+                self._metrics.close()
         self._to_wandb(lambda run: run.finish(exit_code=1 if status == "failed" else 0))
         self.run = None
+
+    def _open_metrics(self, place: Path) -> None:
+        self._metrics = (place / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+
+    def _write_line(self, line: str) -> None:
+        if self._metrics is not None:
+            self._metrics.write(line)
+
+    def _to_files(self, action: Callable[[Path], Any]) -> None:
+        """Write something to the folder, if there is one; where that fails, say so and write nothing more there."""
+        if self.folder is None:
+            return
+        try:
+            action(self.folder)
+        except (OSError, Unwritable) as error:
+            _warn(f"{self.folder}: {getattr(error, 'strerror', None) or error}; the log ends here, the run goes on")
+            self.folder = None
 
     def _to_wandb(self, action: Callable[[Any], Any]) -> None:
         """Do something with the W&B run, if there is one; after an error go on without it."""

@@ -120,7 +120,7 @@ class Update:
         return [] if self.optimizer is None else self.optimizer.param_groups
 
     def _resume(self) -> None:
-        saved = [checkpoint for state in self.states if (checkpoint := state.saved()) is not None]
+        saved = [state.restored for state in self.states if state.restored is not None]
         if len(saved) < len(self.states) or self.optimizer is None:
             return
         if len({checkpoint["step"] for checkpoint in saved}) > 1:

@@ -11,7 +11,8 @@ import transformers
 
 from lorax.errors import UserError
 from lorax.models import digest, load, names, skeleton
-from lorax.models.smollm2 import converted
+from lorax.models.smollm2 import converted, write_digests
+from lorax.records import digest_file
 
 TOY = {"name": "toy"}
 LABELS = ["a", "b", "c"]
@@ -168,14 +169,14 @@ def test_missing_package_says_the_command(monkeypatch):
 
 
 def test_a_finished_conversion_is_not_repeated(tmp_path):
-    """The folder's name holds the file's digest; what is whole is used as it is."""
+    """The folder's name holds the file's digest; what is whole, by its files' digests, is used as it is."""
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"not a model")
-    from lorax.records import digest_file
-
     folder = tmp_path / f"smollm2-{digest_file(gguf)[:16]}"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(10_000))
+    write_digests(folder)
     assert converted(gguf, tmp_path) == folder
 
 

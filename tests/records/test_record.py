@@ -8,6 +8,7 @@ import pytest
 
 from lorax.errors import UserError
 from lorax.records import SCHEMA, RunRecord, canonical, run_id
+from lorax.records.record import content_digest
 
 
 def test_equal_settings_have_one_id_however_they_are_written():
@@ -28,7 +29,9 @@ def test_a_record_reads_back_whole_and_unfinite_numbers_become_null():
 
 def test_fields_that_a_newer_writer_added_are_passed_over():
     data = json.loads(RunRecord("a", "s", "finished", {}, {}).to_json()) | {"mood": "good"}
+    del data["digest"]
     assert RunRecord.from_json(json.dumps(data)).run_id == "a"
+    assert RunRecord.from_json(json.dumps(data | {"digest": content_digest(data)})).run_id == "a"
 
 
 @pytest.mark.parametrize(

@@ -7,31 +7,35 @@ import os
 import pytest
 
 from lorax.errors import UserError
-from lorax.records import RunRecord, Store, check_writable, digest_file
+from lorax.records import RunRecord, Store, check_writable, digest_file, run_id
 from lorax.records.store import Unwritable
 
 
-def record(run_id="a", status="finished", name="sweep"):
-    return RunRecord(run_id, name, status, {}, {})
+def record(seed=0, status="finished", name="sweep"):
+    return RunRecord(run_id({"seed": seed}), name, status, {}, {"seed": seed})
+
+
+A, C = (record(seed).run_id for seed in (0, 1))
 
 
 def test_records_and_their_items_read_back(tmp_path):
     store = Store(tmp_path)
     items = [{"split": "test", "id": "1", "score": 1.0, "completion": "π"}]
-    assert store.write(record(), items) == store.path("sweep", "a")
-    store.write_all([(record("c"), None), (record("b", name="of/a folder"), None)])
-    assert [one.run_id for one in store.read("sweep")] == ["a", "c"]
+    assert store.write(record(), items) == store.path("sweep", A)
+    store.write_all([(record(1), None)])
+    store.write_all([(record(2, name="of/a folder"), None)])
+    assert [one.run_id for one in store.read("sweep")] == sorted([A, C])
     assert store.names() == ["of/a folder", "sweep"]
-    assert store.items(record()) == items and store.items(record("c")) == []
+    assert store.items(record()) == items and store.items(record(1)) == []
     assert store.get("sweep", "none") is None
 
 
 def test_a_failed_run_is_kept_but_not_over(tmp_path):
     store = Store(tmp_path)
     store.write(record(status="failed"))
-    assert store.get("sweep", "a") is not None and store.finished("sweep", "a") is None
+    assert store.get("sweep", A) is not None and store.finished("sweep", A) is None
     store.write(record(status="diverged"))
-    assert store.finished("sweep", "a") is not None, "a diverged run is a result"
+    assert store.finished("sweep", A) is not None, "a diverged run is a result"
 
 
 def test_an_unknown_name_names_its_near_misses(tmp_path):

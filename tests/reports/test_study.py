@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lorax.errors import UserError
-from lorax.records import Store
+from lorax.records import Store, run_id
 from lorax.reports import conclusions
 from lorax.reports.frames.items import descriptions, item_scores
 from lorax.reports.rescore import rescored, runs_of_study, verdict_changes, write_rescored
@@ -119,11 +119,12 @@ def test_stale_and_foreign_records_are_reported_not_mixed(tmp_path, make_study):
     make_study(store, arms, tuning=None, seeds=(0, 1))
     before = words(store)
     old = store.read("demo")[0]
-    old.run_id, old.identity = "old", old.identity | {"versions": {"training": 0}}
+    old.identity = old.identity | {"versions": {"training": 0}}
+    old.run_id = run_id(old.identity)
     old.provenance, old.scores = {"finished": "2020-01-01"}, {"test": {"score": 0.01, "n": 200}}
     store.write(old)
     after = words(store)
-    assert "1 stale records are left out: old (another versions.training)." in after
+    assert f"1 stale records are left out: {old.run_id} (another versions.training)." in after
     assert after.split("## Threats")[0] == before.split("## Threats")[0]
 
 
