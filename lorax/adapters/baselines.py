@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters.factors import Factors
-from lorax.adapters.files.format import FORMAT, TENSORS, fingerprint, write
+from lorax.adapters.files.format import TENSORS, fingerprint, write
 from lorax.adapters.kinds import effective, is_linear, oriented, weight_of
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.errors import UserError, near
@@ -184,11 +184,9 @@ class FullModel:
         base = [name for name in self._layers if name not in exchanged]  # a new head is no part of it
         layers = {name: fingerprint(self.frozen_weight(name)) for name in base}
         header = {
-            "format": FORMAT,
             "kind": self.kind,
             "info": self.info,
             "heads": [],
-            "tensors": TENSORS,
             "layers": layers,
             "parameters": list(state),
         }
