@@ -192,13 +192,19 @@ class FullModel:
         }
         return write(path, header, state, TENSORS, quiet)
 
-    def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:
+    def export_peft(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Refuse: full fine-tuning and a frozen base are no low-rank adapters.
 
         Raises:
             UserError: always.
         """
-        raise UserError(f"init={self.kind} has no low-rank form to export; save the model itself")
+        raise UserError(f"init={self.kind} has no low-rank form to export; export_merged writes the model")
+
+    def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
+        """Write the model as it is now; see `lorax.adapters.files.merged.export_merged`."""
+        from lorax.adapters.files.merged import write_model
+
+        write_model(self.model, path, verify, tokenizer)
 
     def _put(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
