@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,12 @@ from lorax.adapters.kinds import effective, is_linear
 from lorax.errors import UserError, near
 
 
-def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
+def load(
+    model: nn.Module,
+    path: str | Path,
+    check: str = "error",
+    accept: Callable[[dict[str, Any]], None] | None = None,
+) -> Any:
     """Put a saved adapter (or wholly trained model) on `model`, without repeating any decomposition.
 
     Args:
@@ -30,6 +35,7 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
         path: folder written by `save`, or a Trainer checkpoint.
         check: "error" refuses a base whose adapted weights differ from those it was trained on;
             "warn" only warns, for another dtype of the same weights.
+        accept: is given what `save` wrote of how the adapters came to be; it may raise, before anything is changed.
 
     Returns:
         The adapters, or the handle of full fine-tuning or of a frozen base, whichever was saved.
@@ -42,6 +48,8 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
         raise UserError(f"check={check!r}; {near(check, ['error', 'warn'])}")
     header = read_header(path)
     state = read_tensors(path, header)
+    if accept is not None:
+        accept(header["info"])
     modules, differing = dict(model.named_modules()), []
     if any(isinstance(module, AdaptedLayer) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")

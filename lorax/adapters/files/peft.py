@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorax.adapters import core
+from lorax.adapters import core, weights
 from lorax.adapters.files.folder import staged
 from lorax.adapters.files.peft_layout import Layout, expert_like, layout, target_modules
 from lorax.adapters.low_rank import LowRankAdapter
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
-VERIFY_UP_TO = 2_000_000_000
+VERIFY_UP_TO = 1_000_000_000
 """An export of a model with more parameters is verified on request only: it forms every layer's change once."""
 
 
@@ -53,7 +53,7 @@ def export_peft(
         path: the folder, made if missing; it appears when the export is verified.
         rank: no layer gets more than this; what exceeds it is cut by SVD. None: exact.
         verify: load the folder with stock PEFT and compare every layer's change and every other trained
-            parameter, and on small models one output. None: up to 2e9 parameters, where PEFT is installed,
+            parameter, and on small models one output. None: up to 1e9 parameters, where PEFT is installed,
             else one line says that it was not done. The model's keyword arguments: compare the output on them.
         base: name or path of the base model for `AutoPeftModel...`; None: where the model was loaded from.
 
@@ -80,7 +80,9 @@ def export_peft(
         if rank is not None and A.shape[0] > rank:
             B, A, errors[name] = truncate(B, A, rank)
         if adapters.recenter == "fold" and adapter.shifts_base:
-            change = adapters.delta([name])[name].double()  # with the rounding of W_fz, which no adapter on W0 has
+            change = weights.delta(
+                adapters.linear(name), adapter, fold=True
+            ).double()  # with the rounding of W_fz, which no adapter on W0 has
             left = float((change - B.double() @ A.double()).norm())
             errors[name] = left / max(float(change.norm()), 1e-30) if left > 1e-6 * float(change.norm()) else 0.0
         inexact[name] = B @ A if errors[name] > 0 else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters import weights
 from lorax.adapters.files.format import trained_beside
 from lorax.adapters.files.inputs import example_inputs, relative_error, run, runs
 from lorax.adapters.files.peft_layout import adapted_places, places_of
@@ -131,17 +132,16 @@ def _check_layers(adapters: Adapters, loaded: nn.Module, changes: Mapping[str, T
             raise UserError(f"cannot export {place}: stock PEFT does not adapt it{shared}")
     if odd := sorted(set(present) - set(places)):
         raise UserError(f"cannot export: stock PEFT would adapt {odd[0]} too, and {len(odd) - 1} more")
-    for name in adapters.names():
-        got = present[name]
-        change = adapters.linear(name).kind.matrix(got.get_delta_weight("default")).double().cpu()
-        wanted = changes[name]
-        ours = (adapters.delta([name])[name] if wanted is None else wanted).double().cpu()
+    for name, adapter in adapters.layer_adapters().items():
+        layer, wanted = adapters.linear(name), changes[name]
+        change = layer.kind.matrix(present[name].get_delta_weight("default").detach())
+        ours = weights.delta(layer, adapter, adapters.recenter == "fold") if wanted is None else wanted
+        ours = ours.to(change.device, torch.promote_types(change.dtype, torch.float32))
         error = float((change - ours).norm()) if change.shape == ours.shape else float("inf")
-        if not error <= _WEIGHTS * float(ours.norm()) + 1e-12:
-            relative = error / max(float(ours.norm()), 1e-12)
-            raise UserError(
-                f"cannot export {name}: stock PEFT makes another change of it, relative error {relative:.2g}"
-            )
+        size = float(ours.norm())
+        if not error <= _WEIGHTS * size + 1e-12:
+            said = error / max(size, 1e-12)
+            raise UserError(f"cannot export {name}: stock PEFT makes another change of it, relative error {said:.2g}")
 
 
 def _check_beside(adapters: Adapters, loaded: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lorax.adapters import baselines
+from lorax.adapters.files import reading
 from lorax.adapters.files.format import digest_header
 from lorax.adapters.install import find_targets, install
 from lorax.adapters.load import load
@@ -247,3 +249,40 @@ def test_what_lies_at_the_place_is_named(net, folder, tmp_path):
     (tmp_path / "peft" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="PEFT's format; peft.PeftModel.from_pretrained"):
         load(nn.Linear(2, 2), tmp_path / "peft")
+
+
+def test_a_header_without_end_is_not_read(net, folder, monkeypatch):
+    monkeypatch.setattr(reading, "_BYTES", 100)
+    refused(net, folder, "adapter.json: .* bytes; a header has at most 100")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_of_any_kind_is_noticed(net, folder, seed):
+    """Bits flipped, stretches cut, doubled or zeroed, files exchanged: refused, or nothing has changed."""
+    draw = random.Random(seed)
+    whole = {name: (folder / name).read_bytes() for name in ("adapter.json", "adapter.safetensors")}
+    for _ in range(150):
+        name = draw.choice(sorted(whole))
+        raw = bytearray(whole[name])
+        start, length = draw.randrange(len(raw)), draw.randrange(1, 40)
+        how = draw.choice(["bit", "cut", "double", "zero", "text", "end"])
+        if how == "bit":
+            raw[start] ^= 1 << draw.randrange(8)
+        elif how == "cut":
+            del raw[start : start + length]
+        elif how == "double":
+            raw[start:start] = raw[start : start + length]
+        elif how == "zero":
+            raw[start : start + length] = bytes(len(raw[start : start + length]))
+        elif how == "text":
+            raw[start : start + 1] = draw.choice([b"\n", b"NaN", b"[[", b"9" * 30, b"\xed\xa0\x80"])
+        else:
+            del raw[start:]
+        (folder / name).write_bytes(raw)
+        same = bytes(raw) == whole[name] or (name.endswith("json") and _json(raw) == _json(whole[name]))
+        if same:
+            load(net(), folder)
+        else:
+            refused(net, folder, ".")
+        (folder / name).write_bytes(whole[name])

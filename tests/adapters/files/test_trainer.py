@@ -104,6 +104,24 @@ def test_a_folder_of_adapters_is_never_read_as_a_model(make, shake, tmp_path):
     assert (tmp_path / "plain" / "config.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_the_best_checkpoint_comes_back_at_the_end(make, tmp_path):
+    model = tiny()
+    install(model, make("pissa", find_targets(model)))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=6, save_steps=2, eval_steps=2, eval_strategy="steps", report_to=[],
+        per_device_train_batch_size=4, learning_rate=5e-1, use_cpu=True, disable_tqdm=True, load_best_model_at_end=True,
+    )  # fmt: skip
+    run = Trainer(model=model, args=arguments, train_dataset=Rows(), eval_dataset=Rows())
+    run.train()
+    run.save_model(str(tmp_path / "final"))
+    ids, want = torch.arange(6)[None], model.eval()(torch.arange(6)[None]).logits
+    for folder in (run.state.best_model_checkpoint, tmp_path / "final"):
+        load(fresh := tiny(), folder)
+        assert torch.equal(fresh.eval()(ids).logits, want)
+
+
 def test_runs_that_share_a_base_are_not_saved_as_one_model(make, tmp_path):
     model = tiny()
     first, second = install(model, [make("lora", find_targets(model)), make("pissa", find_targets(model))])
