@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lorax.adapters import baselines
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.face import LayerPlan
-from lorax.adapters.files.format import fingerprint
+from lorax.adapters.files.format import digest_module, fingerprint
 from lorax.adapters.files.plans import restore_plan
 from lorax.adapters.files.reading import check_layer, read_header, read_tensors
 from lorax.adapters.install import install
@@ -57,8 +57,9 @@ def load(
         check_layer(path, name, layer)
         if name not in modules:
             raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
-        if line := _other_base(str(path), name, layer, modules[name]):
-            differing.append(line)
+        with _one_line(f"{path}: what is stored of the base weight {name} cannot be read"):
+            if line := _other_base(str(path), name, layer, modules[name], header["heads"]):
+                differing.append(line)
     if differing and check == "error":
         raise UserError(differing[0] + _more(differing) + "; check='warn' loads it all the same")
     if differing:
@@ -129,23 +130,28 @@ def _heads(
     return places
 
 
-def _other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module) -> str | None:
+def _other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module, heads: list[Any]) -> str | None:
     """Say how a base weight differs from the one that was trained on, or None if it does not."""
-    if "digest" not in saved:
-        return None  # at a module, which has no weight of its own
+    if "digest" not in saved:  # at a module, which has no weight of its own
+        present = digest_module(name, module, heads)
+        if saved.get("module", present) == present:
+            return None
+        return (
+            f"{path}: trained on {name} with digest {saved['module']}, this model has {present}: other weights or dtype"
+        )
     if not is_linear(module):
         raise UserError(f"{path}: adapts {name}, which is {type(module).__name__} here, not a linear layer")
     here = effective(module)
     if list(here.shape) != saved["shape"]:
         raise UserError(f"{path}: {name} has shape {tuple(saved['shape'])}, here it is {tuple(here.shape)}")
-    present = fingerprint(here)
-    if present["digest"] == saved["digest"]:
+    now = fingerprint(here)
+    if now["digest"] == saved["digest"]:
         return None
-    close = torch.allclose(torch.tensor(present["sample"]), torch.tensor(saved["sample"]), rtol=2**-7, atol=1e-6)
-    why = "the same weights in another dtype" if close and present["dtype"] != saved["dtype"] else "other weights"
+    close = torch.allclose(torch.tensor(now["sample"]), torch.tensor(saved["sample"]), rtol=2**-7, atol=1e-6)
+    why = "the same weights in another dtype" if close and now["dtype"] != saved["dtype"] else "other weights"
     return (
         f"{path}: trained on {name} with digest {saved['digest']} ({saved['dtype']}), "
-        f"this model has {present['digest']} ({present['dtype']}): {why}"
+        f"this model has {now['digest']} ({now['dtype']}): {why}"
     )
 
 

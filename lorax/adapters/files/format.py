@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorax.adapters.files.folder import staged
 from lorax.adapters.linear import AdaptedLinear
@@ -142,7 +143,24 @@ def _describe(adapters: Adapters, name: str) -> dict[str, Any]:
     described = adapters.layer_adapters()[name].describe()
     if isinstance(layer, AdaptedLinear):
         described |= layer.remember("fingerprint", layer.start(), fingerprint)
+    else:
+        described["module"] = digest_module(name, layer, trained_beside(adapters))
     return described
+
+
+def digest_module(place: str, module: nn.Module, without: Container[str]) -> str:
+    """Return 16 hexadecimal digits of a module's parameters, adapters left out.
+
+    Args:
+        place: the module's name in the model.
+        module: plain or adapted.
+        without: names in the model of parameters that are left out too: they were trained.
+    """
+    found = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        if "lanes" not in name.split(".") and f"{place}.{name}" not in without:
+            found.update(f"{name} {digest(parameter)}".encode())
+    return found.hexdigest()[:16]
 
 
 def fingerprint(weight: Tensor) -> dict[str, Any]:

@@ -85,6 +85,9 @@ FORGED = {
     "eta as text": (lambda d: d["layers"]["up"].update(eta="1"), "eta='1' is not a finite number"),
     "eta NaN": (lambda d: d["layers"]["up"].update(eta=float("nan")), "eta=nan is not a finite number"),
     "half a fingerprint": (lambda d: d["layers"]["up"].pop("sample") and None, "sample of its base weight"),
+    "a sample of texts": (
+        lambda d: d["layers"]["up"].update(sample=["x"], digest="0"), "of the base weight up cannot be read"
+    ),
     "another kind": (lambda d: d.update(kind="adaptor"), "kind 'adaptor'; did you mean 'adapter'"),
     "no sha256": (lambda d: d.pop("sha256") and None, "lacks 'sha256'"),
     "an unknown plan": (lambda d: d["layers"]["up"].update(plan="factor"), "did you mean 'factors'"),
