@@ -112,12 +112,21 @@ def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -
     """
     from lorax.adapters.load import load as read
 
-    adapters = read(model, Path(path), check=check)
-    saved = adapters.info.get("init", {})
-    if adapters.layer_adapters() and saved.get("name") in names():  # another package's method may be missing here
+    built: list[Initializer] = []
+
+    def build_method(info: dict[str, Any]) -> None:
+        saved, known = info.get("init"), names()  # another package's method may be missing here
+        if not isinstance(saved, dict) or saved.get("name") not in known:
+            return
         fields = {key: value for key, value in saved.items() if key not in ("name", "version", "eta")}
-        method = build(saved["name"], own=fields)
-        adapters.rates, adapters.rule = dict(method.rates), method.rule()
+        try:
+            built.append(build(saved["name"], own=fields))
+        except (UserError, TypeError) as error:
+            raise UserError(f"{path}: init={saved['name']} of the saved adapter cannot be built: {error}") from None
+
+    adapters = read(model, Path(path), check=check, accept=build_method)
+    if adapters.layer_adapters() and built:
+        adapters.rates, adapters.rule = dict(built[0].rates), built[0].rule()
     return cast("Adapters", adapters)
 
 

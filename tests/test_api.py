@@ -179,6 +179,25 @@ def test_save_and_load_repeat_no_decomposition(tmp_path, monkeypatch):
         lorax.load(llama(seed=5), tmp_path / "a")
 
 
+def test_a_stored_method_that_cannot_be_built_changes_nothing(tmp_path):
+    """The digest fits; the method that the header names does not take its fields."""
+    model = llama()
+    adapters = lorax.attach(model, init="lora", rank=2)
+    model.lm_head.weight.requires_grad_(True).data.add_(1)
+    for init in ({"name": "lora", "rnak": 2}, {"name": "lora", "rank": "two"}):
+        adapters.info["init"] = init
+        adapters.save(tmp_path / "a", quiet=True)
+        fresh, base = llama(), llama().state_dict()
+        with pytest.raises(lorax.UserError, match="init=lora of the saved adapter cannot be built"):
+            lorax.load(fresh, tmp_path / "a")
+        assert fresh.state_dict().keys() == base.keys()
+        assert all(torch.equal(value, base[key]) for key, value in fresh.state_dict().items())
+    for init in ("lora", ["lora"], {"name": ["lora"]}, {"name": "of another package"}):
+        adapters.info["init"] = init
+        adapters.save(tmp_path / "a", quiet=True)
+        assert lorax.load(llama(), tmp_path / "a").rates == {}
+
+
 def test_works_on_a_plain_module_with_a_shared_weight():
     class Tied(nn.Module):
         def __init__(self):

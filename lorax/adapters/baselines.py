@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters.factors import Factors
-from lorax.adapters.files.format import FORMAT, TENSORS, fingerprint, write
+from lorax.adapters.files.format import TENSORS, fingerprint, write
 from lorax.adapters.kinds import effective, is_linear, oriented, weight_of
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.errors import UserError, near
@@ -184,23 +184,27 @@ class FullModel:
         base = [name for name in self._layers if name not in exchanged]  # a new head is no part of it
         layers = {name: fingerprint(self.frozen_weight(name)) for name in base}
         header = {
-            "format": FORMAT,
             "kind": self.kind,
             "info": self.info,
             "heads": [],
-            "tensors": TENSORS,
             "layers": layers,
             "parameters": list(state),
         }
         return write(path, header, state, TENSORS, quiet)
 
-    def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:
+    def export_peft(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Refuse: full fine-tuning and a frozen base are no low-rank adapters.
 
         Raises:
             UserError: always.
         """
-        raise UserError(f"init={self.kind} has no low-rank form to export; save the model itself")
+        raise UserError(f"init={self.kind} has no low-rank form to export; export_merged writes the model")
+
+    def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
+        """Write the model as it is now; see `lorax.adapters.files.merged.export_merged`."""
+        from lorax.adapters.files.merged import write_model
+
+        write_model(self.model, path, verify, tokenizer)
 
     def _put(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():

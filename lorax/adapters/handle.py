@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -275,20 +275,29 @@ class Adapters:
 
         return save(self, path, quiet=quiet)
 
-    def export_peft(self, path: str | Path, rank: int | None = None) -> dict[str, Any]:
+    def export_peft(
+        self,
+        path: str | Path,
+        rank: int | None = None,
+        verify: bool | Mapping[str, Any] | None = None,
+        base: str | None = None,
+    ) -> dict[str, Any]:
         """Write a plain LoRA that `peft.PeftModel.from_pretrained(base, path)` loads on the untouched base.
 
         See `lorax.adapters.files.peft.export_peft`.
         """
         from lorax.adapters.files.peft import export_peft
 
-        return export_peft(self, path, rank=rank)
+        return export_peft(self, path, rank=rank, verify=verify, base=base)
 
-    def export_merged(self, path: str | Path) -> None:
-        """Write a whole checkpoint of the model with W' in its weights, for plain `from_pretrained`."""
-        from lorax.adapters.files.peft import export_merged
+    def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
+        """Write a whole checkpoint of the model with W' in its weights, for plain `from_pretrained`.
 
-        export_merged(self, path)
+        See `lorax.adapters.files.merged.export_merged`.
+        """
+        from lorax.adapters.files.merged import export_merged
+
+        export_merged(self, path, verify=verify, tokenizer=tokenizer)
 
     def _chosen(self, names: Iterable[str] | None) -> list[str]:
         return self.names() if names is None else [names] if isinstance(names, str) else list(names)

@@ -90,7 +90,8 @@ class Installation:
             weight, names_of_it = weight_of(layer), {f"{place}.weight" for place in places[id(layer)]}
             other = next((o for o, p in named if o not in names_of_it and _overlap(p, weight)), None)
             if other is not None:
-                raise UserError(f"cannot {verb} {name}: its weight is shared with {other}; use recenter='carry'")
+                way = "; use recenter='carry'" if verb.startswith("fold") else ", which would change with it"
+                raise UserError(f"cannot {verb} {name}: its weight is shared with {other}{way}")
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

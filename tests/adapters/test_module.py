@@ -223,3 +223,22 @@ def test_it_is_saved_and_loaded(tmp_path, monkeypatch):
     plans.register_plan("bottleneck_for_this_test", lambda said, tensors: _Plan(tensors["down"], tensors["up"]))
     assert lorax.load(model, tmp_path).dropout == 0.25
     torch.testing.assert_close(model.eval()(x), expected)
+    other = _Model()
+    other.mlp.down.weight.data[0, 0] += 1
+    with pytest.raises(UserError, match="trained on mlp with digest .*, this model has .*: other weights"):
+        lorax.load(other, tmp_path)
+
+
+def test_a_part_of_the_module_that_was_trained_is_no_other_base(tmp_path, monkeypatch):
+    from lorax.adapters.files import plans
+
+    model, x = _Model(), x_of()
+    adapters = install(model, {"mlp": plan()})
+    model.mlp.down.bias.requires_grad_(True).data.add_(1)
+    expected = model.eval()(x)
+    adapters.save(tmp_path, quiet=True)
+    monkeypatch.setattr(plans, "_PLANS", dict(plans._PLANS))
+    plans.register_plan("bottleneck_for_this_test", lambda said, tensors: _Plan(tensors["down"], tensors["up"]))
+    fresh = _Model()
+    lorax.load(fresh, tmp_path)
+    torch.testing.assert_close(fresh.eval()(x), expected)

@@ -1,26 +1,31 @@
-"""Adapters on disk: one safetensors file with the model's own key names and one JSON header, no pickle."""
+"""Adapters on disk: one safetensors file with the model's own key names and one JSON header, no pickle.
+
+    adapter.json          what the adapters are, the tensors' names, dtypes and shapes, and two SHA-256:
+                          "sha256" of the tensors' file, "digest" of the header's own content
+    adapter.safetensors   the tensors
+
+Format 1, written by older versions, has no digests.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from lorax.adapters.files.folder import staged
 from lorax.adapters.linear import AdaptedLinear
-from lorax.errors import UserError
-from lorax.records.store import write_atomic
 
 if TYPE_CHECKING:
     from lorax.adapters.handle import Adapters
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "adapter.json"
 TENSORS = "adapter.safetensors"
 _SAMPLES = 16
@@ -34,44 +39,78 @@ def digest(tensor: Tensor) -> str:
     return head.hexdigest()[:16]
 
 
-def save(adapters: Adapters, path: str | Path, quiet: bool = False, tensors: str = TENSORS) -> int:
-    """Write adapters to the folder `path`; see `Adapters.save`."""
+def digest_header(header: dict[str, Any]) -> str:
+    """Return the SHA-256 of a header's content, in one spelling, without its own digest."""
+    content = {key: value for key, value in header.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def signature(tensor: Tensor) -> list[Any]:
+    """Return dtype and shape as plain data."""
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+
+
+def save(
+    adapters: Adapters,
+    path: str | Path,
+    quiet: bool = False,
+    tensors: str = TENSORS,
+    beside: dict[str, Tensor] | None = None,
+) -> int:
+    """Write adapters to the folder `path`; see `Adapters.save`.
+
+    Args:
+        adapters: what to save.
+        path: the folder.
+        quiet: do not print the size.
+        tensors: file name of the tensors.
+        beside: tensors that stand in the file for other readers; `lorax.load` leaves them out.
+    """
     state, heads = tensors_of(adapters)
     header = {
-        "format": FORMAT,
         "kind": "adapter",
         "info": adapters.info,
         "recenter": adapters.recenter,
         "dropout": adapters.dropout,
         "heads": heads,
-        "tensors": tensors,
         "layers": {name: _describe(adapters, name) for name in adapters.names()},
     }
-    return write(path, header, state, tensors, quiet)
+    return write(path, header, state, tensors, quiet, beside)
 
 
-def write(path: str | Path, header: dict[str, Any], state: dict[str, Tensor], tensors: str, quiet: bool) -> int:
+def write(
+    path: str | Path,
+    header: dict[str, Any],
+    state: dict[str, Tensor],
+    tensors: str,
+    quiet: bool,
+    beside: dict[str, Tensor] | None = None,
+) -> int:
     """Write header and tensors so that a reader sees them whole; return their bytes.
 
     Args:
         path: the folder, made if missing.
-        header: plain data, for `adapter.json`.
+        header: plain data, for `adapter.json`; format, index and digests are added here.
         state: the tensors by key.
         tensors: file name of the tensors.
         quiet: do not print the size.
+        beside: further tensors in the file, which are no part of what is saved.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written; older files in it are as they were.
     """
     folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{tensors}.{os.getpid()}"
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary, metadata={"format": "pt"})
-        os.replace(temporary, folder / tensors)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    write_atomic(folder / HEADER, json.dumps(header, indent=1) + "\n")
+    with staged(folder, last=[tensors, HEADER]) as temporary:
+        file = temporary / tensors
+        everything = {key: value.contiguous() for key, value in {**state, **(beside or {})}.items()}
+        save_file(everything, file, metadata={"format": "pt"})
+        with file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        index = {key: signature(value) for key, value in state.items()}
+        header = {"format": FORMAT, **header, "tensors": tensors, "sha256": sha256, "index": index}
+        header = json.loads(json.dumps(header))  # as a reader will see it
+        header["digest"] = digest_header(header)
+        (temporary / HEADER).write_text(json.dumps(header, indent=1) + "\n")
     size = (folder / tensors).stat().st_size + (folder / HEADER).stat().st_size
     if not quiet:
         count = len(header.get("layers") or state)
@@ -86,12 +125,17 @@ def tensors_of(adapters: Adapters) -> tuple[dict[str, Tensor], list[str]]:
         for name, adapter in adapters.layer_adapters().items()
         for key, tensor in adapter.state_dict(keep_vars=True).items()
     }
-    heads = {
-        name: parameter.detach()
+    heads = {name: parameter.detach() for name, parameter in trained_beside(adapters).items()}
+    return {**state, **heads}, sorted(heads)
+
+
+def trained_beside(adapters: Adapters) -> dict[str, Tensor]:
+    """Return what trains beside the adapters, by the model's first name of it: heads, embeddings, biases, norms."""
+    return {
+        name: parameter
         for name, parameter in adapters.model.named_parameters()
         if parameter.requires_grad and ".lanes." not in name
     }
-    return {**state, **heads}, sorted(heads)
 
 
 def _describe(adapters: Adapters, name: str) -> dict[str, Any]:
@@ -99,7 +143,24 @@ def _describe(adapters: Adapters, name: str) -> dict[str, Any]:
     described = adapters.layer_adapters()[name].describe()
     if isinstance(layer, AdaptedLinear):
         described |= layer.remember("fingerprint", layer.start(), fingerprint)
+    else:
+        described["module"] = digest_module(name, layer, trained_beside(adapters))
     return described
+
+
+def digest_module(place: str, module: nn.Module, without: Container[str]) -> str:
+    """Return 16 hexadecimal digits of a module's parameters, adapters left out.
+
+    Args:
+        place: the module's name in the model.
+        module: plain or adapted.
+        without: names in the model of parameters that are left out too: they were trained.
+    """
+    found = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        if "lanes" not in name.split(".") and f"{place}.{name}" not in without:
+            found.update(f"{name} {digest(parameter)}".encode())
+    return found.hexdigest()[:16]
 
 
 def fingerprint(weight: Tensor) -> dict[str, Any]:
@@ -109,35 +170,3 @@ def fingerprint(weight: Tensor) -> dict[str, Any]:
     sample = [float(value) for value in flat[::step][:_SAMPLES]]
     kind = str(weight.dtype).removeprefix("torch.")
     return {"digest": digest(weight), "shape": list(weight.shape), "dtype": kind, "sample": sample}
-
-
-def read_header(path: str | Path) -> dict[str, Any]:
-    """Read the JSON header of a saved adapter.
-
-    Raises:
-        UserError: no adapter there, or one of a newer format.
-    """
-    file = Path(path) / HEADER
-    try:
-        header = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no saved adapter ({HEADER} is missing)") from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
-    if header.get("format", FORMAT + 1) > FORMAT:
-        raise UserError(f"{file}: format {header.get('format')}, this version reads up to {FORMAT}")
-    return header
-
-
-def read_tensors(path: str | Path, header: dict[str, Any]) -> dict[str, Tensor]:
-    """Read the tensors that belong to a header.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    file = Path(path) / header["tensors"]
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
