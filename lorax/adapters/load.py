@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorax.adapters import baselines
 from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.experts.find import layers_of
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.format import fingerprint, read_header, read_tensors
 from lorax.adapters.files.plans import restore_plan
@@ -38,7 +39,7 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
         raise UserError(f"check={check!r}; {near(check, ['error', 'warn'])}")
     header = read_header(path)
     state = read_tensors(path, header)
-    modules, differing = dict(model.named_modules()), []
+    modules, differing = layers_of(model), []
     if any(isinstance(module, AdaptedLayer) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")
     for name, layer in header["layers"].items():
