@@ -19,6 +19,7 @@ from lorax.adapters.adapted import AdaptedLayer, in_reference_mode
 from lorax.adapters.face import LayerKind
 from lorax.adapters.fused.function import Call, FusedLinear, Grouping
 from lorax.adapters.kinds import kind_of
+from lorax.adapters.linears.own_forward import OwnForwardKind
 from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
 
@@ -98,11 +99,12 @@ class AdaptedLinear(AdaptedLayer):
         weight, bias = cast(Tensor, self.in_dtype("weight", dtype)), self.in_dtype("bias", dtype)
         sigma = None if seeds else self._singular_values(grouping, x, weight)
         only, frozen = grouping.only_group, self.pack.frozen_key
-        if grouping.count == 1 and only is not None and not seeds:
+        if grouping.count == 1 and only is not None and not seeds and not isinstance(self.kind, OwnForwardKind):
             y = only.whole(x, self.kind.matrix(weight), bias, frozen, sigma is not None)
             if y is not None:
                 return y
-        call = Call(grouping, self.kind.transposed, seeds, frozen, self.pack.unpadded_tokens(x), sigma)
+        own = self.kind.product if isinstance(self.kind, OwnForwardKind) else None
+        call = Call(grouping, self.kind.transposed, seeds, frozen, self.pack.unpadded_tokens(x), sigma, own)
         return FusedLinear.apply(x, weight, bias, call, *grouping.leaves())
 
     def product_dtype(self, x: Tensor) -> torch.dtype:

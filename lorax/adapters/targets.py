@@ -14,6 +14,7 @@ from torch import nn
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.experts.find import expert_layers, parameter_of, refuse_parameter
 from lorax.adapters.kinds import is_linear
+from lorax.adapters.linears.unfit import unfit
 from lorax.errors import UserError, near
 
 _HEADS = ("score", "classifier", "classification_head")
@@ -38,10 +39,10 @@ def find_targets(
         modules: take any submodule that `targets` name, not linear layers alone.
 
     Returns:
-        {name: module}. Experts held as one 3-D parameter are a layer each, "<module>.<parameter>.<e>", and are named
-        by their parameter ("gate_up_proj", "experts.gate_up_proj") or one by one. Layers whose weight is read by their parent without calling the layer
-        (`nn.MultiheadAttention.out_proj`) are left out with a warning: an adapter there would
-        silently do nothing.
+        {name: module}. Experts held as one 3-D parameter are a layer each, "<module>.<parameter>.<e>", and are
+        named by their parameter ("gate_up_proj", "experts.gate_up_proj") or one by one. Layers whose weight is
+        read by their parent without calling the layer (`nn.MultiheadAttention.out_proj`) are left out with a
+        warning: an adapter there would silently do nothing.
 
     Raises:
         UserError: nothing matches, a suffix matches no linear layer, or the expression is invalid.
@@ -67,9 +68,27 @@ def find_targets(
             f"left out {', '.join(sorted(unread))}: the parent reads the weight without calling the layer",
             stacklevel=2,
         )
+    others = (
+        _unfit({name: named[name] for name in _without(set(named), {*(head or ()), *_heads(model, named)})})
+        if targets == "all-linear"
+        else {}
+    )
     if not chosen - unread:
-        raise UserError(f"targets={targets!r} leave no layer to adapt; {near('', _suffixes(linear))}")
+        why = next((f"{names[0]}: {reason}" for reason, names in others.items()), near("", _suffixes(linear)))
+        raise UserError(f"targets={targets!r} leave no layer to adapt; {why}")
+    for reason, names in others.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        warnings.warn(f"left out {names[0]}{more}: {reason}", stacklevel=2)
     return {name: linear[name] for name in sorted(chosen - unread)}
+
+
+def _unfit(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """Return {reason: names} of the layers that look linear and cannot be adapted."""
+    reasons: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        if (why := unfit(module)) is not None:
+            reasons.setdefault(why, []).append(name)
+    return reasons
 
 
 def _without(names: set[str], aside: set[str]) -> set[str]:
@@ -105,6 +124,9 @@ def _by_suffix(
         matching = {name for name, module in linear.items() if any(_ends(n, target) for n in _names(name, module))}
         if not matching:
             kinds = {type(module).__name__ for name, module in modules.items() if name and _ends(name, target)}
+            reasons = [why for name, module in modules.items() if _ends(name, target) and (why := unfit(module))]
+            if reasons:
+                raise UserError(f"target {target!r} cannot be adapted: {reasons[0]}")
             if kinds:
                 raise UserError(f"target {target!r} is {' and '.join(sorted(kinds))}, not a linear layer")
             refuse_parameter(model, target)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class ExpertSlice(nn.Module):
         transposed: the expert's matrix is stored as (n, m).
     """
 
+    owner: nn.Module
     weight: nn.Parameter
     """All experts' weights, (E, m, n) or (E, n, m): the parameter itself."""
 
@@ -138,7 +139,7 @@ def transposed(owner: nn.Module, key: str) -> bool | None:
     declared = _declared(owner)
     if declared is not None:
         return None if "bias" in key else declared
-    return _read(type(owner), key)
+    return _read(cast(Hashable, type(owner)), key)
 
 
 def _declared(owner: nn.Module) -> bool | None:

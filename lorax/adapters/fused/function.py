@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lorax.adapters.dropout import draw, scale
-from lorax.adapters.fused.base import base_product, on_rows
+from lorax.adapters.fused.base import Product, base_product, on_rows
 from lorax.adapters.fused.blocks import Blocks
 from lorax.adapters.fused.shared_basis import SharedBasisGroup
 from lorax.adapters.fused.stacked import StackedGroup
@@ -128,7 +128,7 @@ class FusedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, *leaves: Tensor) -> Tensor:
         """Compute the base product, then let every group add to it in place."""
-        out = base_product(x, weight, bias, call.transposed, call.unpadded)
+        out = base_product(x, weight, bias, call.transposed, call.unpadded, call.own)
         grouping = call.grouping
         x3 = x.reshape(grouping.count, -1, x.shape[-1])
         out3 = out.view(grouping.count, -1, out.shape[-1])
@@ -179,6 +179,7 @@ class Call:
         frozen: names a time in which no trained tensor changes, so that what is derived from them is kept.
         unpadded: flat indices of the tokens that are no padding, where padding is left out.
         sigma: the weight's singular values, where the only group computes the input's gradient from them.
+        own: own(x, weight, bias) -> x W^T + b, the replaced layer's own call where that is no `F.linear`.
     """
 
     def __init__(
@@ -189,9 +190,10 @@ class Call:
         frozen: object | None,
         unpadded: Tensor | None,
         sigma: Tensor | None,
+        own: Product | None = None,
     ):
         self.grouping, self.transposed, self.seeds = grouping, transposed, seeds
-        self.frozen, self.unpadded, self.sigma = frozen, unpadded, sigma
+        self.frozen, self.unpadded, self.sigma, self.own = frozen, unpadded, sigma, own
         self.scales = grouping.scales
         if seeds:
             self.scales = list(grouping.scales)
