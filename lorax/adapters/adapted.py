@@ -30,6 +30,12 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_is_full_backward_hook",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
 _reference_mode = False
 
@@ -154,6 +160,8 @@ class AdaptedLayer(nn.Module):
         Raises:
             UserError: the rows do not divide.
         """
+        if len(self.pack.lanes) == 1:
+            return (x,)  # no view of several: those must not be changed in place
         self.check_rows(x)
         return x.chunk(len(self.pack.lanes))
 
@@ -172,10 +180,13 @@ class AdaptedLayer(nn.Module):
 
     def restore(self, original: nn.Module) -> nn.Module:
         """Return the replaced module, with what it computes with as it was before."""
-        original.training = self.training
-        return original
+        return self._handed_back(original)
 
     def current(self, original: nn.Module) -> nn.Module:
         """Return the replaced module, computing with the tensors as they are now."""
+        return self._handed_back(original)
+
+    def _handed_back(self, original: nn.Module) -> nn.Module:
         original.training = self.training
+        original._is_full_backward_hook = self._is_full_backward_hook  # the hooks themselves are shared
         return original

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters.experts.find import ExpertSlice, expert_layers, layers_of
 from lorax.adapters.factors import Factors
 from lorax.adapters.files.format import TENSORS, fingerprint, write
 from lorax.adapters.kinds import effective, is_linear, oriented, weight_of
@@ -45,7 +46,7 @@ class FullModel:
         self.info = dict(info or {})
         self.generator: torch.Generator | None = None
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        layers = targets if targets is not None else dict(model.named_modules())
+        layers = targets if targets is not None else {**dict(model.named_modules()), **expert_layers(model)}
         self._layers = {name: module for name, module in sorted(layers.items()) if is_linear(module)}
         chosen = self._choose(targets)
         self._named = {name: p for name, p in model.named_parameters() if id(p) in chosen}
@@ -239,9 +240,11 @@ def restore(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) 
     for name, value in state.items():
         if name not in named or named[name].shape != value.shape:
             raise UserError(f"the saved model holds {name} {tuple(value.shape)}; {near(name, named)}")
-    owners = {name.rsplit(".", 1)[0] for name in state}
-    everything = set(state) == set(named)
-    targets = None if everything else {owner: model.get_submodule(owner) for owner in owners}
+    everything, modules = set(state) == set(named), layers_of(model)
+    experts = {name: modules[name] for name in header["layers"] if isinstance(modules[name], ExpertSlice)}
+    stacks = {name.rpartition(".")[0] for name in experts}
+    owners = {name.rpartition(".")[0] for name in state if name not in stacks}
+    targets = None if everything else {**{owner: modules[owner] for owner in owners}, **experts}
     full = FullModel(model, targets, header["info"])
     full._put(state)
     return full

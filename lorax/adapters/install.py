@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.dropout import quantise
+from lorax.adapters.experts.adapted import AdaptedExpert
+from lorax.adapters.experts.find import ExpertSlice, layers_of
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.trainer import patch_checkpoints
 from lorax.adapters.handle import Adapters
@@ -77,19 +79,23 @@ def install(
     by_lane = list(cast("Sequence[dict[str, LayerPlan]]", plans)) if several else [cast("dict[str, LayerPlan]", plans)]
     drops = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(by_lane)
     infos = list(info) if isinstance(info, Sequence) else [info or {}] * len(by_lane)
-    _check(model, by_lane, recenter, several, drops, infos)
+    modules = layers_of(model)
+    _check(modules, by_lane, recenter, several, drops, infos)
     installation = Installation(model, PackState(len(by_lane)))
     layers: dict[str, AdaptedLayer] = {}
     for name in sorted(set().union(*by_lane)):
-        base = model.get_submodule(name)
+        base = modules[name]
         shared = _Shared()
         adapters = {
             lane: _placed(plan[name], base).build(fold=recenter == "fold", dropout=drops[lane], share=shared)
             for lane, plan in enumerate(by_lane)
             if name in plan
         }
-        cls = AdaptedLinear if is_linear(base) else AdaptedModule
-        layers[name] = cls(base, adapters, installation.pack, name)
+        if isinstance(base, ExpertSlice):
+            layers[name] = AdaptedExpert(base, adapters, installation.pack, name)
+        else:
+            cls = AdaptedLinear if is_linear(base) else AdaptedModule
+            layers[name] = cls(base, adapters, installation.pack, name)
     installation.freeze()
     installation.put(layers)
     handles = [Adapters(installation, lane, recenter, drops[lane], dict(infos[lane])) for lane in range(len(by_lane))]
@@ -100,7 +106,7 @@ def install(
 
 
 def _check(
-    model: nn.Module,
+    modules: dict[str, nn.Module],
     by_lane: list[dict[str, LayerPlan]],
     recenter: str,
     several: bool,
@@ -117,7 +123,6 @@ def _check(
         raise UserError(f"{len(by_lane)} lanes, but {len(drops)} dropout values and {len(infos)} infos")
     for p in drops:
         quantise(p)
-    modules = dict(model.named_modules())
     if any(isinstance(module, AdaptedLayer) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")
     for plans in by_lane:

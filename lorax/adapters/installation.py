@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.experts.adapted import AdaptedExpert
+from lorax.adapters.experts.forward import ExpertsForward
 from lorax.adapters.kinds import weight_of
 from lorax.adapters.pack_state import PackState
 from lorax.errors import UserError
@@ -26,6 +28,7 @@ class Installation:
         self.pack = pack
         self.layers: dict[str, AdaptedLayer] = {}
         self._originals: dict[str, nn.Module] = {}
+        self._experts: list[ExpertsForward] = []
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._undo: list[Callable[[], None]] = []
 
@@ -36,9 +39,16 @@ class Installation:
 
     def put(self, layers: dict[str, AdaptedLayer]) -> None:
         """Put adapted layers wherever their originals stand (a module may stand in several places)."""
-        self._originals = {name: self.model.get_submodule(name) for name in layers}
+        experts = [layer for layer in layers.values() if isinstance(layer, AdaptedExpert)]
+        owners = {id(layer.owner): layer.owner for layer in experts}
+        of_owner = {key: [layer for layer in experts if layer.owner is owner] for key, owner in owners.items()}
+        self._experts = [ExpertsForward(owner, of_owner[key]) for key, owner in owners.items()]
+        replacing = {name: layer for name, layer in layers.items() if not isinstance(layer, AdaptedExpert)}
+        self._originals = {name: self.model.get_submodule(name) for name in replacing}
         self.layers = dict(layers)
-        _swap(self.model, [(self._originals[name], layer) for name, layer in layers.items()])
+        _swap(self.model, [(self._originals[name], layer) for name, layer in replacing.items()])
+        for site in self._experts:
+            site.put()
 
     def on_restore(self, action: Callable[[], None]) -> None:
         """Call `action()` when the last run's adapters are removed."""
@@ -53,8 +63,15 @@ class Installation:
             layer.forget()
         if self.pack.lanes or not self.layers:
             return
-        _swap(self.model, [(layer, layer.restore(self._originals[name])) for name, layer in self.layers.items()])
-        self.layers = {}
+        for layer in self.layers.values():
+            if isinstance(layer, AdaptedExpert):
+                layer.restore_weight()
+        for site in self._experts:
+            site.take_off()
+        _swap(
+            self.model, [(self.layers[name], self.layers[name].restore(base)) for name, base in self._originals.items()]
+        )
+        self.layers, self._experts = {}, []
         self._restore_flags()
         for action in self._undo:
             action()
@@ -62,12 +79,16 @@ class Installation:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Have the replaced modules back for a while, computing with the weights as they are now."""
-        pairs = [(layer, layer.current(self._originals[name])) for name, layer in self.layers.items()]
+        pairs = [(self.layers[name], self.layers[name].current(base)) for name, base in self._originals.items()]
         _swap(self.model, pairs)
+        for site in self._experts:
+            site.take_off()
         try:
             yield
         finally:
             _swap(self.model, [(original, layer) for layer, original in pairs])
+            for site in self._experts:
+                site.put()
 
     def _restore_flags(self) -> None:
         now = list(self.model.parameters())
@@ -85,9 +106,15 @@ class Installation:
         places: dict[int, list[str]] = {}
         for name, module in self.model.named_modules(remove_duplicate=False):
             places.setdefault(id(module), []).append(name)
+        checked: set[int] = set()
         for name in names:
             layer = self.layers[name]
             weight, names_of_it = weight_of(layer), {f"{place}.weight" for place in places[id(layer)]}
+            if isinstance(layer, AdaptedExpert):
+                weight, names_of_it = layer.stack, {place.rpartition(".")[0] for place in places[id(layer)]}
+            if id(weight) in checked:
+                continue
+            checked.add(id(weight))
             other = next((o for o, p in named if o not in names_of_it and _overlap(p, weight)), None)
             if other is not None:
                 way = "; use recenter='carry'" if verb.startswith("fold") else ", which would change with it"

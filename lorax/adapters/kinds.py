@@ -8,10 +8,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.face import LayerKind
 from lorax.errors import UserError
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class LinearKind:
@@ -78,12 +81,20 @@ class Conv1DKind(LinearKind):
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is transformers' Conv1D, without importing transformers."""
     cls = type(module)
-    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils" and holds_weight(module)
 
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether this is an `nn.Linear`, or a subclass that keeps its forward."""
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and holds_weight(module)
+
+
+def holds_weight(module: nn.Module) -> bool:
+    """Whether a layer stores weight and bias as floats: neither quantised, nor computed, nor still without shape."""
+    weight = module._parameters.get("weight")
+    if weight is None or is_lazy(weight) or weight.dtype not in _FLOATS or "bias" not in module._parameters:
+        return False
+    return weight.ndim == 2 and type(weight).__module__.startswith("torch.")  # no other package's tensor class
 
 
 _KINDS: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], LayerKind]]] = [

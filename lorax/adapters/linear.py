@@ -13,17 +13,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lorax.adapters.adapted import AdaptedLayer, in_reference_mode
 from lorax.adapters.face import LayerKind
 from lorax.adapters.fused.function import Call, FusedLinear, Grouping
 from lorax.adapters.kinds import kind_of
+from lorax.adapters.linears.own_forward import OwnForwardKind
 from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
     from lorax.adapters.layer_adapter import LayerAdapter
     from lorax.adapters.pack_state import PackState
+
+_transforming = torch._C._are_functorch_transforms_active
+_tracing = torch._C._is_tracing
+
+
+def observed() -> bool:
+    """Whether a transform of `torch.func`, a forward-mode derivative or `torch.jit.trace` is under way."""
+    return bool(_transforming()) or forward_ad._current_level >= 0 or bool(_tracing())
 
 
 class AdaptedLinear(AdaptedLayer):
@@ -66,11 +76,14 @@ class AdaptedLinear(AdaptedLayer):
         return self._fused(grouping, x) if grouping.fusible else self.forward_reference(x)
 
     def _needs_reference(self) -> bool:
-        """The fused forms are for a frozen matrix in eager mode; torch.compile does better with plain operations."""
+        """The fused forms are for a frozen matrix in eager mode; torch.compile does better with plain operations.
+
+        What sees plain operations only: transforms of `torch.func`, forward-mode derivatives, `torch.jit.trace`.
+        """
         tensors = self._parameters
         trained_base = any(p is not None and p.requires_grad for p in tensors.values())
-        routed = self.pack.routing is not None
-        return in_reference_mode() or trained_base or routed or not self.kind.plain or torch.compiler.is_compiling()
+        asked = in_reference_mode() or self.pack.routing is not None or not self.kind.plain
+        return asked or trained_base or torch.compiler.is_compiling() or observed()
 
     def _fused(self, grouping: Grouping, x: Tensor) -> Tensor:
         dtype = self.product_dtype(x)
@@ -86,12 +99,13 @@ class AdaptedLinear(AdaptedLayer):
         weight, bias = cast(Tensor, self.in_dtype("weight", dtype)), self.in_dtype("bias", dtype)
         sigma = None if seeds else self._singular_values(grouping, x, weight)
         only, frozen = grouping.only_group, self.pack.frozen_key
-        if grouping.count == 1 and only is not None and not seeds:
+        if grouping.count == 1 and only is not None and not seeds and not isinstance(self.kind, OwnForwardKind):
             y = only.whole(x, self.kind.matrix(weight), bias, frozen, sigma is not None)
             if y is not None:
                 return y
-        call = Call(grouping, self.kind.transposed, seeds, frozen, self.pack.unpadded_tokens(x), sigma)
-        return FusedLinear.apply(x, weight, bias, call, *grouping.leaves)
+        own = self.kind.product if isinstance(self.kind, OwnForwardKind) else None
+        call = Call(grouping, self.kind.transposed, seeds, frozen, self.pack.unpadded_tokens(x), sigma, own)
+        return FusedLinear.apply(x, weight, bias, call, *grouping.leaves())
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """Return the dtype in which the layer's products run: autocast's where that is on, else x's own."""

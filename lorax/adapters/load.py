@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lorax.adapters import baselines
 from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.experts.find import layers_of
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.format import digest_module, fingerprint
 from lorax.adapters.files.plans import restore_plan
@@ -50,7 +51,7 @@ def load(
     state = read_tensors(path, header)
     if accept is not None:
         accept(header["info"])
-    modules, differing = dict(model.named_modules()), []
+    modules, differing = layers_of(model), []
     if any(isinstance(module, AdaptedLayer) for module in modules.values()):
         raise UserError("this model has adapters already; detach() them first")
     for name, layer in header["layers"].items():

@@ -12,7 +12,9 @@ from typing import Any, cast
 from torch import nn
 
 from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.experts.find import expert_layers, parameter_of, refuse_parameter
 from lorax.adapters.kinds import is_linear
+from lorax.adapters.linears.unfit import unfit
 from lorax.errors import UserError, near
 
 _HEADS = ("score", "classifier", "classification_head")
@@ -30,16 +32,17 @@ def find_targets(
 
     Args:
         model: any module, on the meta device too. Linear means `nn.Linear` and transformers' `Conv1D`.
-        targets: "all-linear" (every linear layer but the output head and `head`); a list of name
+        targets: "all-linear" (every linear layer and expert but the output head and `head`); a list of name
             suffixes ("q_proj", "self_attn.q_proj"); or a regular expression that must match the
             name, or its tail from a dot on.
         head: names of modules trained whole, left out with all inside them however targets are named.
         modules: take any submodule that `targets` name, not linear layers alone.
 
     Returns:
-        {name: module}. Layers whose weight is read by their parent without calling the layer
-        (`nn.MultiheadAttention.out_proj`) are left out with a warning: an adapter there would
-        silently do nothing.
+        {name: module}. Experts held as one 3-D parameter are a layer each, "<module>.<parameter>.<e>", and are
+        named by their parameter ("gate_up_proj", "experts.gate_up_proj") or one by one. Layers whose weight is
+        read by their parent without calling the layer (`nn.MultiheadAttention.out_proj`) are left out with a
+        warning: an adapter there would silently do nothing.
 
     Raises:
         UserError: nothing matches, a suffix matches no linear layer, or the expression is invalid.
@@ -50,12 +53,14 @@ def find_targets(
     if modules and targets == "all-linear":
         raise UserError("targets='all-linear': this method adapts whole modules; name them, such as targets=[mlp]")
     linear = {name: module for name, module in named.items() if name and (modules or is_linear(module))}
+    if not modules:
+        linear |= expert_layers(model, named=targets != "all-linear")
     if targets == "all-linear":
         chosen = _without(set(linear), _heads(model, named))
     elif isinstance(targets, str):
         chosen = _by_expression(targets, linear)
     else:
-        chosen = _by_suffix([str(target) for target in targets], linear, named)
+        chosen = _by_suffix([str(target) for target in targets], linear, named, model)
     chosen = _without(chosen, set(head or ()))
     unread = {name for name in chosen if not modules and _read_uncalled(name, named)}
     if unread:
@@ -63,9 +68,27 @@ def find_targets(
             f"left out {', '.join(sorted(unread))}: the parent reads the weight without calling the layer",
             stacklevel=2,
         )
+    others = (
+        _unfit({name: named[name] for name in _without(set(named), {*(head or ()), *_heads(model, named)})})
+        if targets == "all-linear"
+        else {}
+    )
     if not chosen - unread:
-        raise UserError(f"targets={targets!r} leave no layer to adapt; {near('', _suffixes(linear))}")
+        why = next((f"{names[0]}: {reason}" for reason, names in others.items()), near("", _suffixes(linear)))
+        raise UserError(f"targets={targets!r} leave no layer to adapt; {why}")
+    for reason, names in others.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        warnings.warn(f"left out {names[0]}{more}: {reason}", stacklevel=2)
     return {name: linear[name] for name in sorted(chosen - unread)}
+
+
+def _unfit(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """Return {reason: names} of the layers that look linear and cannot be adapted."""
+    reasons: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        if (why := unfit(module)) is not None:
+            reasons.setdefault(why, []).append(name)
+    return reasons
 
 
 def _without(names: set[str], aside: set[str]) -> set[str]:
@@ -85,37 +108,50 @@ def _by_expression(targets: str, linear: dict[str, nn.Module]) -> set[str]:
         pattern = re.compile(rf"(?:.*\.)?(?:{targets})")
     except re.error as error:
         raise UserError(f"targets={targets!r} is not a regular expression: {error}") from None
-    chosen = {name for name in linear if pattern.fullmatch(name)}
+    chosen = {name for name, module in linear.items() if any(map(pattern.fullmatch, _names(name, module)))}
     if not chosen:
         raise UserError(f"targets={targets!r} match no linear layer; {near(targets, _options(targets, linear))}")
     return chosen
 
 
-def _by_suffix(targets: list[str], linear: dict[str, nn.Module], modules: dict[str, nn.Module]) -> set[str]:
+def _by_suffix(
+    targets: list[str], linear: dict[str, nn.Module], modules: dict[str, nn.Module], model: nn.Module
+) -> set[str]:
     chosen: set[str] = set()
     for target in targets:
         if target == "all-linear":
             raise UserError("targets: 'all-linear' stands alone, not in a list")
-        matching = {name for name in linear if _ends(name, target)}
+        matching = {name for name, module in linear.items() if any(_ends(n, target) for n in _names(name, module))}
         if not matching:
             kinds = {type(module).__name__ for name, module in modules.items() if name and _ends(name, target)}
+            reasons = [why for name, module in modules.items() if _ends(name, target) and (why := unfit(module))]
+            if reasons:
+                raise UserError(f"target {target!r} cannot be adapted: {reasons[0]}")
             if kinds:
                 raise UserError(f"target {target!r} is {' and '.join(sorted(kinds))}, not a linear layer")
+            refuse_parameter(model, target)
             raise UserError(f"target {target!r} matches no layer; {near(target, _options(target, linear))}")
         chosen |= matching
     return chosen
+
+
+def _names(name: str, module: nn.Module) -> list[str]:
+    """The names by which a layer is called: an expert's are its own and its parameter's."""
+    parameter = parameter_of(name, module)
+    return [name] if parameter is None else [name, parameter]
 
 
 def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _suffixes(linear: Iterable[str]) -> list[str]:
-    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+def _suffixes(linear: dict[str, nn.Module]) -> list[str]:
+    return sorted({_names(name, module)[-1].rsplit(".", 1)[-1] for name, module in linear.items()})
 
 
-def _options(target: str, linear: Iterable[str]) -> list[str]:
-    return sorted(linear) if "." in target else _suffixes(linear)
+def _options(target: str, linear: dict[str, nn.Module]) -> list[str]:
+    whole = sorted({_names(name, module)[-1] for name, module in linear.items()})
+    return whole if "." in target else _suffixes(linear)
 
 
 def _read_uncalled(name: str, modules: dict[str, nn.Module]) -> bool:

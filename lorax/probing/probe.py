@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters.experts.find import ExpertSlice
 from lorax.adapters.kinds import effective, factor_dtype, shape_of
 from lorax.errors import UserError
 from lorax.probing import svd
@@ -167,7 +168,8 @@ class Probe:
     @cached_property
     def _digest(self) -> str:
         stored: Any = self._module.weight  # the tensor itself: `remembered` knows it again, and no view of it
-        return f"{remembered(stored)} {self.shape}"
+        part = f" {self._module.index}" if isinstance(self._module, ExpertSlice) else ""
+        return f"{remembered(stored)} {self.shape}{part}"
 
     def _identity(self, *key: Hashable) -> Hashable:
         return (self._digest, self.dtype, self.device, *key)

@@ -2,24 +2,30 @@
 
     out = x W^T + b;  out += every group of lanes;  the same products run backwards for dx
 
-Tests compare it with `AdaptedLayer.forward_reference`. It cannot be differentiated twice.
+Tests compare it with `AdaptedLayer.forward_reference`. Its derivative is differentiated again through plain
+operations (`fused.twice`), which need the layer's input: it is kept where A trains, and where it is small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorax.adapters.dropout import draw, scale
+from lorax.adapters.fused.base import Product, base_product, on_rows
 from lorax.adapters.fused.blocks import Blocks
 from lorax.adapters.fused.shared_basis import SharedBasisGroup
 from lorax.adapters.fused.stacked import StackedGroup
+from lorax.adapters.fused.twice import gradients
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.low_rank import LowRankAdapter
+
+_SMALL = 1 << 18
+"""An input of up to this many numbers is kept though no first derivative needs it, so that a second one may."""
 
 Seeds = dict[int, tuple[int, int | None]]
 """{position of an active lane: (seed of its mask, its own number of tokens if the batch is padded further)}."""
@@ -46,8 +52,10 @@ class Grouping:
         self.shared: list[SharedBasisGroup] = []
         self.only_group: SharedBasisGroup | None = None
         """The group with a shared basis that holds every active lane, if there is one."""
-        self.leaves: list[Tensor] = []
-        """The trained tensors, in the order in which `FusedLinear` takes them."""
+        self.keeps_input = False
+        """Whether a gradient needs the layer's input."""
+        self._places: list[tuple[dict[str, Any], str]] = []
+        """Where each trained tensor is held: `torch.func.functional_call` puts others there for a while."""
         if self.fusible:
             self._group([(position, cast(LowRankAdapter, adapter)) for position, adapter in present])
 
@@ -62,7 +70,9 @@ class Grouping:
                 stacked.append((position, adapter))
         self.stacked = StackedGroup(stacked, self.count) if stacked else None
         self.shared = [SharedBasisGroup(group, self.count) for group in bases.values()]
-        self.leaves = [leaf for group in self.groups for leaf in group.leaves]
+        self.keeps_input = self.stacked is not None and self.stacked.trains["A"]
+        adapters = [adapter for group in self.groups for adapter in group.adapters]
+        self._places = [(adapter._parameters, name) for adapter in adapters for name in adapter.trained()]
         if not stacked and len(self.shared) == 1 and self.shared[0].blocks.all:
             self.only_group = self.shared[0]
 
@@ -70,6 +80,24 @@ class Grouping:
     def groups(self) -> list[StackedGroup | SharedBasisGroup]:
         """All groups, in the order in which they are computed."""
         return [*([self.stacked] if self.stacked is not None else []), *self.shared]
+
+    def leaves(self) -> list[Tensor]:
+        """Return the trained tensors, in the order in which `FusedLinear` takes them."""
+        return [held[name] for held, name in self._places]
+
+    @contextmanager
+    def holding(self, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Have other tensors in the adapters for a while."""
+        before = self.leaves()
+        self._hold(leaves)
+        try:
+            yield
+        finally:
+            self._hold(before)
+
+    def _hold(self, leaves: Sequence[Tensor]) -> None:
+        for (held, name), leaf in zip(self._places, leaves, strict=True):
+            held[name] = leaf
 
     def draw_bytes(self, blocks: Blocks, x: Tensor, seeds: Seeds) -> Tensor | None:
         """Draw the bytes of a group's masks, (K, T, n), each lane from its own seed at its own shape.
@@ -79,18 +107,14 @@ class Grouping:
         if not any(position in seeds for position in blocks.positions):
             return None
         shape = (x.shape[0] // self.count, *x.shape[1:])
-        drawn = [draw(shape, *_at(seeds, position, x)) for position in blocks.positions if position in seeds]
+        asked = [(position, *seeds[position]) for position in blocks.positions if position in seeds]
+        drawn = [draw(shape, seed, x.device, width) for _, seed, width in asked]
         if len(blocks.positions) == 1:
             return drawn[0].view(1, -1, x.shape[-1])
         all_kept = drawn[0].new_full((), 255).expand(shape)
         remaining = iter(drawn)
         stacked = torch.stack([next(remaining) if position in seeds else all_kept for position in blocks.positions])
         return stacked.view(len(blocks.positions), -1, x.shape[-1])
-
-
-def _at(seeds: Seeds, position: int, x: Tensor) -> tuple[int, torch.device, int | None]:
-    seed, width = seeds[position]
-    return seed, x.device, width
 
 
 def _shares_basis(adapter: LowRankAdapter) -> bool:
@@ -104,11 +128,12 @@ class FusedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, *leaves: Tensor) -> Tensor:
         """Compute the base product, then let every group add to it in place."""
-        out = _base(x, weight, bias, call.transposed, call.unpadded)
+        out = base_product(x, weight, bias, call.transposed, call.unpadded, call.own)
         grouping = call.grouping
         x3 = x.reshape(grouping.count, -1, x.shape[-1])
         out3 = out.view(grouping.count, -1, out.shape[-1])
-        saved: list[Tensor | None] = [weight]
+        keeps = grouping.keeps_input or x.numel() <= _SMALL
+        saved: list[Tensor | None] = [x if keeps else None, weight]
         ctx.counts = []  # how many tensors each group saves
         for group in grouping.groups:
             drawn = grouping.draw_bytes(group.blocks, x, call.seeds)
@@ -116,14 +141,17 @@ class FusedLinear(torch.autograd.Function):
             ctx.counts.append(len(tensors))
             saved += tensors
         ctx.save_for_backward(*saved)
-        ctx.call, ctx.shape = call, x.shape
-        return out
+        ctx.call, ctx.shape, ctx.leaves = call, x.shape, leaves
+        # autograd refuses to change a view that a Function returns in place, and F.linear may return one
+        return torch.ops.aten._unsafe_view(out, out.shape) if out._is_view() else out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Run the same products backwards."""
-        call, (weight, *saved) = ctx.call, ctx.saved_tensors
+        call, (x, weight, *saved) = ctx.call, ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            dx, *grads = gradients(call, x, weight, ctx.leaves, g)
+            return (dx, None, None, None, *grads)
         count = call.grouping.count
         g3 = g.reshape(count, -1, g.shape[-1])
         dx = dx3 = None
@@ -134,9 +162,9 @@ class FusedLinear(torch.autograd.Function):
                 W = weight.mT if call.transposed else weight
                 dx = on_rows(g3.flatten(0, 1), call.unpadded, lambda rows: rows @ W)
             dx3 = dx.view(count, -1, dx.shape[-1])
-        grads: list[Tensor | None] = []
+        grads = []
         for group, kept in zip(call.grouping.groups, ctx.counts, strict=True):
-            grads += group.backward(saved[:kept], call.scales, g3, dx3, call.sigma)
+            grads += group.backward(saved[:kept], x, call.scales, g3, dx3, call.sigma)
             saved = saved[kept:]
         return (None if dx is None else dx.view(ctx.shape), None, None, None, *grads)
 
@@ -151,6 +179,7 @@ class Call:
         frozen: names a time in which no trained tensor changes, so that what is derived from them is kept.
         unpadded: flat indices of the tokens that are no padding, where padding is left out.
         sigma: the weight's singular values, where the only group computes the input's gradient from them.
+        own: own(x, weight, bias) -> x W^T + b, the replaced layer's own call where that is no `F.linear`.
     """
 
     def __init__(
@@ -161,35 +190,12 @@ class Call:
         frozen: object | None,
         unpadded: Tensor | None,
         sigma: Tensor | None,
+        own: Product | None = None,
     ):
         self.grouping, self.transposed, self.seeds = grouping, transposed, seeds
-        self.frozen, self.unpadded, self.sigma = frozen, unpadded, sigma
+        self.frozen, self.unpadded, self.sigma, self.own = frozen, unpadded, sigma, own
         self.scales = grouping.scales
         if seeds:
             self.scales = list(grouping.scales)
             for position in seeds:
                 self.scales[position] *= scale(grouping.positions[position].q)
-
-
-def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, unpadded: Tensor | None = None) -> Tensor:
-    """The same call as the replaced module's, on the tokens that are no padding where these are known."""
-    if unpadded is not None:
-        out = on_rows(x.flatten(0, 1), unpadded, lambda rows: _base(rows, weight, bias, transposed))
-        return out.view(*x.shape[:-1], -1)
-    if not transposed:
-        return F.linear(x, weight, bias)
-    return torch.addmm(cast(Tensor, bias), x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
-
-
-def on_rows(x: Tensor, chosen: Tensor | None, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return product(x), (T, p), computed for some rows only; the others are 0.
-
-    Args:
-        x: (T, n).
-        chosen: flat indices of the rows; None: all of them.
-        product: (rows, n) -> (rows, p).
-    """
-    if chosen is None:
-        return product(x)
-    part = product(x.index_select(0, chosen))
-    return part.new_zeros(x.shape[0], part.shape[1]).index_copy_(0, chosen, part)

@@ -32,7 +32,7 @@ class SharedBasisGroup:
     def __init__(self, adapters: list[tuple[int, LowRankAdapter]], count: int):
         self.adapters = [adapter for _, adapter in adapters]
         self.blocks = Blocks([position for position, _ in adapters], count)
-        self.leaves = [leaf for adapter in self.adapters for leaf in adapter.trained().values()]
+        self.trains = any("M" in adapter.trainable for adapter in self.adapters)
         self.diagonal = all(core.is_diagonal(adapter.core(adapter.current("M"))) for adapter in self.adapters)
         self._kept: tuple[object, Tensor] | None = None
         self._cast: dict[str, tuple[object, Tensor]] = {}
@@ -125,15 +125,17 @@ class SharedBasisGroup:
     def backward(
         self,
         saved: list[Tensor | None],
+        x: Tensor | None,
         lane_scales: list[float],
         g3: Tensor,
         dx3: Tensor | None,
         sigma: Tensor | None = None,
     ) -> list[Tensor]:
-        """Add the input's gradient to `dx3` in place; return the gradients of `leaves`.
+        """Add the input's gradient to `dx3` in place; return those of the leaves.
 
         Args:
             saved: from `forward`.
+            x: (..., n), the layer's input; of no use here.
             lane_scales: s of every active lane.
             g3: gradient of the output.
             dx3: gradient of the input.
@@ -141,7 +143,7 @@ class SharedBasisGroup:
         """
         h, C, A, B, drawn = cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]", saved)
         gh2 = self.blocks.take(g3) @ B
-        grads = self._grads(gh2, h, self._scales(lane_scales)) if self.leaves else []
+        grads = self._grads(gh2, h, self._scales(lane_scales)) if self.trains else []
         if dx3 is not None:
             if sigma is not None:
                 C = C + (sigma if self.diagonal else torch.diag(sigma))

@@ -31,8 +31,8 @@ class Stack:
     C: Tensor | None
 
 
-_Saved = tuple[Any, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
-"""x where A trains, h, D, U, C where there is a core, random bytes under dropout."""
+_Saved = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+"""h, D, U, C where there is a core, random bytes under dropout."""
 
 
 class StackedGroup:
@@ -46,7 +46,6 @@ class StackedGroup:
     def __init__(self, adapters: list[tuple[int, LowRankAdapter]], count: int):
         self.adapters = [adapter for _, adapter in adapters]
         self.blocks = Blocks([position for position, _ in adapters], count)
-        self.leaves = [leaf for adapter in self.adapters for leaf in adapter.trained().values()]
         self.has_core = any(adapter.header["kind"] != "identity" for adapter in self.adapters)
         self.widths = [_width(adapter) for adapter in self.adapters]
         self.R = max(max(pair) for pair in self.widths)
@@ -131,18 +130,28 @@ class StackedGroup:
         h = product(x if drawn is None else self._masks(drawn, x.dtype).mul_(x), stack.D.mT)
         h *= self.scales(lane_scales, h)
         self._add(out3, h if stack.C is None else product(h, stack.C.mT), stack.U.mT)
-        return [x if self.trains["A"] else None, h, stack.D, stack.U, stack.C, drawn]
+        return [h, stack.D, stack.U, stack.C, drawn]
 
     def backward(
         self,
         saved: list[Tensor | None],
+        x: Tensor | None,
         lane_scales: list[float],
         g3: Tensor,
         dx3: Tensor | None,
         sigma: Tensor | None = None,
     ) -> list[Tensor]:
-        """Add the input's gradient to `dx3` in place; return those of `leaves`; see `SharedBasisGroup.backward`."""
-        x, h, D, U, C, drawn = cast("_Saved", saved)
+        """Add the input's gradient to `dx3` in place; return the leaves'; see `SharedBasisGroup.backward`.
+
+        Args:
+            saved: from `forward`.
+            x: (..., n), the layer's input; None where it was not kept, as no A trains.
+            lane_scales: as `forward`.
+            g3: (K_active, T, m), gradient of the output.
+            dx3: (K_active, T, n), gradient of the input.
+            sigma: of no use here.
+        """
+        h, D, U, C, drawn = cast("_Saved", saved)
         g = self._take(g3)
         gh2 = product(g, U)
         gC = product(gh2.mT, h) if self.trains["M"] else None
@@ -152,7 +161,10 @@ class StackedGroup:
         trained_h, trained_gh = self._narrowed(h if C is None else product(h, C.mT), gh)
         # (h^T g)^T, since BLAS is about twice as slow with the wide operand transposed.
         gU = product(trained_h.mT, g).mT if self.trains["B"] else None
-        gD = product(trained_gh.mT, x if mask is None else x * mask) if self.trains["A"] else None
+        gD = None
+        if x is not None and self.trains["A"]:
+            rows = self._rows(x, g3.shape[0])
+            gD = product(trained_gh.mT, rows if mask is None else rows * mask)
         if dx3 is not None and mask is None:
             self._add(dx3, gh, D)
         elif dx3 is not None:
@@ -172,7 +184,7 @@ class StackedGroup:
         return h[..., :r], gh[..., :r] + gh[..., r:]
 
     def _split(self, gD: Any, gU: Any, gC: Any) -> list[Tensor]:
-        """Return the gradients of `leaves` from those of D, U and C, None where nothing in them trains."""
+        """Return the leaves' gradients from those of D, U and C, None where nothing in them trains."""
         if self.carried is not None:
             if self.single:
                 return [gU, gD]
@@ -183,6 +195,10 @@ class StackedGroup:
     def _take(self, x3: Tensor) -> Tensor:
         """Return the group's rows: (K, T, n), of a single lane (T, n)."""
         return x3[self.blocks.positions[0]] if self.single else self.blocks.take(x3)
+
+    def _rows(self, x: Tensor, count: int) -> Tensor:
+        """Return `_take` of a layer's input, (..., n), with `count` active lanes; of a lane alone in one view."""
+        return x.reshape(-1, x.shape[-1]) if count == 1 else self._take(x.reshape(count, -1, x.shape[-1]))
 
     def _masks(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
         masks = group_masks(drawn, self.adapters, dtype)
