@@ -10,7 +10,8 @@ from lorax.tasks import load
 PIECES = [
     b'{"prompt": "a", "answer": "b"}', b'{"prompt": [{"role": "user", "content": "q"}], "answer": 1}', b'{"data": [',
     b"prompt,answer", b"prompt\tanswer", b"a,b", b"a\tb", b'"a","b"', b"\n", b"\r\n", b"\r", b'"', b'""', b"\t",
-    b"sep=;", b",", b";", b"[", b"]", b"{", b"}", b":", b"\\", b"\x00", b"\xff", "é".encode(), b"\xed\xa0\xbd", b"\xef\xbb\xbf",
+    b"sep=;", b",", b";", b"[", b"]", b"{", b"}", b":", b"\\", b"\x00", b"\xff",
+    "é".encode(), b"\xed\xa0\xbd", b"\xef\xbb\xbf",
     b"\\ud800", b"null", b"NaN", b"1e999", b"1" * 50,
 ]  # fmt: skip
 SUFFIXES = ["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow", "csv.gz", "jsonl.bz2", "jsonl.xz", "jsonl.zst"]

@@ -46,6 +46,7 @@ def test_tabs_mean_no_quoting_unless_the_file_shows_a_writer_that_quotes(tmp_pat
 
 @pytest.mark.parametrize("name, content, expected, remark", [
     ("comma and break", 'text,label\n"a, b\nc",1\nd,0\n"e, f",1\n', [("a, b\nc", "1"), ("d", "0"), ("e, f", "1")], ""),
+    ("code", 'text,label\n"f(a,\n  b)",1\nd,\n"e, f",1\n', [("f(a,\n  b)", "1"), ("d", ""), ("e, f", "1")], ""),
     ("stray in the middle", 'text,label\na "b" c,1\n6" pipe,0\n', [('a "b" c', "1"), ('6" pipe', "0")], ""),
     ("stray in front", 'text,label\n"a" b,1\nc,0\n', [('"a" b', "1"), ("c", "0")], "as text"),
     ("never closed", 'text,label\n"a,1\nb,0\n', [('"a', "1"), ("b", "0")], "as text"),
