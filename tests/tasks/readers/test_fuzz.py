@@ -20,7 +20,7 @@ SUFFIXES = ["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow", "csv.gz", 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_broken_file_is_one_line(tmp_path, suffix):
     generator, path, refused = random.Random(suffix), tmp_path / f"a.{suffix}", 0
-    for number in range(40):
+    for number in range(20):
         head = {"csv": b"prompt,answer\n", "tsv": b"prompt\tanswer\n"}.get(suffix, b"") if number % 2 else b""
         lines = [b"".join(generator.choices(PIECES, k=generator.randrange(12))) for _ in range(generator.randrange(30))]
         path.write_bytes(head + b"\n".join(lines))
@@ -31,4 +31,4 @@ def test_a_broken_file_is_one_line(tmp_path, suffix):
             line = str(error).replace(str(tmp_path), "")
             assert "\n" not in line and len(line) < 300, line
             refused += 1
-    assert refused > 20
+    assert refused > 9
