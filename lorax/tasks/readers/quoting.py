@@ -109,7 +109,9 @@ def _swallowing(plain: Split, syntax: Split, content: str, delimiter: str) -> Re
     They are where all of the file fits without quotes, or where such a line ends in a value of the last column.
     """
     lines = _lines(content)
-    known = {record.fields[-1] for record in syntax.records if record.last == record.first}
+    known = {
+        record.fields[-1] for record in syntax.records if record.last == record.first and record.fields[-1].strip()
+    }
     for record in syntax.records:
         if record.last == record.first:
             continue

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorax.errors import UserError
 from lorax.tasks.readers.datasets import is_saved, read_hub, read_saved
-from lorax.tasks.readers.files import ALIASES, folder_splits, read, read_all
+from lorax.tasks.readers.files import folder_splits, read, read_all
 from lorax.tasks.readers.opening import KINDS, suffix_of
 from lorax.tasks.readers.rows import Format, Rows
 
@@ -91,6 +91,3 @@ def _check_names(shown: str, path: Path) -> None:
 def looks_local(path: str) -> bool:
     """Return whether a path that does not exist was meant as one: it cannot be a hub id."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or suffix_of(Path(path)) in KINDS
-
-
-__all__ = ["ALIASES", "existing", "looks_local", "read_splits"]

@@ -42,7 +42,7 @@ def check_tabs(path):
 
 def test_small_published_tables_have_every_row(tmp_path):
     assert check_tabs(made(tmp_path)) == 200
-    for path in [*found("glue/*/dev.tsv"), *found("cola/*_dev.tsv")]:
+    for path in [*found("glue/[MRW]*/dev.tsv"), *found("cola/*_dev.tsv")]:
         assert check_tabs(path) >= 71
     for path in found("humaneval/*.jsonl.gz"):
         assert len(read(path)) == len(gzip.open(path).read().splitlines()) == 164

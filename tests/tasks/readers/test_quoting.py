@@ -46,6 +46,7 @@ def test_tabs_mean_no_quoting_unless_the_file_shows_a_writer_that_quotes(tmp_pat
 
 @pytest.mark.parametrize("name, content, expected, remark", [
     ("comma and break", 'text,label\n"a, b\nc",1\nd,0\n"e, f",1\n', [("a, b\nc", "1"), ("d", "0"), ("e, f", "1")], ""),
+    ("code", 'text,label\n"f(a,\n  b)",1\nd,\n"e, f",1\n', [("f(a,\n  b)", "1"), ("d", ""), ("e, f", "1")], ""),
     ("stray in the middle", 'text,label\na "b" c,1\n6" pipe,0\n', [('a "b" c', "1"), ('6" pipe', "0")], ""),
     ("stray in front", 'text,label\n"a" b,1\nc,0\n', [('"a" b', "1"), ("c", "0")], "as text"),
     ("never closed", 'text,label\n"a,1\nb,0\n', [('"a', "1"), ("b", "0")], "as text"),
@@ -106,10 +107,10 @@ ALPHABET = ["a", " ", '"', '""', ",", ";", "\n", "\r\n", "'", "é", ", ", "1"]
 @pytest.mark.parametrize("suffix, delimiter", [("csv", ","), ("csv", ";"), ("tsv", "\t")])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
 def test_what_python_s_csv_writes_comes_back_or_is_asked_about(tmp_path, suffix, delimiter, quoting):
-    """60 tables of odd fields: read as written, or refused by a line; never other rows."""
+    """25 tables of odd fields: read as written, or refused by a line; never other rows."""
     generator, asked = random.Random(f"{suffix}{delimiter}{quoting}"), 0
     path = tmp_path / f"a.{suffix}"
-    for _ in range(60):
+    for _ in range(25):
         table = [
             ["".join(generator.choices(ALPHABET, k=generator.randrange(1, 8))) or "x", generator.choice("01")]
             for _ in range(generator.randrange(1, 6))
@@ -126,15 +127,15 @@ def test_what_python_s_csv_writes_comes_back_or_is_asked_about(tmp_path, suffix,
             assert "task.quotes=" in str(error)
             assert rows(path, buffer.getvalue(), quotes="syntax") == [tuple(row) for row in table]
             asked += 1
-    assert asked < 10
+    assert asked < 5
 
 
 @pytest.mark.parametrize("delimiter, suffix", [("\t", "tsv"), (",", "csv")])
 def test_tables_written_without_quoting_keep_their_rows(tmp_path, delimiter, suffix):
-    """60 tables whose quotes are characters: every physical line is a row, or the file is refused by a line."""
+    """25 tables whose quotes are characters: every physical line is a row, or the file is refused by a line."""
     generator = random.Random(suffix)
     letters = ["a", "b", " ", '"', '" ', "'"]
-    for _ in range(60):
+    for _ in range(25):
         table = [
             [
                 "x" + "".join(generator.choices(letters, k=5))
