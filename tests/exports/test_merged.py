@@ -10,9 +10,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lorax.adapters import baselines
-from lorax.adapters.files import merged
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
+from lorax.exports import merged
 
 TINY = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {

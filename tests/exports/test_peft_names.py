@@ -12,10 +12,10 @@ import torch
 import transformers as T
 from torch import nn
 
-from lorax.adapters.files.inputs import example_inputs, run
-from lorax.adapters.files.peft_layout import target_modules
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
+from lorax.exports.example import example_inputs, run
+from lorax.exports.layout import target_modules
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,

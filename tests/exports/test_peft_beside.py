@@ -14,9 +14,9 @@ import transformers as T
 from safetensors.torch import load_file
 from torch import nn
 
-from lorax.adapters.files.inputs import example_inputs, run
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
+from lorax.exports.example import example_inputs, run
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT = {**SIZES, "max_position_embeddings": 32, "num_labels": 3, "pad_token_id": 0}

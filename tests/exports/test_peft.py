@@ -15,8 +15,8 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from lorax.adapters.files.peft import truncate
 from lorax.adapters.install import find_targets, install
+from lorax.exports.peft import truncate
 
 TINY = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
