@@ -132,7 +132,7 @@ def test_tied_embeddings_are_written_as_peft_writes_them(make, tmp_path):
     assert saved[0] is saved[1]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama tied"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "llama tied"])
 def test_added_tokens_travel_along(make, tmp_path, name):
     torch.manual_seed(0)
     model = MODELS[name]()

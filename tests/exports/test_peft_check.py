@@ -91,7 +91,7 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("run", [True, False])
+@pytest.mark.parametrize("run", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("name", SPOILED)
 def test_a_wrong_export_is_refused_and_leaves_no_folder(adapters, tmp_path, monkeypatch, name, run):
     """With a copy of the base, and with one that takes no memory."""
@@ -163,8 +163,15 @@ def test_large_models_and_an_absent_peft_are_said_in_one_line(adapters, tmp_path
     assert sorted(folder.name for folder in tmp_path.iterdir()) == list("abcd")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("recenter", ["carry", "fold"])
+@pytest.mark.parametrize(
+    ("dtype", "recenter"),
+    [
+        (torch.bfloat16, "fold"),
+        pytest.param(torch.bfloat16, "carry", marks=pytest.mark.slow),
+        pytest.param(torch.float64, "carry", marks=pytest.mark.slow),
+        pytest.param(torch.float64, "fold", marks=pytest.mark.slow),
+    ],
+)
 def test_other_precisions(make, shake, tmp_path, capsys, dtype, recenter):
     """float64 exact; under fold a 16-bit base keeps a rounding in W_fz that no adapter on W0 has: it is reported."""
     base = tiny().to(dtype)
