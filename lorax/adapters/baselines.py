@@ -202,8 +202,8 @@ class FullModel:
         raise UserError(f"init={self.kind} has no low-rank form to export; export_merged writes the model")
 
     def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
-        """Write the model as it is now; see `lorax.adapters.files.merged.export_merged`."""
-        from lorax.adapters.files.merged import write_model
+        """Write the model as it is now; see `lorax.exports.merged.write_model`."""
+        from lorax.exports.merged import write_model
 
         write_model(self.model, path, verify, tokenizer)
 

@@ -99,6 +99,10 @@ class Adapters:
             raise UserError(f"{name} is an adapted module, not a linear layer: it has no weight of its own")
         return layer
 
+    def layer_adapter(self, name: str) -> LayerAdapter:
+        """Return this run's adapter at a layer."""
+        return self.layer(name).all_adapters()[self.number]
+
     def layer_adapters(self) -> dict[str, LayerAdapter]:
         """Return {layer name: this run's adapter there}, sorted by name."""
         return {name: layer.all_adapters()[self.number] for name, layer in self._layers.items()}
@@ -284,18 +288,19 @@ class Adapters:
     ) -> dict[str, Any]:
         """Write a plain LoRA that `peft.PeftModel.from_pretrained(base, path)` loads on the untouched base.
 
-        See `lorax.adapters.files.peft.export_peft`.
+        See `lorax.exports.peft.export_peft`.
         """
-        from lorax.adapters.files.peft import export_peft
+        from lorax.adapters.files.export import adapted_model
+        from lorax.exports.peft import export_peft
 
-        return export_peft(self, path, rank=rank, verify=verify, base=base)
+        return export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base)
 
     def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
         """Write a whole checkpoint of the model with W' in its weights, for plain `from_pretrained`.
 
-        See `lorax.adapters.files.merged.export_merged`.
+        See `lorax.adapters.files.export.export_merged`.
         """
-        from lorax.adapters.files.merged import export_merged
+        from lorax.adapters.files.export import export_merged
 
         export_merged(self, path, verify=verify, tokenizer=tokenizer)
 

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorax.adapters.files.folder import staged
 from lorax.adapters.linear import AdaptedLinear
+from lorax.records.folder import staged
 
 if TYPE_CHECKING:
     from lorax.adapters.handle import Adapters

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters.files.folder import staged
-from lorax.adapters.files.inputs import example_inputs, relative_error, run, runs
 from lorax.errors import UserError
-
-if TYPE_CHECKING:
-    from lorax.adapters.handle import Adapters
+from lorax.exports.example import example_inputs, relative_error, run, runs
+from lorax.records.folder import staged
 
 VERIFY_UP_TO = 500_000_000
 """A checkpoint of a model with more parameters is verified on request only: it is read back into memory."""
@@ -22,41 +18,7 @@ _OUTPUT = 2e-4
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
-def export_merged(adapters: Adapters, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
-    """Write a plain checkpoint of the base model with W' in its weights, in the base's dtype.
-
-    What was trained beside the adapters is in it, tied embeddings once; a model that generates gets its
-    generation settings too.
-
-    Args:
-        adapters: what to merge; they are as before afterwards.
-        path: the folder, made if missing; it appears when the checkpoint is verified. Weights of an older
-            checkpoint there are replaced.
-        verify: read the folder back, by `from_pretrained` where the model has it, and compare every tensor; on
-            small models also one output with that of the adapted model. None: up to 5e8 parameters, else one
-            line says that it was not done.
-        tokenizer: what has `save_pretrained`, to lie in the same folder.
-
-    Raises:
-        UserError: a weight is shared, so that it cannot hold W'; several lanes; the folder holds an adapter in
-            PEFT's format, which would be added again; it cannot be written, reads back as something else, or
-            computes something else. No folder is left then.
-    """
-    _refuse_peft(path)
-    ours = None if verify is False or adapters.merged else _output(adapters.model)
-    with ExitStack() as stack:
-        if not adapters.merged:
-            adapters.merge()
-            stack.callback(adapters.unmerge)
-        stack.enter_context(adapters.installation.plain())
-        if ours is not None and (theirs := _output(adapters.model)) is not None:
-            error = relative_error(theirs, ours)
-            if error > _OUTPUT:
-                raise UserError(f"cannot export: the merged model computes another output, relative error {error:.2g}")
-        write_model(adapters.model, path, verify, tokenizer)
-
-
-def _output(model: nn.Module) -> Tensor | None:
+def output_of(model: nn.Module) -> Tensor | None:
     """Return the output of a small model on a batch of its own making, or None where it cannot be told."""
     inputs = example_inputs(model) if runs(model) else None
     if inputs is None:
@@ -67,9 +29,31 @@ def _output(model: nn.Module) -> Tensor | None:
         return None
 
 
+def refuse_other_output(merged: nn.Module, ours: Tensor) -> None:
+    """Compare a merged model's output with that of the adapted one.
+
+    Raises:
+        UserError: they differ.
+    """
+    theirs = output_of(merged)
+    error = 0.0 if theirs is None else relative_error(theirs, ours)
+    if error > _OUTPUT:
+        raise UserError(f"cannot export: the merged model computes another output, relative error {error:.2g}")
+
+
 def write_model(model: nn.Module, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
-    """Write a plain model as it is; arguments and errors as `export_merged`."""
-    _refuse_peft(path)
+    """Write a plain model as it is.
+
+    Args:
+        model: what to write; transformers' own `save_pretrained` does it where the model has it.
+        path: the folder, made if missing; weights of an older checkpoint there are replaced.
+        verify: read it back and compare every tensor. None: up to 5e8 parameters.
+        tokenizer: what has `save_pretrained`, to lie in the same folder.
+
+    Raises:
+        UserError: the folder cannot be written, holds PEFT's adapter, or reads back as something else.
+    """
+    refuse_peft(path)
     size = sum(parameter.numel() for parameter in model.parameters())
     if verify is None and size > VERIFY_UP_TO:
         print(f"exported without verifying: {size:,} parameters, more than {VERIFY_UP_TO:,}; verify=True does it")
@@ -81,7 +65,8 @@ def write_model(model: nn.Module, path: str | Path, verify: bool | None = None, 
             _check(model, folder)
 
 
-def _refuse_peft(path: str | Path) -> None:
+def refuse_peft(path: str | Path) -> None:
+    """Refuse a folder from which `from_pretrained` would add PEFT's adapter to the merged weights."""
     if (Path(path) / "adapter_config.json").exists():
         raise UserError(f"{path} holds an adapter in PEFT's format, which would be added again: name another folder")
 

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from lorax.adapters.adapted import AdaptedLayer
-from lorax.adapters.files.format import trained_beside
 from lorax.errors import UserError
-
-if TYPE_CHECKING:
-    from lorax.adapters.handle import Adapters
+from lorax.exports.adapted import AdaptedModel
 
 _WAYS = "export_merged and save keep it"
 _TASKS = {
@@ -65,42 +61,40 @@ class Layout:
         return {f"base_model.model.{key}": value.detach().cpu().clone().contiguous() for key, value in found.items()}
 
 
-def layout(adapters: Adapters) -> Layout:
-    """Find the place of everything that trains beside the adapters.
+def layout(adapted: AdaptedModel) -> Layout:
+    """Find the place of everything that trains beside the adapters; the model is as its base now.
 
     Raises:
         UserError: PEFT's format has no place for it; names the parameter and the reason.
     """
-    plan, model = Layout(), adapters.model
+    plan, model = Layout(), adapted.model
     places = places_of(model)
     owners: dict[str, nn.Module] = {}
-    for first, parameter in trained_beside(adapters).items():
+    for first, parameter in adapted.beside.items():
         for place in places[id(parameter)]:
             owner, _, leaf = place.rpartition(".")
-            module = model.get_submodule(owner)
-            if isinstance(module, AdaptedLayer) and leaf == "bias" and len(places[id(parameter)]) == 1:
+            if owner in adapted.places and leaf == "bias" and len(places[id(parameter)]) == 1:
                 plan.biases[owner] = parameter
-            elif isinstance(module, AdaptedLayer):
+            elif owner in adapted.places:
                 ways = _WAYS if len(places[id(parameter)]) == 1 else "save keeps it"  # a tied weight is not merged
                 raise UserError(f"cannot export {first}: PEFT has no place for it beside an adapter on {owner}; {ways}")
             elif not owner:
                 raise UserError(f"cannot export {first}: the model itself holds it, and PEFT saves submodules; {_WAYS}")
             else:
-                owners[owner] = module
+                owners[owner] = model.get_submodule(owner)
         if len(places[id(parameter)]) > 1:
             plan.tied |= _ties(
                 model, parameter, [model.get_submodule(p.rpartition(".")[0]) for p in places[id(parameter)]]
             )
-    adapted = adapted_places(model)
-    _refuse_shared(model, adapted)
+    _refuse_shared(model, adapted.places)
     outermost = [name for name in sorted(owners) if not any(name.startswith(f"{other}.") for other in owners)]
     for name in outermost:
         for taken in matched(model, [name]):
-            if line := _clash(taken, name, adapted):
+            if line := _clash(taken, name, adapted.places):
                 raise UserError(f"cannot export {name}: {line}; {_WAYS}")
             plan.modules[taken] = _state(model, taken)
     plan.listed = outermost
-    plan.task = _task(model, plan, adapted)
+    plan.task = _task(model, plan, adapted.places)
     return plan
 
 
@@ -108,22 +102,14 @@ def places_of(model: nn.Module) -> dict[int, list[str]]:
     """Return every name of every base parameter, by the parameter's id."""
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if ".lanes." not in name:
-            places.setdefault(id(parameter), []).append(name)
+        places.setdefault(id(parameter), []).append(name)
     return places
-
-
-def adapted_places(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """Return every place where an adapted layer stands, and the layer; a layer may stand in several."""
-    named = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in named if isinstance(module, AdaptedLayer)}
 
 
 def matched(model: nn.Module, ends: Iterable[str]) -> list[str]:
     """Return the modules that PEFT saves whole for names in `modules_to_save`: it compares ends, dots or not."""
     ends = tuple(ends)
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if ".lanes." not in name]
-    return [name for name in names if name.endswith(ends)]
+    return [name for name, _ in model.named_modules(remove_duplicate=False) if name.endswith(ends)]
 
 
 def target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
@@ -131,7 +117,7 @@ def target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
     wanted = set(names)
     for other, _ in model.named_modules():
         parts = other.split(".")
-        if "lanes" not in parts and any(".".join(parts[start:]) in wanted for start in range(1, len(parts))):
+        if any(".".join(parts[start:]) in wanted for start in range(1, len(parts))):
             return "|".join(re.escape(name) for name in names)
     return names
 
@@ -156,12 +142,12 @@ def expert_like(model: nn.Module, names: Iterable[str]) -> list[str]:
     return [name for name in names if len(leaves) > 1 and name.rpartition(".")[2] in leaves]
 
 
-def _refuse_shared(model: nn.Module, adapted: dict[str, AdaptedLayer]) -> None:
+def _refuse_shared(model: nn.Module, places: Mapping[str, str]) -> None:
     """Refuse a layer that several modules hold: PEFT replaces it in the first one alone."""
-    first: dict[int, str] = {}
-    for place, layer in adapted.items():
-        other = first.setdefault(id(layer), place)
-        parents = [model.get_submodule(name.rpartition(".")[0]) for name in (other, place)]
+    first: dict[str, str] = {}
+    for place, name in places.items():
+        other = first.setdefault(name, place)
+        parents = [model.get_submodule(where.rpartition(".")[0]) for where in (other, place)]
         if parents[0] is not parents[1]:
             raise UserError(f"cannot export {place}: it is the same layer as {other}, and PEFT adapts one; {_WAYS}")
 

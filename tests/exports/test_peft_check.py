@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorax.adapters.files import inputs, peft, peft_check
+from lorax.adapters.files.export import adapted_model
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
+from lorax.exports import check, example, peft
 
 IDS = torch.arange(14).view(2, 7)
 
@@ -90,14 +91,14 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("run", [True, False])
+@pytest.mark.parametrize("run", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("name", SPOILED)
 def test_a_wrong_export_is_refused_and_leaves_no_folder(adapters, tmp_path, monkeypatch, name, run):
     """With a copy of the base, and with one that takes no memory."""
     changes, line = SPOILED[name]
     spoiled(monkeypatch, **changes)
     if not run:
-        monkeypatch.setattr(inputs, "RUN_UP_TO", 10)
+        monkeypatch.setattr(example, "RUN_UP_TO", 10)
     with pytest.raises(UserError, match=f"cannot export.*{line}") as caught:
         adapters.export_peft(tmp_path / "a")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
@@ -113,7 +114,7 @@ def test_more_layers_than_were_exported_are_noticed(make, shake, tmp_path, monke
 
 
 def test_an_output_that_differs_though_the_weights_agree(adapters, tmp_path, monkeypatch):
-    monkeypatch.setattr(peft_check, "_check_layers", lambda *_: None)
+    monkeypatch.setattr(check, "_check_layers", lambda *_: None)
     spoiled(monkeypatch, lambda state: state[f"{PRE}{UP}.lora_A.weight"].add_(1))
     for verify in (None, {"input_ids": IDS}):
         with pytest.raises(UserError, match="stock PEFT computes another output, relative error"):
@@ -135,7 +136,9 @@ def test_the_model_is_as_before_and_a_copy_of_the_base_takes_no_memory(adapters,
     )
     files = [load_file(tmp_path / x / "adapter_model.safetensors") for x in "ab"]
     assert files[0].keys() == files[1].keys() and all(torch.equal(files[0][k], files[1][k]) for k in files[0])
-    with peft_check._copy(adapters, hollow=True) as base:
+    adapted = adapted_model(adapters)
+    with adapted.as_base():
+        base = check.copy_of_base(adapted, hollow=True)
         sizes = [p.untyped_storage().nbytes() for p in base.parameters()]
         assert max(sizes) <= 4 and [p.shape for p in base.parameters()] == [p.shape for p in tiny().parameters()]
         assert type(base).save_pretrained is LlamaForCausalLM.save_pretrained and "save_pretrained" not in vars(base)
@@ -160,8 +163,15 @@ def test_large_models_and_an_absent_peft_are_said_in_one_line(adapters, tmp_path
     assert sorted(folder.name for folder in tmp_path.iterdir()) == list("abcd")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("recenter", ["carry", "fold"])
+@pytest.mark.parametrize(
+    ("dtype", "recenter"),
+    [
+        (torch.bfloat16, "fold"),
+        pytest.param(torch.bfloat16, "carry", marks=pytest.mark.slow),
+        pytest.param(torch.float64, "carry", marks=pytest.mark.slow),
+        pytest.param(torch.float64, "fold", marks=pytest.mark.slow),
+    ],
+)
 def test_other_precisions(make, shake, tmp_path, capsys, dtype, recenter):
     """float64 exact; under fold a 16-bit base keeps a rounding in W_fz that no adapter on W0 has: it is reported."""
     base = tiny().to(dtype)
@@ -201,5 +211,5 @@ def test_a_tampered_folder_is_not_what_the_check_reads(adapters, tmp_path):
     state[f"base_model.model.{Q}.lora_A.weight"][0] += 1
     save_file(state, tmp_path / "a" / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"{Q}: stock PEFT makes another change"):
-        peft_check.check_export(adapters, tmp_path / "a", dict.fromkeys(adapters.names()), None)
+        check.check_export(adapted_model(adapters), tmp_path / "a", dict.fromkeys(adapters.names()), None)
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["bias"] == "none"

@@ -1,10 +1,4 @@
-"""To the PEFT adapter format.
-
-A recentred method is exported against the untouched base in the form whose differences are
-formed in the factors' precision, [B - B0, B0] [A ; A - A0]; the other one, [B, -B0] [A ; A0],
-loses the update in the rounding of its file. Where each thing goes: `peft_layout`; how it is
-checked: `peft_check`.
-"""
+"""To the PEFT adapter format. Where each thing goes: `layout`; how an export is checked: `check`."""
 
 from __future__ import annotations
 
@@ -14,19 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorax.adapters import core, weights
-from lorax.adapters.files.folder import staged
-from lorax.adapters.files.peft_layout import Layout, expert_like, layout, target_modules
-from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
-
-if TYPE_CHECKING:
-    from lorax.adapters.handle import Adapters
+from lorax.exports.adapted import AdaptedModel
+from lorax.exports.layout import Layout, expert_like, layout, target_modules
+from lorax.records.folder import staged
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -36,7 +26,7 @@ VERIFY_UP_TO = 1_000_000_000
 
 @torch.no_grad()
 def export_peft(
-    adapters: Adapters,
+    adapted: AdaptedModel,
     path: str | Path,
     rank: int | None = None,
     verify: bool | Mapping[str, Any] | None = None,
@@ -48,7 +38,7 @@ def export_peft(
     recentred methods, min(m, n) for SVFT. eta is in B, so PEFT's own scaling is 1.
 
     Args:
-        adapters: what to export. What else was trained travels along: modules whole (`modules_to_save`), tied
+        adapted: what to export. What else was trained travels along: modules whole (`modules_to_save`), tied
             embeddings under both names, biases of adapted layers (`bias="lora_only"`).
         path: the folder, made if missing; it appears when the export is verified.
         rank: no layer gets more than this; what exceeds it is cut by SVD. None: exact.
@@ -67,35 +57,30 @@ def export_peft(
     """
     if rank is not None and (isinstance(rank, bool) or rank < 1):
         raise UserError(f"rank={rank}: must be at least 1")
-    where = layout(adapters)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     errors, inexact = {}, {}
-    for name, adapter in adapters.layer_adapters().items():
-        if not isinstance(adapter, LowRankAdapter):
-            raise UserError(f"cannot export {name}: its adapter has no low-rank form")
-        if not adapters.linear(name).kind.plain:
-            raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
-        B, A = low_rank_pair(adapter)
-        errors[name] = 0.0
+    for name, layer in adapted.layers.items():
+        B, A, errors[name] = layer.B, layer.A, 0.0
         if rank is not None and A.shape[0] > rank:
             B, A, errors[name] = truncate(B, A, rank)
-        if adapters.recenter == "fold" and adapter.shifts_base:
-            change = weights.delta(
-                adapters.linear(name), adapter, fold=True
-            ).double()  # with the rounding of W_fz, which no adapter on W0 has
-            left = float((change - B.double() @ A.double()).norm())
-            errors[name] = left / max(float(change.norm()), 1e-30) if left > 1e-6 * float(change.norm()) else 0.0
+        if layer.rounded:
+            change = layer.delta().double()  # with the rounding of W_fz, which no adapter on W0 has
+            left, size = float((change - B.double() @ A.double()).norm()), float(change.norm())
+            errors[name] = left / max(size, 1e-30) if left > 1e-6 * size else 0.0
         inexact[name] = B @ A if errors[name] > 0 else None
         pairs[name] = (_stored(B), _stored(A))
-    checked = _wanted(adapters, verify)
-    experts = expert_like(adapters.model, pairs)
-    r = _common(pairs, experts)
+    checked = _wanted(adapted, verify)
+    with adapted.as_base():
+        where = layout(adapted)
+        experts = expert_like(adapted.model, pairs)
+        r = _common(pairs, experts)
+        config = _config(adapted, pairs, experts, r, where, base)
     with staged(path, last=[CONFIG]) as folder:
-        _write(folder, _config(adapters, pairs, experts, r, where, base), _tensors(pairs, experts, r) | where.tensors())
+        _write(folder, config, _tensors(pairs, experts, r) | where.tensors())
         if checked:
-            from lorax.adapters.files.peft_check import check_export
+            from lorax.exports.check import check_export
 
-            check_export(adapters, folder, inexact, verify if isinstance(verify, Mapping) else None)
+            check_export(adapted, folder, inexact, verify if isinstance(verify, Mapping) else None)
     worst = max(errors, key=errors.__getitem__)
     if errors[worst] > 0:
         print(f"exported at rank {r}: relative error of the update up to {errors[worst]:.2g} ({worst})")
@@ -103,7 +88,7 @@ def export_peft(
     return {"bytes": size, "rank": {name: A.shape[0] for name, (_, A) in pairs.items()}, "error": errors}
 
 
-def _wanted(adapters: Adapters, verify: bool | Mapping[str, Any] | None) -> bool:
+def _wanted(adapted: AdaptedModel, verify: bool | Mapping[str, Any] | None) -> bool:
     """Whether to verify; says in one line why not, unless that was asked for."""
     if verify is False:
         return False
@@ -112,7 +97,7 @@ def _wanted(adapters: Adapters, verify: bool | Mapping[str, Any] | None) -> bool
             print("exported without verifying: peft is not installed")
             return False
         raise UserError("verify: peft is not installed (pip install peft); verify=False exports without it")
-    size = sum(parameter.numel() for parameter in adapters.model.parameters())
+    size = sum(parameter.numel() for parameter in adapted.model.parameters())
     if verify is None and size > VERIFY_UP_TO:
         print(f"exported without verifying: {size:,} parameters, more than {VERIFY_UP_TO:,}; verify=True does it")
         return False
@@ -122,12 +107,6 @@ def _wanted(adapters: Adapters, verify: bool | Mapping[str, Any] | None) -> bool
 def _stored(tensor: Tensor) -> Tensor:
     """Return a factor as the file holds it: float32, float64 for a float64 base."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).cpu().contiguous()
-
-
-def low_rank_pair(adapter: LowRankAdapter) -> tuple[Tensor, Tensor]:
-    """Return (B', A') with B' A' = W' - W0 of exact arithmetic; eta is in B'."""
-    products = [(core.left_multiply(B, M), A) for B, M, A in adapter.terms(carried=adapter.shifts_base)]
-    return adapter.eta * torch.cat([B for B, _ in products], 1), torch.cat([A for _, A in products])
 
 
 def truncate(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -168,7 +147,7 @@ def _tensors(pairs: dict[str, tuple[Tensor, Tensor]], experts: list[str], r: int
 
 
 def _config(
-    adapters: Adapters,
+    adapted: AdaptedModel,
     pairs: dict[str, tuple[Tensor, Tensor]],
     experts: list[str],
     r: int,
@@ -178,7 +157,7 @@ def _config(
     modules = [name for name in pairs if name not in set(experts)]
     ranks = {name: pairs[name][1].shape[0] for name in modules}
     others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
-    loaded_from = getattr(getattr(adapters.model, "config", None), "_name_or_path", None)
+    loaded_from = getattr(getattr(adapted.model, "config", None), "_name_or_path", None)
     config = {
         "peft_type": "LORA",
         "task_type": where.task,
@@ -191,8 +170,8 @@ def _config(
         "lora_dropout": 0.0,
         "bias": "lora_only" if where.biases else "none",
         "use_rslora": False,
-        "fan_in_fan_out": all(adapters.linear(name).kind.transposed for name in pairs),
-        "target_modules": target_modules(adapters.model, modules) if modules else [],
+        "fan_in_fan_out": all(layer.transposed for layer in adapted.layers.values()),
+        "target_modules": target_modules(adapted.model, modules) if modules else [],
         "modules_to_save": where.listed or None,
     }
     if experts:

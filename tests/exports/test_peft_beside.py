@@ -14,9 +14,9 @@ import transformers as T
 from safetensors.torch import load_file
 from torch import nn
 
-from lorax.adapters.files.inputs import example_inputs, run
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
+from lorax.exports.example import example_inputs, run
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT = {**SIZES, "max_position_embeddings": 32, "num_labels": 3, "pad_token_id": 0}
@@ -132,7 +132,7 @@ def test_tied_embeddings_are_written_as_peft_writes_them(make, tmp_path):
     assert saved[0] is saved[1]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama tied"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "llama tied"])
 def test_added_tokens_travel_along(make, tmp_path, name):
     torch.manual_seed(0)
     model = MODELS[name]()

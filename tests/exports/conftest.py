@@ -1,0 +1,3 @@
+from tests.adapters.conftest import kind, make, net, shake
+
+__all__ = ["kind", "make", "net", "shake"]
