@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from lorax.adapters import core
+from lorax.adapters.experts.adapted import AdaptedExpert
 from lorax.adapters.files.format import tensors_of
+from lorax.adapters.files.peft_experts import expert_names, expert_tensors
 from lorax.adapters.kinds import is_linear
 from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
@@ -48,21 +50,30 @@ def export_peft(adapters: Adapters, path: str | Path, rank: int | None = None) -
         raise UserError(f"rank={rank}: must be at least 1")
     tensors: dict[str, Tensor] = {}
     ranks, errors = {}, {}
+    experts: dict[str, tuple[Tensor, Tensor]] = {}
     for name, adapter in adapters.layer_adapters().items():
         if not isinstance(adapter, LowRankAdapter):
             raise UserError(f"cannot export {name}: its adapter has no low-rank form")
-        if not adapters.linear(name).kind.plain:
+        layer = adapters.linear(name)
+        if not layer.kind.plain and not isinstance(layer, AdaptedExpert):
             raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
         B, A = low_rank_pair(adapter)
         errors[name] = 0.0
         if rank is not None and A.shape[0] > rank:
             B, A, errors[name] = truncate(B, A, rank)
         ranks[name] = A.shape[0]
+        if isinstance(layer, AdaptedExpert):
+            experts[name] = (B, A)
+            continue
         tensors[f"base_model.model.{name}.lora_A.weight"] = A.float().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = B.float().cpu().contiguous()
+    r = _common(ranks, list(experts))
+    tensors |= expert_tensors(adapters, experts, r)
     state, heads = tensors_of(adapters)
     tensors |= {f"base_model.model.{head}": state[head].cpu().contiguous() for head in heads}
-    size = _write(Path(path), _config(adapters, ranks, heads), tensors)
+    size = _write(
+        Path(path), _config(adapters, {name: k for name, k in ranks.items() if name not in experts}, heads, r), tensors
+    )
     worst = max(errors, key=errors.__getitem__)
     if errors[worst] > 0:
         print(f"exported at rank {rank}: relative error of the update up to {errors[worst]:.2g} ({worst})")
@@ -94,8 +105,12 @@ def truncate(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return low[0].to(B.dtype), low[1].to(A.dtype), error
 
 
-def _config(adapters: Adapters, ranks: dict[str, int], heads: list[str]) -> dict[str, Any]:
-    common = Counter(ranks.values()).most_common(1)[0][0]
+def _common(ranks: dict[str, int], experts: list[str]) -> int:
+    """Return the file's rank: the most frequent one, and no less than an expert's, which are filled up to it."""
+    return max([Counter(ranks.values()).most_common(1)[0][0], *(ranks[name] for name in experts)])
+
+
+def _config(adapters: Adapters, ranks: dict[str, int], heads: list[str], common: int) -> dict[str, Any]:
     others = {f"^{re.escape(name)}": r for name, r in ranks.items() if r != common}
     return {
         "peft_type": "LORA",
@@ -109,8 +124,9 @@ def _config(adapters: Adapters, ranks: dict[str, int], heads: list[str]) -> dict
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
-        "fan_in_fan_out": all(adapters.linear(name).kind.transposed for name in ranks),
+        "fan_in_fan_out": bool(ranks) and all(adapters.linear(name).kind.transposed for name in ranks),
         "target_modules": _targets(adapters, list(ranks)),
+        **({"target_parameters": list(parameters)} if (parameters := expert_names(adapters)) else {}),
         "modules_to_save": sorted({head.rsplit(".", 1)[0] for head in heads}) or None,
     }
 
