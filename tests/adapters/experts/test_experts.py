@@ -161,6 +161,19 @@ def test_whichever_way_transformers_computes(name, implementation):
     assert all(p.grad is not None and bool(p.grad.abs().sum()) for p in adapters.parameters())
 
 
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_step_zero_under_autocast_is_the_base_bit_for_bit(implementation):
+    model = made("mixtral", torch.float32)
+    model.config._experts_implementation = implementation
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        base = logits(model)
+        adapters = attach(model, "pissa")
+        assert torch.equal(logits(model), base)
+        shaken(adapters)
+        expected = logits(with_updates("mixtral", adapters, torch.float32))
+        torch.testing.assert_close(logits(model), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gptoss"])
 def test_as_pefts_target_parameters(name):
     """The same factors in stock PEFT give the same output."""
