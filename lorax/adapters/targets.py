@@ -68,11 +68,8 @@ def find_targets(
             f"left out {', '.join(sorted(unread))}: the parent reads the weight without calling the layer",
             stacklevel=2,
         )
-    others = (
-        _unfit({name: named[name] for name in _without(set(named), {*(head or ()), *_heads(model, named)})})
-        if targets == "all-linear"
-        else {}
-    )
+    searched = _without(set(named), {*(head or ()), *_heads(model, named)}) if targets == "all-linear" else set()
+    others = _unfit({name: module for name, module in named.items() if name in searched})
     if not chosen - unread:
         why = next((f"{names[0]}: {reason}" for reason, names in others.items()), near("", _suffixes(linear)))
         raise UserError(f"targets={targets!r} leave no layer to adapt; {why}")

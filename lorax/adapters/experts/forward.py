@@ -99,7 +99,8 @@ class ExpertsForward:
         if not present:
             return None
         stack = cast(Tensor, self.owner._parameters[parameter])
-        W = _updated(stack, present)
+        with torch.autocast(stack.device.type, enabled=False):  # the weight is not rounded where the base's is not
+            W = _updated(stack, present)
         if keeps:
             self._kept[key] = (frozen, W)
         return W

@@ -1,6 +1,7 @@
 """Experts held as one 3-D parameter: the plain model whose experts' weights had W' - W0 added is the oracle."""
 
 import copy
+import warnings
 
 import peft
 import pytest
@@ -160,6 +161,19 @@ def test_whichever_way_transformers_computes(name, implementation):
     assert all(p.grad is not None and bool(p.grad.abs().sum()) for p in adapters.parameters())
 
 
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_step_zero_under_autocast_is_the_base_bit_for_bit(implementation):
+    model = made("mixtral", torch.float32)
+    model.config._experts_implementation = implementation
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        base = logits(model)
+        adapters = attach(model, "pissa")
+        assert torch.equal(logits(model), base)
+        shaken(adapters)
+        expected = logits(with_updates("mixtral", adapters, torch.float32))
+        torch.testing.assert_close(logits(model), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gptoss"])
 def test_as_pefts_target_parameters(name):
     """The same factors in stock PEFT give the same output."""
@@ -175,6 +189,28 @@ def test_as_pefts_target_parameters(name):
         wrapper.lora_A["default"].weight.data = torch.cat([f.A for f in factors])
         wrapper.lora_B["default"].weight.data = torch.stack([f.eta * f.B for f in factors], -1).flatten(1)
     torch.testing.assert_close(logits(model), logits(stock), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
+@pytest.mark.parametrize(
+    ("name", "init", "targets"),
+    [
+        ("mixtral", "pissa", "all-linear"),
+        ("gptoss", "lora", EXPERTS),
+        ("llama4", "svft", ["q_proj", *EXPERTS]),
+        ("gptoss", "lora_xs", ["model.layers.0.mlp.experts.down_proj.1", "o_proj"]),
+    ],
+)
+def test_exported_to_stock_peft(name, init, targets, tmp_path):
+    """Experts travel as `target_parameters`; one expert alone leaves the others as they are."""
+    model = made(name, torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Llama-4's router has a forward of its own
+        adapters = shaken(attach(model, init, targets=targets))
+    said = adapters.export_peft(tmp_path)
+    assert set(said["rank"]) == set(adapters.names())
+    stock = peft.PeftModel.from_pretrained(made(name, torch.float32), tmp_path).eval()
+    torch.testing.assert_close(logits(stock), logits(model), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("init", ["pissa", "milora"])
