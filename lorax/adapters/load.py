@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters import baselines
-from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.format import fingerprint, read_header, read_tensors
 from lorax.adapters.files.plans import restore_plan
 from lorax.adapters.install import install
 from lorax.adapters.kinds import effective, is_linear
+from lorax.adapters.selection.coverage import coverage_of
+from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.errors import UserError, near
 
 
@@ -39,8 +40,7 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
     header = read_header(path)
     state = read_tensors(path, header)
     modules, differing = dict(model.named_modules()), []
-    if any(isinstance(module, AdaptedLayer) for module in modules.values()):
-        raise UserError("this model has adapters already; detach() them first")
+    refuse_wrapped(model)
     for name, layer in header["layers"].items():
         if name not in modules:
             raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
@@ -60,10 +60,14 @@ def load(model: nn.Module, path: str | Path, check: str = "error") -> Any:
         tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         plans[name] = restore_plan(layer, tensors)
         saved |= {f"{name}.{key}": value for key, value in tensors.items()}
+    whole = {name.rpartition(".")[0] for name in header["heads"]}
+    coverage = coverage_of(model, header["layers"], {}, whole, [])
     adapters = install(model, plans, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
     adapters.load_state_dict(saved)
+    adapters.coverage = coverage
+    adapters.train_whole(header["heads"])
     for parameter, value in heads:
-        parameter.requires_grad_(True).data.copy_(value)
+        parameter.data.copy_(value)
     return adapters
 
 

@@ -17,6 +17,7 @@ from lorax.probing.calibration_pass import Loss, one_pass
 from lorax.probing.fingerprint import digest, key_of, remembered
 from lorax.probing.gradient import GradientSums
 from lorax.probing.parallel import all_threads
+from lorax.probing.ranks import several, together
 from lorax.probing.svd import finite
 
 
@@ -100,6 +101,8 @@ class Calibration:
         A cached decomposition of a gradient is found by a digest of all the model's values, the batches and the loss.
         A loss of the caller's needs the attribute `digest`; without it its gradients are not cached.
         """
+        if several():  # they depend on the batches of other processes, which may find them in their cache or not
+            return None
         named = "labels" if self._loss is None else getattr(self._loss, "digest", None)
         if named is None or self._batches is None:
             return None
@@ -131,7 +134,12 @@ class Calibration:
             raise UserError("this init looks at activations: give batches=...")
         gradients = GradientSums(self._targets) if "gradient" in self._needs else None
         moments = SecondMoments(self._targets) if "activations" in self._needs else None
-        one_pass(self._model, self._loss, self._batches, gradients, moments)
+        with together(list(self._targets)):
+            one_pass(self._model, self._loss, self._batches, gradients, moments)
+        if several():
+            for sums in (gradients, moments):
+                if sums is not None:
+                    sums.add_ranks()
         self._gradients = None if gradients is None else gradients.means()
         self._activations = None if moments is None else moments.means()
 
