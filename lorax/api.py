@@ -16,10 +16,10 @@ from lorax.adapters.install import install
 from lorax.adapters.kinds import shape_of
 from lorax.adapters.selection.called import FirstForward
 from lorax.adapters.selection.coverage import Coverage, coverage_of
-from lorax.adapters.selection.heads import CLASSES, HEAD, said_of, trained_whole
+from lorax.adapters.selection.heads import CLASSES, HEAD, said_of_heads, trained_whole
 from lorax.adapters.selection.whole import parameters_of
 from lorax.adapters.selection.wrappers import refuse_wrapped
-from lorax.adapters.targets import select
+from lorax.adapters.targets import said_of, select
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed, names
 from lorax.probing import CALIBRATED
@@ -122,7 +122,7 @@ def attach(
     if several() and method.needs & CALIBRATED:
         take_from_first(adapters.state_dict().values())
     adapters.installation.on_restore(FirstForward(model, adapters.installation.layers).remove)
-    _say(coverage, said_of(heads, fresh) if train_head is None else None)
+    _say(coverage, said_of(selection.doubtful), said_of_heads(heads, fresh) if train_head is None else None)
     if adapters.rule is not None:
         warnings.warn(
             f"init={method.name} acts while it trains: in a loop of your own call the hooks of `adapters.rule` "
@@ -227,10 +227,10 @@ def _baseline(
     return arm
 
 
-def _say(coverage: Coverage, head: str | None) -> None:
+def _say(coverage: Coverage, *lines: str | None) -> None:
     """Log what is covered, and warn of what would surprise."""
     logging.getLogger("lorax").info("%s", coverage)
-    for line in (coverage.surprises(), head):
+    for line in (coverage.surprises(), *lines):
         if line is not None:
             warnings.warn(line, stacklevel=3)
 

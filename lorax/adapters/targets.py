@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorax.adapters.kinds import is_linear, shape_of
+from lorax.adapters.selection.coverage import abbreviated
 from lorax.adapters.selection.heads import output_heads
 from lorax.adapters.selection.reads import SOMETIMES, how_read
 from lorax.adapters.selection.towers import OUTSIDE, outside_the_language_model
@@ -24,6 +25,8 @@ class Selection:
     """{name: module}, ordered by name."""
     left_out: dict[str, str]
     """{name: reason}."""
+    doubtful: list[str]
+    """Chosen because they were named, though their weight is also read without a call in some branches."""
 
 
 def select(
@@ -73,7 +76,15 @@ def select(
         why = f" ({next(iter(left_out.values()))})" if left_out else ""
         hint = near("", _suffixes(linear)) if linear else "the model has no linear layer of a known kind"
         raise UserError(f"targets={targets!r} leave no layer to adapt{why}; {hint}")
-    return Selection({name: linear[name] for name in sorted(chosen)}, dict(sorted(left_out.items())))
+    doubtful = [] if modules else sorted(name for name in chosen if how_read(name, named) is not None)
+    return Selection({name: linear[name] for name in sorted(chosen)}, dict(sorted(left_out.items())), doubtful)
+
+
+def said_of(doubtful: Sequence[str]) -> str | None:
+    """Return the line about named layers whose weight is also read without a call, or None."""
+    if not doubtful:
+        return None
+    return f"{abbreviated(doubtful)}: {SOMETIMES}; where it is (a fused kernel), the adapter there does nothing"
 
 
 def find_targets(

@@ -99,7 +99,7 @@ def trained_whole(
     return _tops(chosen), None
 
 
-def said_of(heads: Sequence[str], fresh: bool | None) -> str | None:
+def said_of_heads(heads: Sequence[str], fresh: bool | None) -> str | None:
     """Return the line about heads that train whole though they may not be fresh, or None."""
     if not heads or fresh:
         return None

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-import operator
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
 
 from torch import nn
+
+from lorax.adapters.selection.reachable import reachable
 
 READ = "its weight is read without a call of the layer"
 SOMETIMES = "its weight is read without a call in some branches"
@@ -57,7 +58,7 @@ def _uses(parent: nn.Module, child: str) -> tuple[bool, bool]:
     reads = calls = False
     for uses in _methods(cast(Any, type(parent))):
         for use in uses:
-            if use.pattern.fullmatch(child) and all(_reachable(test, parent, want) for test, want in use.guards):
+            if use.pattern.fullmatch(child) and all(reachable(test, parent, want) for test, want in use.guards):
                 reads, calls = reads or use.reads, calls or not use.reads
     return reads, calls
 
@@ -210,47 +211,3 @@ class _Uses(ast.NodeVisitor):
             return node.attr
         inner = self._chain(node.value)
         return f"{inner}.{node.attr}" if inner else None
-
-
-_UNKNOWN = object()
-
-
-def _reachable(test: ast.expr, module: nn.Module, want: bool) -> bool:
-    """Return whether a test on the module's own attributes may have this outcome."""
-    value = _value(test, module)
-    return value is _UNKNOWN or bool(value) == want
-
-
-def _value(node: ast.expr, module: Any) -> Any:
-    """Return what an expression of constants and plain attributes of `self` is worth now, else _UNKNOWN."""
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-        value = vars(module).get(node.attr, _UNKNOWN)
-        return value if isinstance(value, bool | int | float | str) and node.attr != "training" else _UNKNOWN
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        value = _value(node.operand, module)
-        return value if value is _UNKNOWN else not value
-    if isinstance(node, ast.BoolOp):
-        values = list(_values(node.values, module))
-        decisive = isinstance(node.op, ast.Or)
-        if any(value is not _UNKNOWN and bool(value) == decisive for value in values):
-            return decisive
-        return _UNKNOWN if _UNKNOWN in values else not decisive
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARE:
-        left, right = _values([node.left, *node.comparators], module)
-        try:
-            return _UNKNOWN if _UNKNOWN in (left, right) else _COMPARE[type(node.ops[0])](left, right)
-        except TypeError:  # an order between a text and a number
-            return _UNKNOWN
-    return _UNKNOWN
-
-
-def _values(nodes: list[ast.expr], module: Any) -> Iterator[Any]:
-    return (_value(node, module) for node in nodes)
-
-
-_COMPARE: dict[type[ast.cmpop], Any] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Is: operator.is_, ast.IsNot: operator.is_not,
-    ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Lt: operator.lt, ast.LtE: operator.le,
-}  # fmt: skip
