@@ -20,22 +20,22 @@ def several() -> bool:
 
 @contextmanager
 def together(what: Any) -> Iterator[None]:
-    """Run a part that may be refused; where it is refused on one rank, it is on all, and none waits for ever.
+    """Run a part that may fail; where it fails on one rank, it does on all, and none waits for ever.
 
     Args:
         what: plain data that must agree on all ranks (the layers' names).
 
     Raises:
-        UserError: this rank's own, another rank's, or ranks that do not agree.
+        UserError: another rank's failure, or ranks that do not agree; this rank's own is raised as it is.
     """
-    error: UserError | None = None
+    error: Exception | None = None
     try:
         yield
-    except UserError as caught:
+    except Exception as caught:
         error = caught
     if several():
         said: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(said, (str(error) if error else None, what))
+        dist.all_gather_object(said, (first_line(error) if error else None, what))
         for rank, (line, other) in enumerate(said):
             if line is not None and error is None:
                 error = UserError(f"rank {rank}: {line}")
@@ -43,6 +43,12 @@ def together(what: Any) -> Iterator[None]:
                 error = UserError(f"rank {rank} adapts other layers than rank {dist.get_rank()}")
     if error is not None:
         raise error
+
+
+def first_line(error: Exception) -> str:
+    """Return an error for another rank's message."""
+    text = next(iter(str(error).splitlines()), "")
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:200]}"
 
 
 def add_over_ranks(tensors: Iterable[Tensor]) -> None:
