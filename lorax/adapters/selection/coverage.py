@@ -23,6 +23,8 @@ _EXPECTED = (EMBEDDING, HEAD, UNNAMED)
 _SMALL = (BARE, NOT_LINEAR)
 """Beginnings of reasons that are worth a word only where much is left out."""
 _MUCH = 0.05
+_LONG = 200
+"""Letters of a warning that go to names and reasons."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class Coverage:
         if not surprising:
             return None
         words = [self._word(why, names, shown=1) for why, names in surprising.items()]
-        more = f"; {len(words) - 2} more reasons" if len(words) > 2 else ""
-        return f"left out {'; '.join(words[:2])}{more}; {self._head()}"
+        said = [word for cut, word in enumerate(words[:2]) if len("; ".join(words[: cut + 1])) <= _LONG or not cut]
+        more = f"; and for {len(words) - len(said)} more reasons" if len(words) > len(said) else ""
+        return f"left out {'; '.join(said)}{more}; {self._head()}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record keeps: numbers, and for each reason how many names and which share."""
