@@ -12,6 +12,7 @@ from torch import nn
 
 from lorax.adapters.kinds import is_linear, shape_of
 from lorax.adapters.selection.heads import HEAD
+from lorax.adapters.selection.towers import OUTSIDE, outside_the_language_model
 
 EMBEDDING = "embedding"
 UNNAMED = "not among the targets"
@@ -75,9 +76,10 @@ class Coverage:
         }
         if not surprising:
             return None
-        words = [self._word(why, names, shown=1) for why, names in surprising.items()]
+        ordered = sorted(surprising.items(), key=lambda item: item[0].startswith(_SMALL))
+        words = [self._word(why, names, shown=1) for why, names in ordered]
         said = [word for cut, word in enumerate(words[:2]) if len("; ".join(words[: cut + 1])) <= _LONG or not cut]
-        more = f"; and for {len(words) - len(said)} more reasons" if len(words) > len(said) else ""
+        more = f"; more for {len(words) - len(said)} other cause(s)" if len(words) > len(said) else ""
         return f"left out {'; '.join(said)}{more}; {self._head()}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def coverage_of(
         targets: as asked for; where they are named, whatever they do not name is left out for that reason.
     """
     modules = dict(model.named_modules())
+    outside = outside_the_language_model(modules) if targets == "all-linear" else set()
     places = sorted(_weights(modules), key=lambda place: _top(place[0], chosen) is None)  # an adapted one counts
     sizes: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -134,7 +137,8 @@ def coverage_of(
             place = _top(name, left_out) or name
             sizes[place] = sizes.get(place, 0) + counted
             other = _reason(name, owner) if targets == "all-linear" else UNNAMED
-            reasons[place] = left_out.get(place) or (EMBEDDING if isinstance(owner, nn.Embedding) else other)
+            known = left_out.get(place) or (OUTSIDE if _top(name, outside) is not None else None)
+            reasons[place] = known or (EMBEDDING if isinstance(owner, nn.Embedding) else other)
     numbers = {name: sum(p.numel() for p in modules[name].parameters()) for name in whole}
     distinct = {key: size for _, _, key, size in places}
     return Coverage(len(chosen), adapted, sum(distinct.values()), numbers, reasons, sizes)

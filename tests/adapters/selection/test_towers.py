@@ -61,7 +61,10 @@ def whisper():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [gemma3, qwen2vl, llava, qwen2audio])
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (qwen2vl, llava, qwen2audio)]
+
+
+@pytest.mark.parametrize("make", [gemma3, *SLOW])
 def test_text_layers_by_default_and_towers_when_named(make):
     with torch.device("meta"):
         model = make()
@@ -82,7 +85,7 @@ def test_models_that_need_both_senses_keep_them(make):
     assert OUTSIDE not in selection.left_out.values()
 
 
-@pytest.mark.parametrize("make", [gemma3, llava])
+@pytest.mark.parametrize("make", [gemma3, SLOW[1]])
 def test_lora_ga_on_text_batches_trains_every_adapter(make):
     torch.manual_seed(0)
     model = make()
