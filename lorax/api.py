@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from lorax.adapters.install import find_targets, install
+from lorax.adapters.install import install
 from lorax.adapters.kinds import shape_of
+from lorax.adapters.selection.called import FirstForward
+from lorax.adapters.selection.coverage import Coverage, coverage_of
+from lorax.adapters.selection.heads import CLASSES, HEAD, said_of_heads, trained_whole
+from lorax.adapters.selection.whole import parameters_of
+from lorax.adapters.selection.wrappers import refuse_wrapped
+from lorax.adapters.targets import said_of, select
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed, names
+from lorax.probing import CALIBRATED
 from lorax.probing.probe import layer_generator
 from lorax.probing.probe_layers import probe_layers
+from lorax.probing.ranks import several, take_from_first
 from lorax.records import knobs
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.face import LayerPlan
+    from lorax.adapters.face import LayerPlan, Trainable
     from lorax.adapters.install import Adapters
     from lorax.initializers.base import Initializer
     from lorax.probing.cache import Cache
@@ -40,9 +50,14 @@ def attach(
     batches: Iterable[Any] | None = None,
     seed: int = 0,
     cache: Cache | str | os.PathLike[str] | None = None,
+    train_head: bool | Sequence[str] | None = None,
     **fields: Any,
 ) -> Adapters:
     """Make a model trainable by a low-rank method; everything else is frozen, step 0 is the base model.
+
+    `print(adapters)` and `adapters.coverage` say which share of the weights is adapted and what is left out for what
+    reason; what would surprise is said at once, in one warning. Under torch.distributed call it on every rank: the
+    gradients and activations are then those of all ranks' batches, and all hold the factors of rank 0.
 
     Args:
         model: changed in place; `adapters.detach()` undoes it.
@@ -50,7 +65,9 @@ def attach(
         rank: inner dimension r; methods without one ignore it.
         alpha: numerator of eta; None takes the method's published default.
         targets: "all-linear", a list of name suffixes, or a regular expression. `init="full"` trains all
-            parameters under "all-linear", else the named layers.
+            parameters under "all-linear", else the named layers. "all-linear" leaves out the output head, layers too
+            small for the rank, layers whose weight is read without a call, and of a multimodal language model what
+            text does not reach.
         recenter: "carry" leaves W0 untouched, "fold" stores W_fz = W0 - eta B0 M0 A0.
         dropout: probability on the adapters' input, in train mode.
         loss: loss(model, batch) -> scalar, or (scalar, weight), for methods that look at gradients or
@@ -58,6 +75,9 @@ def attach(
         batches: calibration batches for those methods.
         seed: of random factors and patterns.
         cache: a `Cache` or a folder that keeps decompositions; None keeps none. Same result.
+        train_head: what trains whole beside the adapters, and is saved and exported with them. None: the head of a
+            transformers classifier (fresh parts alone, where `from_pretrained` left some); False: nothing; True: a
+            head must be found; a list of module names or suffixes: those.
         **fields: the method's own: zeta=16, pattern="banded", scaling="rslora", svd="randomised", ...
 
     Returns:
@@ -84,11 +104,25 @@ def attach(
         method = build(init, shared=shared, own=fields)
     named = targets if isinstance(targets, str) else list(targets)
     info = {"init": consumed(method), "targets": named, "seed": seed}
+    refuse_wrapped(model)
+    heads, fresh = trained_whole(model, train_head, targets) if method.trains else ([], None)
+    whole = parameters_of(model, heads)
     if not method.has_factors:
-        return cast("Adapters", method.install(model, targets, info=info))  # it answers to the same methods
-    plans = make_factors(model, method, targets, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
+        return cast("Adapters", _baseline(model, method, targets, heads, whole, info))  # it has the same methods
+    selection = select(model, targets, heads, method.adapts == "module", method.smallest)
+    left_out = selection.left_out
+    if train_head is False:  # as asked for
+        left_out = {name: HEAD if why == CLASSES else why for name, why in left_out.items()}
+    coverage = coverage_of(model, selection.chosen, left_out, heads, targets)
+    plans = make_factors(model, method, selection.chosen, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
     adapters = install(model, plans, recenter=recenter, dropout=dropout, info=info)
     adapters.rates, adapters.rule = dict(method.rates), method.rule()
+    adapters.train_whole(whole)
+    adapters.coverage = coverage
+    if several() and method.needs & CALIBRATED:
+        take_from_first(adapters.state_dict().values())
+    adapters.installation.on_restore(FirstForward(model, adapters.installation.layers).remove)
+    _say(coverage, said_of(selection.doubtful), said_of_heads(heads, fresh) if train_head is None else None)
     if adapters.rule is not None:
         warnings.warn(
             f"init={method.name} acts while it trains: in a loop of your own call the hooks of `adapters.rule` "
@@ -159,15 +193,55 @@ def make_factors(
         UserError: a layer that the method cannot serve; names layer, value and bound.
     """
     at_modules = initializer.adapts == "module"
-    named = targets if isinstance(targets, Mapping) else find_targets(model, targets, modules=at_modules)
-    layers = dict(named)
+    layers = dict(
+        targets
+        if isinstance(targets, Mapping)
+        else select(model, targets, modules=at_modules, smallest=initializer.smallest).chosen
+    )
     if at_modules:
         return {name: initializer.plan(name, layer, layer_generator(seed, name)) for name, layer in layers.items()}
-    for name, module in layers.items():
-        initializer.check(name, *shape_of(module))
+    check_shapes(initializer, {name: shape_of(module) for name, module in layers.items()})
     return probe_layers(
         model, layers, initializer, initializer.needs, loss=loss, batches=batches, seed=seed, cache=cache
     )
+
+
+def check_shapes(initializer: Initializer, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse layers that a method cannot serve, the largest first: where that one is too small, all are.
+
+    Args:
+        initializer: with its `check`.
+        shapes: {layer name: (m, n)}.
+    """
+    for name, shape in sorted(shapes.items(), key=lambda item: -min(item[1])):
+        initializer.check(name, *shape)
+
+
+def _baseline(
+    model: nn.Module,
+    method: Initializer,
+    targets: str | Sequence[str],
+    heads: Sequence[str],
+    whole: Sequence[str],
+    info: dict[str, Any],
+) -> Trainable:
+    """Install a method without factors, with its head."""
+    if method.trains and not method.changes_layers and not heads:
+        raise UserError(f"init={method.name}: {type(model).__name__} has no head that is known; name it in train_head")
+    arm = method.install(model, targets, head=heads, info=info)
+    arm.train_whole(whole)
+    trained = {place for name in arm.named_parameters() for place in (name, name.rpartition(".")[0])} - {""}
+    coverage = coverage_of(model, trained, {}, heads, [])
+    arm.coverage = replace(coverage, layers=len(arm.names()))
+    return arm
+
+
+def _say(coverage: Coverage, *lines: str | None) -> None:
+    """Log what is covered, and warn of what would surprise."""
+    logging.getLogger("lorax").info("%s", coverage)
+    for line in (coverage.surprises(), *lines):
+        if line is not None:
+            warnings.warn(line, stacklevel=3)
 
 
 def _opened(cache: Cache | str | os.PathLike[str] | None) -> Cache | None:

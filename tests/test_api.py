@@ -145,7 +145,7 @@ BAD = [
     ({"init": "lorra"}, "init=lorra is unknown: did you mean 'lora'"),
     ({"init": "pissa", "zetta": 1}, "init=pissa has no field 'zetta'"),
     ({"rank": 33}, r"layer model.layers.0.\S+: rank=33 exceeds"),
-    ({"init": "lora_ga", "rank": 9, "batches": []}, r"layer model.layers.0.\S+: lora_ga needs 2 rank"),
+    ({"init": "lora_ga", "rank": 17, "batches": []}, r"layer model.layers.0.\S+: lora_ga needs 2 rank"),
     ({"init": "lora_ga", "rank": 2}, "give batches="),
     ({"init": "lora_ga", "rank": 2, "batches": []}, "no batch with a counted label"),
     ({"targets": ["q_prj"]}, "q_prj"),

@@ -29,6 +29,11 @@ def test_a_run_leaves_record_items_and_table_and_is_not_repeated(lorax, capsys):
     assert base.config["init"]["name"] == "none" and run.status == "finished"
     assert run.init_report["step0_error"] == 0 and len(run.curve) == 4
     assert run.costs["trainable"] == sum(2 * (m + n) for m, n in shapes())
+    covered = run.init_report["coverage"]
+    assert covered["layers"] == len(shapes()) and set(covered["left_out"]) == {"embedding", "output head"}
+    assert covered["share"] + sum(each["share"] for each in covered["left_out"].values()) == pytest.approx(1)
+    assert f"{len(shapes())} layers, {100 * covered['share']:.1f} % of the weights" in " ".join(out.split())
+    assert "coverage" not in base.init_report
     items = Store("results").items(run)
     assert len(items) == run.scores["test"]["n"] == 20
     assert sum(item["score"] for item in items) / 20 == run.scores["test"]["score"]

@@ -87,6 +87,11 @@ class AdaptedLayer(nn.Module):
         self.lanes = nn.ModuleDict({str(lane): adapter for lane, adapter in adapters.items()})
 
     @property
+    def acts_in(self) -> nn.Module:
+        """The module whose call makes the adapters act."""
+        return self
+
+    @property
     def changed(self) -> bool:
         """Whether an adapter is written into the frozen weight now."""
         return False

@@ -15,6 +15,7 @@ from lorax.adapters.factors import Factors
 from lorax.adapters.files.format import TENSORS, fingerprint, write
 from lorax.adapters.kinds import effective, is_linear, oriented, weight_of
 from lorax.adapters.layer_adapter import LayerAdapter
+from lorax.adapters.selection.coverage import Coverage
 from lorax.errors import UserError, near
 
 
@@ -46,6 +47,7 @@ class FullModel:
         self.info = dict(info or {})
         self.generator: torch.Generator | None = None
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self.coverage: Coverage | None = None
         layers = targets if targets is not None else {**dict(model.named_modules()), **expert_layers(model)}
         self._layers = {name: module for name, module in sorted(layers.items()) if is_linear(module)}
         chosen = self._choose(targets)
@@ -54,6 +56,16 @@ class FullModel:
             parameter.requires_grad_(id(parameter) in chosen)
         self._start = {name: p.detach().to("cpu", copy=True) for name, p in self._named.items()}
         self._places = {id(p): name for name, p in model.named_parameters(remove_duplicate=True) if id(p) in chosen}
+
+    def train_whole(self, parameters: Iterable[str]) -> None:
+        """Let further parameters of the model train (a classifier's head), as part of this."""
+        named = dict(self.model.named_parameters())
+        for name in parameters:
+            if name not in self._named:
+                self._named[name] = named[name]
+                named[name].requires_grad_(True)
+                self._start[name] = named[name].detach().to("cpu", copy=True)
+                self._places[id(named[name])] = name
 
     def _choose(self, targets: dict[str, nn.Module] | None) -> set[int]:
         if targets is None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lorax.adapters.layer_adapter import LayerAdapter
     from lorax.adapters.pack_state import PackState
+    from lorax.adapters.selection.coverage import Coverage
 
 Share = Callable[[str, "Tensor"], "Tensor"]
 """share(name, tensor) -> the one copy of this frozen tensor that all lanes of a layer use."""
@@ -31,6 +32,8 @@ class Trainable(Protocol):
     """Plain data that travels with `save`."""
     generator: torch.Generator | None
     """Where dropout seeds come from."""
+    coverage: Coverage | None
+    """Which share of the model is trained, what is left out and why; None: not asked for."""
 
     @property
     def model(self) -> nn.Module:
@@ -57,6 +60,10 @@ class Trainable(Protocol):
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains, in the order of names."""
+        ...
+
+    def train_whole(self, parameters: Iterable[str]) -> None:
+        """Let parameters of the model itself train too, by their names."""
         ...
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ from lorax.adapters.installation import Installation
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.linear import AdaptedLinear
 from lorax.adapters.pack_state import PackState
+from lorax.adapters.selection.coverage import Coverage
+from lorax.adapters.selection.whole import TrainedWhole
 from lorax.errors import UserError, near
 
 
@@ -51,6 +53,9 @@ class Adapters:
         """Learning rate of a tensor over the run's, by its letter, as the method has it (`lorax.attach`)."""
         self.rule: TrainingRule | None = None
         """What the method does around each step (`lorax.attach`)."""
+        self.coverage: Coverage | None = None
+        """Which share of the model is adapted, what is left out and why (`lorax.attach`)."""
+        self._whole: TrainedWhole | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -111,16 +116,35 @@ class Adapters:
         """Return the adapted layers' names, sorted."""
         return list(self._layers)
 
+    def train_whole(self, parameters: Iterable[str]) -> None:
+        """Let parameters of the model itself train beside the adapters, as part of them (a classifier's head).
+
+        They are in `parameters()`, counted, saved and loaded; `disabled` and `detach` put back what they were.
+
+        Args:
+            parameters: their names in the model; once, and with one lane.
+
+        Raises:
+            UserError: several lanes share the base, and so its parameters.
+        """
+        names = list(parameters)
+        if not names:
+            return
+        self._refuse_other_lanes("train parameters of the base")
+        self._whole = TrainedWhole(self.model, names)
+        self.installation.on_restore(self._whole.restore)
+
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the trained tensors as {"<layer>.<tensor>": parameter}."""
-        return {
+        """Return the trained tensors as {"<layer>.<tensor>": parameter}; whole trained ones by the model's names."""
+        trained = {
             f"{name}.{key}": parameter
             for name, adapter in self.layer_adapters().items()
             for key, parameter in adapter.trained().items()
         }
+        return trained | (self._whole.named if self._whole is not None else {})
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the trained tensors, ordered by layer name, then B, M, A."""
+        """Return the trained tensors, ordered by layer name, then B, M, A; those of a head come last."""
         return list(self.named_parameters().values())
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -219,7 +243,7 @@ class Adapters:
         """
         self.unmerge()
         self.installation.remove(self.number)
-        self._layers = {}
+        self._layers, self._whole = {}, None
         return self.model
 
     @contextmanager
@@ -230,6 +254,8 @@ class Adapters:
                 for layer in self._layers.values():
                     if isinstance(layer, AdaptedLinear):
                         stack.enter_context(layer.as_before())
+            if self._whole is not None:
+                stack.enter_context(self._whole.disabled())
             was_off = self.number in self.pack.off
             self.pack.off.add(self.number)
             try:
@@ -240,11 +266,12 @@ class Adapters:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return every tensor of these adapters, trained and initial, as {"<layer>.<tensor>": tensor}."""
-        return {
+        state = {
             f"{name}.{key}": tensor.detach()
             for name, adapter in self.layer_adapters().items()
             for key, tensor in adapter.state_dict(keep_vars=True).items()
         }
+        return state | {name: p.detach() for name, p in (self._whole.named if self._whole is not None else {}).items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -315,3 +342,7 @@ class Adapters:
         kinds = sorted({core.describe(f.M)["kind"] for f in self.factors().values()})
         size = f"{len(self._layers)} layers, {self.count_trainable():,} trainable"
         return f"Adapters({size}, core {'/'.join(kinds)})"
+
+    def __str__(self) -> str:
+        """Return what they are, and which share of the model they stand on."""
+        return repr(self) if self.coverage is None else f"{self!r}\n{self.coverage}"

@@ -21,6 +21,8 @@ from lorax.adapters.kinds import is_linear
 from lorax.adapters.linear import AdaptedLinear
 from lorax.adapters.module import AdaptedModule
 from lorax.adapters.pack_state import PackState
+from lorax.adapters.selection.fast_path import FastPath
+from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.adapters.targets import find_targets
 from lorax.errors import UserError, near
 
@@ -79,6 +81,7 @@ def install(
     by_lane = list(cast("Sequence[dict[str, LayerPlan]]", plans)) if several else [cast("dict[str, LayerPlan]", plans)]
     drops = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(by_lane)
     infos = list(info) if isinstance(info, Sequence) else [info or {}] * len(by_lane)
+    refuse_wrapped(model)
     modules = layers_of(model)
     _check(modules, by_lane, recenter, several, drops, infos)
     installation = Installation(model, PackState(len(by_lane)))
@@ -98,6 +101,7 @@ def install(
             layers[name] = cls(base, adapters, installation.pack, name)
     installation.freeze()
     installation.put(layers)
+    installation.on_restore(FastPath(model, layers).restore)
     handles = [Adapters(installation, lane, recenter, drops[lane], dict(infos[lane])) for lane in range(len(by_lane))]
     if recenter == "fold":
         _fold(installation, handles[0])
@@ -123,8 +127,6 @@ def _check(
         raise UserError(f"{len(by_lane)} lanes, but {len(drops)} dropout values and {len(infos)} infos")
     for p in drops:
         quantise(p)
-    if any(isinstance(module, AdaptedLayer) for module in modules.values()):
-        raise UserError("this model has adapters already; detach() them first")
     for plans in by_lane:
         for name, plan in plans.items():
             if name not in modules:

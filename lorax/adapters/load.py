@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters import baselines
-from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.experts.find import layers_of
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.format import digest_module, fingerprint
@@ -20,6 +19,8 @@ from lorax.adapters.files.plans import restore_plan
 from lorax.adapters.files.reading import check_layer, read_header, read_tensors
 from lorax.adapters.install import install
 from lorax.adapters.kinds import effective, is_linear
+from lorax.adapters.selection.coverage import coverage_of
+from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.errors import UserError, near
 
 
@@ -51,9 +52,8 @@ def load(
     state = read_tensors(path, header)
     if accept is not None:
         accept(header["info"])
+    refuse_wrapped(model)
     modules, differing = layers_of(model), []
-    if any(isinstance(module, AdaptedLayer) for module in modules.values()):
-        raise UserError("this model has adapters already; detach() them first")
     for name, layer in header["layers"].items():
         check_layer(path, name, layer)
         if name not in modules:
@@ -69,6 +69,8 @@ def load(
         return baselines.restore(model, header, state)
     heads = _heads(model, header["heads"], state, str(path))
     plans, saved = _plans(header["layers"], state, modules, str(path))
+    whole = {name.rpartition(".")[0] for name in header["heads"]}
+    coverage = coverage_of(model, header["layers"], {}, whole, [])
     with _one_line(f"{path}: the adapters cannot be built"):
         adapters = install(model, plans, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
     try:
@@ -76,8 +78,10 @@ def load(
     except UserError as error:
         adapters.detach()
         raise UserError(f"{path}: {error}") from None
+    adapters.coverage = coverage
+    adapters.train_whole(header["heads"])
     for parameter, value in heads:
-        parameter.requires_grad_(True).data.copy_(value)
+        parameter.data.copy_(value)
     return adapters
 
 

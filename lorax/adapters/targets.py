@@ -1,25 +1,98 @@
-"""Which linear layers to adapt, by name."""
+"""Which layers to adapt, by name, and why others are not."""
 
 from __future__ import annotations
 
-import inspect
 import re
-import warnings
-from collections.abc import Hashable, Iterable, Sequence
-from functools import cache
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from lorax.adapters.adapted import AdaptedLayer
-from lorax.adapters.experts.find import expert_layers, parameter_of, refuse_parameter
-from lorax.adapters.kinds import is_linear
+from lorax.adapters.experts.find import ExpertSlice, expert_layers, parameter_of, refuse_parameter
+from lorax.adapters.kinds import is_linear, shape_of
 from lorax.adapters.linears.unfit import unfit
+from lorax.adapters.selection.coverage import abbreviated
+from lorax.adapters.selection.heads import output_heads
+from lorax.adapters.selection.reads import SOMETIMES, how_read
+from lorax.adapters.selection.towers import OUTSIDE, outside_the_language_model
+from lorax.adapters.selection.wrappers import refuse_wrapped, unsuitable
 from lorax.errors import UserError, near
 
-_HEADS = ("score", "classifier", "classification_head")
-_ASIDE = {"__init__", "_init_weights", "reset_parameters", "_reset_parameters", "tie_weights", "extra_repr"}
-_META = "dtype|device|shape|ndim|size|dim|numel|requires_grad|is_meta|element_size"
+
+@dataclass(frozen=True)
+class Selection:
+    """Which modules are adapted, and which of those that the targets cover are not."""
+
+    chosen: dict[str, nn.Module]
+    """{name: module}, ordered by name."""
+    left_out: dict[str, str]
+    """{name: reason}."""
+    doubtful: list[str]
+    """Chosen because they were named, though their weight is also read without a call in some branches."""
+
+
+def select(
+    model: nn.Module,
+    targets: str | Sequence[str] = "all-linear",
+    head: Iterable[str] | None = None,
+    modules: bool = False,
+    smallest: int = 1,
+) -> Selection:
+    """Return the linear layers to adapt, and those that are left out with the reason.
+
+    Args:
+        model: any module, on the meta device too. Linear means a layer of a known kind (`lorax.adapters.kinds`)
+            and experts held as one 3-D parameter, a layer each: "<module>.<parameter>.<e>", named by their parameter
+            ("gate_up_proj", "experts.gate_up_proj") or one by one.
+        targets: "all-linear" (every linear layer but the output head and `head`, of a multimodal model those of its
+            language model); a list of name suffixes ("q_proj", "self_attn.q_proj"); or a regular expression that must
+            match the name, or its tail from a dot on.
+        head: names of modules trained whole, left out with all inside them however targets are named.
+        modules: take any submodule that `targets` name, not linear layers alone.
+        smallest: under "all-linear", layers with a smaller min(m, n) are left out; of named ones the method refuses
+            them itself.
+
+    Raises:
+        UserError: the model is wrapped by others or has adapters; nothing matches; a suffix matches no linear layer, or
+            only layers that cannot be adapted; the expression is invalid.
+    """
+    refuse_wrapped(model)
+    named = dict(model.named_modules())
+    if modules and targets == "all-linear":
+        raise UserError("targets='all-linear': this method adapts whole modules; name them, such as targets=[mlp]")
+    linear = {name: module for name, module in named.items() if name and (modules or is_linear(module))}
+    if not modules:
+        linear |= expert_layers(model, named=targets != "all-linear")
+    left_out: dict[str, str] = {}
+    if targets == "all-linear":
+        chosen = set(linear)
+        heads, outside = output_heads(named), outside_the_language_model(named)
+        left_out |= _unfit(named, {*(head or ()), *heads, *outside})
+        for top, why in heads.items():
+            left_out |= dict.fromkeys(_inside(chosen, {top}), why)
+        left_out |= dict.fromkeys(_inside(chosen, outside) - left_out.keys(), OUTSIDE)
+    elif isinstance(targets, str):
+        chosen = _by_expression(targets, linear)
+    else:
+        chosen = _by_suffix([str(target) for target in targets], linear, named, model)
+    chosen -= _inside(chosen, set(head or ())) | left_out.keys()
+    if not modules:
+        left_out |= _not_adaptable({name: linear[name] for name in chosen}, named, targets)
+        left_out |= too_small({name: shape_of(linear[name]) for name in chosen - left_out.keys()}, smallest, targets)
+    chosen -= left_out.keys()
+    if not chosen:
+        why = f" ({next(iter(left_out.values()))})" if left_out else ""
+        hint = near("", _suffixes(linear)) if linear else "the model has no linear layer of a known kind"
+        raise UserError(f"targets={targets!r} leave no layer to adapt{why}; {hint}")
+    doubtful = [] if modules else sorted(n for n in chosen & named.keys() if how_read(n, named) is not None)
+    return Selection({name: linear[name] for name in sorted(chosen)}, dict(sorted(left_out.items())), doubtful)
+
+
+def said_of(doubtful: Sequence[str]) -> str | None:
+    """Return the line about named layers whose weight is also read without a call, or None."""
+    if not doubtful:
+        return None
+    return f"{abbreviated(doubtful)}: {SOMETIMES}; where it is (a fused kernel), the adapter there does nothing"
 
 
 def find_targets(
@@ -27,77 +100,60 @@ def find_targets(
     targets: str | Sequence[str] = "all-linear",
     head: Iterable[str] | None = None,
     modules: bool = False,
+    smallest: int = 1,
 ) -> dict[str, nn.Module]:
-    """Return the linear layers to adapt, ordered by name.
+    """Return the modules that `select` chooses, {name: module}."""
+    return select(model, targets, head, modules, smallest).chosen
+
+
+def too_small(shapes: Mapping[str, tuple[int, int]], smallest: int, targets: str | Sequence[str]) -> dict[str, str]:
+    """Return {name: reason} of the layers that a method cannot serve; nothing where targets are named.
+
+    Where every layer is too small none is left out, so that the method's own check refuses the largest.
 
     Args:
-        model: any module, on the meta device too. Linear means `nn.Linear` and transformers' `Conv1D`.
-        targets: "all-linear" (every linear layer and expert but the output head and `head`); a list of name
-            suffixes ("q_proj", "self_attn.q_proj"); or a regular expression that must match the
-            name, or its tail from a dot on.
-        head: names of modules trained whole, left out with all inside them however targets are named.
-        modules: take any submodule that `targets` name, not linear layers alone.
+        shapes: {name: (m, n)}.
+        smallest: the smallest min(m, n) that the method serves.
+        targets: as asked for.
+    """
+    if targets != "all-linear":
+        return {}
+    small = {name for name, shape in shapes.items() if min(shape) < smallest}
+    if len(small) == len(shapes):
+        return {}
+    return {name: f"min(m, n) = {min(shapes[name])} is smaller than the rank needs ({smallest})" for name in small}
 
-    Returns:
-        {name: module}. Experts held as one 3-D parameter are a layer each, "<module>.<parameter>.<e>", and are
-        named by their parameter ("gate_up_proj", "experts.gate_up_proj") or one by one. Layers whose weight is
-        read by their parent without calling the layer (`nn.MultiheadAttention.out_proj`) are left out with a
-        warning: an adapter there would silently do nothing.
+
+def _not_adaptable(
+    chosen: Mapping[str, nn.Module], named: Mapping[str, nn.Module], targets: str | Sequence[str]
+) -> dict[str, str]:
+    """Return {name: reason} of layers where an adapter would not do what it says.
 
     Raises:
-        UserError: nothing matches, a suffix matches no linear layer, or the expression is invalid.
+        UserError: a name in a list of targets stands for such layers alone.
     """
-    named = dict(model.named_modules())
-    if any(isinstance(module, AdaptedLayer) for module in named.values()):
-        raise UserError("this model has adapters already; detach() them first")
-    if modules and targets == "all-linear":
-        raise UserError("targets='all-linear': this method adapts whole modules; name them, such as targets=[mlp]")
-    linear = {name: module for name, module in named.items() if name and (modules or is_linear(module))}
-    if not modules:
-        linear |= expert_layers(model, named=targets != "all-linear")
-    if targets == "all-linear":
-        chosen = _without(set(linear), _heads(model, named))
-    elif isinstance(targets, str):
-        chosen = _by_expression(targets, linear)
-    else:
-        chosen = _by_suffix([str(target) for target in targets], linear, named, model)
-    chosen = _without(chosen, set(head or ()))
-    unread = {name for name in chosen if not modules and _read_uncalled(name, named)}
-    if unread:
-        warnings.warn(
-            f"left out {', '.join(sorted(unread))}: the parent reads the weight without calling the layer",
-            stacklevel=2,
-        )
-    searched = _without(set(named), {*(head or ()), *_heads(model, named)}) if targets == "all-linear" else set()
-    others = _unfit({name: module for name, module in named.items() if name in searched})
-    if not chosen - unread:
-        why = next((f"{names[0]}: {reason}" for reason, names in others.items()), near("", _suffixes(linear)))
-        raise UserError(f"targets={targets!r} leave no layer to adapt; {why}")
-    for reason, names in others.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        warnings.warn(f"left out {names[0]}{more}: {reason}", stacklevel=2)
-    return {name: linear[name] for name in sorted(chosen - unread)}
-
-
-def _unfit(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
-    """Return {reason: names} of the layers that look linear and cannot be adapted."""
-    reasons: dict[str, list[str]] = {}
-    for name, module in modules.items():
-        if (why := unfit(module)) is not None:
-            reasons.setdefault(why, []).append(name)
+    reasons: dict[str, str] = {}
+    for name, module in chosen.items():
+        why = None if isinstance(module, ExpertSlice) else unsuitable(module) or how_read(name, named)
+        if why is not None and (why != SOMETIMES or targets == "all-linear"):
+            reasons[name] = why
+    for target in () if isinstance(targets, str) else targets:
+        matching = {name for name, module in chosen.items() if _is_called(str(target), name, module)}
+        if matching and matching <= reasons.keys():
+            name = min(matching)
+            raise UserError(f"target {target!r} cannot be adapted ({name}): {reasons[name]}")
     return reasons
 
 
-def _without(names: set[str], aside: set[str]) -> set[str]:
-    """Leave out modules that are named in `aside` or lie inside one that is."""
-    return {name for name in names if not any(name == a or name.startswith(f"{a}.") for a in aside)}
+def _unfit(named: Mapping[str, nn.Module], aside: set[str]) -> dict[str, str]:
+    """Return {name: reason} of the layers, but for those in `aside`, that look linear and cannot be adapted."""
+    reasons = {name: why for name, module in named.items() if name and (why := unfit(module)) is not None}
+    return {name: reasons[name] for name in reasons.keys() - _inside(reasons, aside)}
 
 
-def _heads(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
-    names = {name for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)}
-    get_output: Any = getattr(model, "get_output_embeddings", None)  # transformers' models have it
-    output = get_output() if get_output is not None else None
-    return names | {name for name, module in modules.items() if module is output}
+def _inside(names: Iterable[str], tops: set[str]) -> set[str]:
+    """Return the names that are one of `tops` or lie inside one."""
+    return {name for name in names if any(name == top or name.startswith(f"{top}.") for top in tops)}
 
 
 def _by_expression(targets: str, linear: dict[str, nn.Module]) -> set[str]:
@@ -118,7 +174,7 @@ def _by_suffix(
     for target in targets:
         if target == "all-linear":
             raise UserError("targets: 'all-linear' stands alone, not in a list")
-        matching = {name for name, module in linear.items() if any(_ends(n, target) for n in _names(name, module))}
+        matching = {name for name, module in linear.items() if _is_called(target, name, module)}
         if not matching:
             kinds = {type(module).__name__ for name, module in modules.items() if name and _ends(name, target)}
             reasons = [why for name, module in modules.items() if _ends(name, target) and (why := unfit(module))]
@@ -138,6 +194,10 @@ def _names(name: str, module: nn.Module) -> list[str]:
     return [name] if parameter is None else [name, parameter]
 
 
+def _is_called(target: str, name: str, module: nn.Module) -> bool:
+    return any(_ends(own, target) for own in _names(name, module))
+
+
 def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
@@ -149,30 +209,3 @@ def _suffixes(linear: dict[str, nn.Module]) -> list[str]:
 def _options(target: str, linear: dict[str, nn.Module]) -> list[str]:
     whole = sorted({_names(name, module)[-1] for name, module in linear.items()})
     return whole if "." in target else _suffixes(linear)
-
-
-def _read_uncalled(name: str, modules: dict[str, nn.Module]) -> bool:
-    parts = name.split(".")
-    for depth in range(len(parts)):
-        parent = modules.get(".".join(parts[:depth]))
-        if parent is not None and _reads(cast(Hashable, type(parent)), ".".join(parts[depth:])):
-            return True
-    return False
-
-
-@cache
-def _reads(kind: Any, child: str) -> bool:
-    """Whether a method that runs in a forward pass takes `self.<child>.weight` as a number, not its dtype."""
-    needed = {*child.split("."), "weight"}
-    for base in kind.__mro__:
-        for name, member in vars(base).items():
-            if name in _ASIDE or not inspect.isfunction(member) or not needed <= set(member.__code__.co_names):
-                continue
-            try:
-                source = inspect.getsource(member)
-            except (OSError, TypeError):
-                continue
-            source = re.sub(r"(?:isinstance|hasattr)\(\s*self\.[\w.]+\.weight\b", "", source)
-            if re.search(rf"\bself\.{re.escape(child)}\.weight\b(?!\.(?:{_META})\b)(?!\s*=[^=])", source):
-                return True
-    return False

@@ -87,6 +87,11 @@ class AdaLoRA(Ranked):
         return self.rank if self.init_rank is None else self.init_rank
 
     @property
+    def smallest(self) -> int:
+        """The rank at the start."""
+        return self.start_rank
+
+    @property
     def eta(self) -> float:
         """Alpha / init_rank, or alpha / sqrt(init_rank): it does not follow the budget."""
         return (self.alpha or 0.0) / (self.start_rank if self.scaling == "standard" else math.sqrt(self.start_rank))

@@ -47,6 +47,11 @@ class Initializer(Protocol):
         ...
 
     @property
+    def smallest(self) -> int:
+        """The smallest min(m, n) of a weight that it serves: under "all-linear" smaller layers are left out."""
+        ...
+
+    @property
     def idle(self) -> frozenset[str]:
         """Fields without effect at the present values of the others: left out of the run id."""
         ...
@@ -107,6 +112,11 @@ class Method:
     def needs(self) -> frozenset[str]:
         """Nothing beyond the shape."""
         return frozenset()
+
+    @property
+    def smallest(self) -> int:
+        """No weight is too small."""
+        return 1
 
     @property
     def idle(self) -> frozenset[str]:
@@ -181,6 +191,11 @@ class Ranked(Method):
     def eta(self) -> float:
         """The factor of B A in the forward."""
         return (self.alpha or 0.0) / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
+
+    @property
+    def smallest(self) -> int:
+        """The rank: B and A have r directions each."""
+        return self.rank
 
     @property
     def lr_factor(self) -> float:

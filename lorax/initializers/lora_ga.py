@@ -80,6 +80,11 @@ class LoRAGA(Ranked):
         return frozenset({"gradient", "svd"} if self.zeta_rule == "weight_svd" else {"gradient"})
 
     @property
+    def smallest(self) -> int:
+        """Twice the rank: the two factors need disjoint directions."""
+        return 2 * self.rank
+
+    @property
     def idle(self) -> frozenset[str]:
         """Fields without effect: zeta under weight_svd."""
         return frozenset({"zeta"} if self.zeta_rule == "weight_svd" else ())

@@ -52,6 +52,11 @@ class SVFT(Method):
         return frozenset({"svd"})
 
     @property
+    def smallest(self) -> int:
+        """One more than the half width of the band."""
+        return 1 if self.pattern == "plain" else self.width + 1
+
+    @property
     def idle(self) -> frozenset[str]:
         """Fields without effect: the width of a plain pattern."""
         return frozenset({"width"} if self.pattern == "plain" else ())

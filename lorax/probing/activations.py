@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lorax.adapters.kinds import factor_dtype, kind_of
 from lorax.errors import UserError
 from lorax.probing.calibration_pass import Loss, first_few, one_pass
+from lorax.probing.ranks import add_over_ranks
 
 
 def layer_activations(
@@ -70,6 +71,18 @@ class SecondMoments:
 
                 stack.callback(module.register_forward_pre_hook(add, with_kwargs=True).remove)
             yield
+
+    def add_ranks(self) -> None:
+        """Add what all ranks have summed."""
+        tokens = torch.tensor([self._tokens.get(name, 0.0) for name in self._targets], dtype=torch.float64)
+        add_over_ranks([tokens])
+        for count, (name, module) in zip(tokens.tolist(), self._targets.items(), strict=True):
+            if not count:
+                continue
+            n = kind_of(module).shape(module)[1]
+            self._tokens[name] = count
+            self._sums.setdefault(name, torch.zeros(n, n, dtype=factor_dtype(module)))
+            add_over_ranks([self._sums[name]])
 
     def means(self) -> dict[str, Tensor]:
         """Return {layer name: (n, n) second moment}.

@@ -17,6 +17,7 @@ from lorax.probing.calibration_pass import Loss, one_pass
 from lorax.probing.fingerprint import digest, key_of, remembered
 from lorax.probing.gradient import GradientSums
 from lorax.probing.parallel import all_threads
+from lorax.probing.ranks import several, together
 from lorax.probing.svd import finite
 
 
@@ -77,6 +78,7 @@ class Calibration:
         self._needs = needs
         self._gradients: dict[str, Tensor] | None = None
         self._activations: dict[str, Tensor] | None = None
+        self._failure: Exception | None = None
         self._lock = threading.Lock()  # several layers may ask at once; one of them runs the pass
 
     def gradient(self, name: str) -> Tensor:
@@ -100,6 +102,8 @@ class Calibration:
         A cached decomposition of a gradient is found by a digest of all the model's values, the batches and the loss.
         A loss of the caller's needs the attribute `digest`; without it its gradients are not cached.
         """
+        if several():  # they depend on the batches of other processes, which may find them in their cache or not
+            return None
         named = "labels" if self._loss is None else getattr(self._loss, "digest", None)
         if named is None or self._batches is None:
             return None
@@ -117,23 +121,37 @@ class Calibration:
         if what not in self._needs:
             raise UserError(not_asked_for(name, what))
         with self._lock:
+            if self._failure is not None:  # not again for the next layer: all ranks make the same calls
+                raise self._failure
             if self._gradients is None and self._activations is None:
-                with all_threads():
-                    self._run()
+                try:
+                    with all_threads():
+                        self._run()
+                except Exception as error:
+                    self._failure = error
+                    raise
             collected = self._gradients if what == "gradient" else self._activations
             assert collected is not None
         return finite(collected[name], f"layer {name}: its {what} on the calibration data")
 
     def _run(self) -> None:
+        gradients = GradientSums(self._targets) if "gradient" in self._needs else None
+        moments = SecondMoments(self._targets) if "activations" in self._needs else None
+        with together(list(self._targets)):
+            one_pass(self._model, self._loss, self._given(), gradients, moments)
+        if several():
+            for sums in (gradients, moments):
+                if sums is not None:
+                    sums.add_ranks()
+        self._gradients = None if gradients is None else gradients.means()
+        self._activations = None if moments is None else moments.means()
+
+    def _given(self) -> list[Any]:
         if self._batches is None:
             if "gradient" in self._needs:
                 raise UserError("this init looks at gradients: give batches=..., and loss=... or labels in them")
             raise UserError("this init looks at activations: give batches=...")
-        gradients = GradientSums(self._targets) if "gradient" in self._needs else None
-        moments = SecondMoments(self._targets) if "activations" in self._needs else None
-        one_pass(self._model, self._loss, self._batches, gradients, moments)
-        self._gradients = None if gradients is None else gradients.means()
-        self._activations = None if moments is None else moments.means()
+        return self._batches
 
 
 def not_asked_for(name: str, what: str) -> str:

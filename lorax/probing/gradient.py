@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lorax.adapters.kinds import oriented
 from lorax.errors import UserError
 from lorax.probing.calibration_pass import Loss, first_few, one_pass
+from lorax.probing.ranks import add_over_ranks
 
 
 def layer_gradients(
@@ -83,6 +84,17 @@ class GradientSums:
             (mean_loss * weight).backward()
             self._total += weight
 
+    def add_ranks(self) -> None:
+        """Add what all ranks have summed: the gradient is then over the batches of all of them."""
+        total = torch.tensor(self._total, dtype=torch.float64)
+        reached = torch.tensor([float(id(weight) in self._sums) for weight in self._weights.values()])
+        add_over_ranks([total, reached])
+        self._total = float(total)
+        for there, weight in zip(reached, self._weights.values(), strict=True):
+            if there and id(weight) not in self._sums:
+                self._sums[id(weight)] = torch.zeros(weight.shape, dtype=_wide(weight))
+        add_over_ranks({id(w): self._sums[id(w)] for w in self._weights.values() if id(w) in self._sums}.values())
+
     def means(self) -> dict[str, Tensor]:
         """Return {layer name: (m, n) gradient}.
 
@@ -105,8 +117,11 @@ class GradientSums:
         if total is not None:
             total += gradient.to("cpu", total.dtype)
         else:
-            wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-            self._sums[id(weight)] = gradient.to("cpu", wide, copy=True)
+            self._sums[id(weight)] = gradient.to("cpu", _wide(weight), copy=True)
+
+
+def _wide(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _put_back(parameter: Tensor, required: bool, gradient: Tensor | None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorax.config import RunConfig
 from lorax.records import Unwritable, canonical, run_id, write_atomic
 from lorax.running.identity import is_measured
+from lorax.running.preflight import smallest
 from lorax.running.prepared import PreparedRun
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def gradients_at_start(run: PreparedRun, loaded: Loaded) -> Mapping[str, Tensor]
     if not is_measured(run.config, run.initializer) or run.initializer.adapts == "module":
         return None
     loss, batches = gradient_batches(run.task, loaded, run.config)
-    targets = find_targets(loaded.model, run.config.targets, head=loaded.head)
+    bound = smallest(run.config, run.initializer)
+    targets = find_targets(loaded.model, run.config.targets, head=loaded.head, smallest=bound)
     return layer_gradients(loaded.model, targets, loss, batches)
 
 

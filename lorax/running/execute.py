@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from lorax.probing import CALIBRATED
 from lorax.records import Unwritable
 from lorax.running.device import Placement, resolve_placement
 from lorax.running.messages import one_line
-from lorax.running.preflight import check_task_fits, class_names
+from lorax.running.preflight import check_task_fits, class_names, smallest
 from lorax.running.prepared import PreparedRun, now
 
 if TYPE_CHECKING:
@@ -86,20 +87,24 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
 
 def _build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     """Return {layer: factors}; nothing for methods without factors."""
-    from lorax.adapters.install import find_targets
+    from lorax.adapters.selection.coverage import coverage_of
+    from lorax.adapters.targets import select
     from lorax.api import make_factors
     from lorax.running.gradient_batches import gradient_batches
 
     if not run.initializer.has_factors:
         return {}
-    targets = find_targets(
-        loaded.model, run.config.targets, head=loaded.head, modules=run.initializer.adapts == "module"
-    )
+    method, targets = run.initializer, run.config.targets
+    bound = smallest(run.config, method)
+    selection = select(loaded.model, targets, loaded.head, method.adapts == "module", bound)
+    run.coverage = coverage_of(loaded.model, selection.chosen, selection.left_out, loaded.head, targets)
+    if (line := run.coverage.surprises()) is not None:
+        warnings.warn(line, stacklevel=2)
     loss, batches = None, None
-    if run.initializer.needs & CALIBRATED:
+    if method.needs & CALIBRATED:
         loss, batches = gradient_batches(run.task, loaded, run.config)
     return make_factors(
-        loaded.model, run.initializer, targets,
+        loaded.model, method, selection.chosen,
         loss=loss, batches=batches, seed=run.config.seed, cache=open_cache(run),
     )  # fmt: skip
 
@@ -145,6 +150,8 @@ def _record(
     record = run.record
     record.status, record.error, record.curve = outcome.status, outcome.error, outcome.curve
     record.init_report |= {"step0_error": step0_error, **session.init_report(lane)}
+    if run.coverage is not None:
+        record.init_report["coverage"] = run.coverage.to_dict()
     if outcome.rule_report:
         record.init_report["rule"] = outcome.rule_report
     record.costs |= session.costs(lane) | {

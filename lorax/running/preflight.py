@@ -16,6 +16,7 @@ from lorax.records import canonical, check_writable
 from lorax.running.device import resolve_device
 
 if TYPE_CHECKING:
+    from lorax.initializers.base import Initializer
     from lorax.models.registry import Loaded
     from lorax.tasks import Task
 
@@ -49,8 +50,7 @@ def preflight(configs: Sequence[RunConfig]) -> None:
             key = canonical([config.model, task.labels and len(task.labels), config.targets])
             if key not in shapes:
                 shapes[key] = layer_shapes(config, task)
-            for name, (m, n) in shapes[key].items():
-                initializer.check(name, m, n)
+            check_ranks(config, initializer, shapes[key])
         elif initializer.trains:
             check_head(config, task)
 
@@ -92,6 +92,24 @@ def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:
     check_task_fits(config, task, loaded)
     targets = find_targets(loaded.model, config.targets, head=loaded.head)
     return {name: shape_of(module) for name, module in targets.items()}
+
+
+def smallest(config: RunConfig, initializer: Initializer) -> int:
+    """Return the smallest min(m, n) of a layer that a run adapts under "all-linear".
+
+    What fits the rank but not the method (LoRA-GA needs 2 r) is refused, not left out: arms of one rank are compared
+    on the same layers.
+    """
+    return min(initializer.smallest, config.rank)
+
+
+def check_ranks(config: RunConfig, initializer: Initializer, shapes: dict[str, tuple[int, int]]) -> None:
+    """Refuse layers that a method cannot serve, but for those that "all-linear" leaves out as too small."""
+    from lorax.adapters.targets import too_small
+    from lorax.api import check_shapes
+
+    small = too_small(shapes, smallest(config, initializer), config.targets)
+    check_shapes(initializer, {name: shape for name, shape in shapes.items() if name not in small})
 
 
 def check_modules(config: RunConfig, task: Task) -> None:

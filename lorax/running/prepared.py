@@ -18,6 +18,7 @@ from lorax.running.preflight import load_task
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
+    from lorax.adapters.selection.coverage import Coverage
     from lorax.initializers.base import Initializer
     from lorax.tasks import Task
 
@@ -43,6 +44,8 @@ class PreparedRun:
     """From `begin` on: filled in as the run goes on."""
     factors: dict[str, Factors] = field(default_factory=dict)
     """{layer: factors at step 0}; empty for methods without factors."""
+    coverage: Coverage | None = None
+    """Which share of the model is adapted, and what is left out; None for methods without factors."""
     items: list[dict[str, Any]] = field(default_factory=list)
     """The answer to every scored example, with its score."""
 

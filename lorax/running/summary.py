@@ -48,6 +48,7 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
                 "trained",
                 f"{costs['trainable']:,} parameters ({share:.2f} % of the model), lr {rate:g}",
             ),
+            *_adapted(report),
             ("seconds", f"{seconds}  ({_number(costs.get('step_ms'))} ms a step)"),
         ]
     shown.append(("memory", f"peak {costs.get('peak_mb') or 0:,.0f} MB"))
@@ -92,6 +93,16 @@ def _eta(eta: Any) -> str:
     if not known:
         return "-"
     return f"{known[0]:g}" if known[0] == known[-1] else f"{known[0]:g} to {known[-1]:g}"
+
+
+def _adapted(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the line on what adapters stand on; none for methods without them."""
+    coverage = report.get("coverage")
+    if coverage is None:
+        return []
+    parts = [f"{100 * entry['share']:.1f} % {why}" for why, entry in coverage["left_out"].items() if entry["share"]]
+    left = f"; left out: {', '.join(parts[:3])}" if parts else ""
+    return [("adapts", f"{coverage['layers']} layers, {100 * coverage['share']:.1f} % of the weights{left}")]
 
 
 def _number(value: float | None) -> str:

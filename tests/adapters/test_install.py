@@ -80,15 +80,6 @@ def test_targets_that_match_nothing(targets, line):
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_weights_read_without_a_call_are_left_out(net):
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "plain": nn.Linear(4, 4)})
-    with pytest.warns(UserWarning, match="left out attention.out_proj"):
-        assert list(find_targets(model)) == ["plain"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert any(name.endswith("wo") for name in find_targets(MODELS["t5"]()))  # its dtype is read, it is called
-
-
 def tied():
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9, bias=False))
     model[1].weight = model[0].weight

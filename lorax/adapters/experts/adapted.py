@@ -58,6 +58,11 @@ class AdaptedExpert(AdaptedLinear):
         return cast(nn.Parameter, self.owner._parameters[self.parameter])
 
     @property
+    def acts_in(self) -> nn.Module:
+        """The module that holds all experts."""
+        return self.owner
+
+    @property
     def weight(self) -> Tensor:  # type: ignore[override]  # a view of its owner's parameter
         """The expert's own part, as stored."""
         return self.stack[self.index]

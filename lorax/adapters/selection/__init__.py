@@ -1,0 +1,1 @@
+"""Which layers of a model are adapted, which are not, and why; what stands in the way."""
