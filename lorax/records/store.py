@@ -67,6 +67,7 @@ class Store:
 
     def __init__(self, results_dir: str | Path):
         self.root = Path(results_dir)
+        self._left_out: dict[str, dict[str, str]] = {}
 
     def folder(self, name: str) -> Path:
         """Return the folder of the records called `name`.
@@ -143,16 +144,6 @@ class Store:
         Raises:
             UserError: there is no such folder.
         """
-        records, left_out = self._read(name)
-        for file, reason in left_out.items():
-            warnings.warn(f"left out: {self.folder(name) / file}: {reason}", stacklevel=2)
-        return records
-
-    def left_out(self, name: str) -> dict[str, str]:
-        """Return file name -> why it is left out, for what lies among the records called `name` and is not believed."""
-        return self._read(name)[1]
-
-    def _read(self, name: str) -> tuple[list[RunRecord], dict[str, str]]:
         folder = self.folder(name)
         if not folder.is_dir():
             known = self.names()
@@ -163,7 +154,16 @@ class Store:
                 records.append(read_believed(path, name))
             except Damaged as error:
                 left_out[path.name] = str(error).removeprefix(f"{path}: ")
-        return records, left_out
+        for file, reason in left_out.items():
+            warnings.warn(f"left out: {folder / file}: {reason}", stacklevel=2)
+        self._left_out[name] = left_out
+        return records
+
+    def left_out(self, name: str) -> dict[str, str]:
+        """Return file name -> why it was left out, for what lay among the records when they were last read."""
+        if name not in self._left_out:
+            self.read(name)
+        return self._left_out[name]
 
     def items(self, record: RunRecord) -> list[dict[str, Any]]:
         """Return the evaluated items of a run: split, id, score, and what the task adds.

@@ -122,8 +122,10 @@ def _stage(path: Path, raw: bytes) -> str:
 PART = ".part"
 """The end of every temporary name: `.<file>.<machine>-<pid>-<start of that process>.<random>.part`."""
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-(\d+)\.[a-z0-9_]{8}\.part")
+_OLDER = re.compile(r"\.lorax-[a-z0-9_]{8}|\..+\.(json|gz|pt|md|csv|tex|html|yaml|png|svg)\.[a-z0-9_]{8}")
+"""Temporary names of earlier versions, which do not say whose they are."""
 _FOREIGN_TOO_OLD = 24 * 3600
-"""Seconds after which a temporary file of another machine, of which nothing can be asked, is taken for left over."""
+"""Seconds after which a temporary file whose writer cannot be asked for (another machine's) is taken for left over."""
 
 
 def temporary_prefix(stem: str) -> str:
@@ -135,8 +137,14 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files and folders directly in `folder` whose writers are dead."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            match = _TEMPORARY.fullmatch(entry.name) if entry.name.endswith(PART) else None
-            if match is not None and _is_dead(match[1], int(match[2]), int(match[3]), entry):
+            if not entry.name.startswith("."):
+                continue
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is not None and match[1] == _machine():
+                dead = abs(_started(int(match[2])) - int(match[3])) > _CLOCK_STEP
+            else:
+                dead = (match is not None or _OLDER.fullmatch(entry.name) is not None) and _is_old(entry)
+            if dead:
                 remove(Path(entry.path))
 
 
@@ -155,9 +163,7 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _is_dead(machine: str, pid: int, start: int, entry: os.DirEntry[str]) -> bool:
-    if machine == _machine():
-        return abs(_started(pid) - start) > _CLOCK_STEP
+def _is_old(entry: os.DirEntry[str]) -> bool:
     with suppress(OSError):  # abs: a clock that is ahead must not keep it for ever
         return abs(time.time() - entry.stat(follow_symlinks=False).st_mtime) > _FOREIGN_TOO_OLD
     return False
