@@ -16,10 +16,10 @@ from lorax.adapters.install import install
 from lorax.adapters.kinds import shape_of
 from lorax.adapters.selection.called import FirstForward
 from lorax.adapters.selection.coverage import Coverage, coverage_of
-from lorax.adapters.selection.heads import CLASSES, HEAD, said_of_heads, trained_whole
 from lorax.adapters.selection.whole import parameters_of
 from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.adapters.targets import said_of, select
+from lorax.architecture.heads import CLASSES, HEAD, said_of_heads, trained_whole
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed, names
 from lorax.probing import CALIBRATED

@@ -12,10 +12,10 @@ from lorax.adapters.experts.find import ExpertSlice, expert_layers, parameter_of
 from lorax.adapters.kinds import is_linear, shape_of
 from lorax.adapters.linears.unfit import unfit
 from lorax.adapters.selection.coverage import abbreviated
-from lorax.adapters.selection.heads import output_heads
-from lorax.adapters.selection.reads import SOMETIMES, how_read
-from lorax.adapters.selection.towers import OUTSIDE, outside_the_language_model
 from lorax.adapters.selection.wrappers import refuse_wrapped, unsuitable
+from lorax.architecture.heads import output_heads
+from lorax.architecture.reads import SOMETIMES, how_read
+from lorax.architecture.towers import OUTSIDE, outside_the_language_model
 from lorax.errors import UserError, near
 
 
@@ -81,7 +81,7 @@ def select(
         left_out |= too_small({name: shape_of(linear[name]) for name in chosen - left_out.keys()}, smallest, targets)
     chosen -= left_out.keys()
     if not chosen:
-        why = f" ({next(iter(left_out.values()))})" if left_out else ""
+        why = next((f" ({name}: {reason})" for name, reason in left_out.items()), "")
         hint = near("", _suffixes(linear)) if linear else "the model has no linear layer of a known kind"
         raise UserError(f"targets={targets!r} leave no layer to adapt{why}; {hint}")
     doubtful = [] if modules else sorted(n for n in chosen & named.keys() if how_read(n, named) is not None)

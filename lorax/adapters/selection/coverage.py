@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from lorax.adapters.kinds import is_linear, shape_of
-from lorax.adapters.selection.heads import HEAD
-from lorax.adapters.selection.towers import OUTSIDE, outside_the_language_model
+from lorax.architecture.heads import HEAD
+from lorax.architecture.towers import OUTSIDE, outside_the_language_model
 
 EMBEDDING = "embedding"
 UNNAMED = "not among the targets"
@@ -205,7 +205,9 @@ def _top(name: str, tops: Collection[str]) -> str | None:
 def _reason(name: str, owner: nn.Module) -> str:
     kind = type(owner).__name__
     bare = owner._parameters.get(re.sub(r"\.\d+$", "", name).rpartition(".")[2])
-    if bare is not None:
+    if bare is None and not is_linear(owner) and not isinstance(owner, nn.modules.conv._ConvNd):
+        bare = owner._parameters.get("weight")
+    if bare is not None and bare.is_floating_point():
         return EXPERTS if "expert" in name and bare.ndim == 3 else f"{BARE} (of {kind})"
     if is_linear(owner):
         return UNNAMED

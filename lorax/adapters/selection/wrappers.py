@@ -11,7 +11,6 @@ from lorax.adapters.adapted import AdaptedLayer
 from lorax.errors import UserError
 
 REPLACED = "its forward was replaced on the instance"
-COMPUTED = "its weight is computed, not stored (a parametrisation, weight norm, pruning)"
 _DISTRIBUTED = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 
 
@@ -30,11 +29,7 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 def unsuitable(module: nn.Module) -> str | None:
     """Say why a linear layer cannot be replaced by an adapted one, or return None."""
-    if "forward" in vars(module) and not _only_moves_inputs(module):
-        return REPLACED
-    if module._parameters.get("weight") is None and "weight" not in module._buffers:
-        return COMPUTED
-    return None
+    return REPLACED if "forward" in vars(module) and not _only_moves_inputs(module) else None
 
 
 def _adapted(module: nn.Module) -> bool:

@@ -45,13 +45,22 @@ def test_every_weight_has_its_place():
         num_key_value_heads=2, pad_token_id=0,
     )  # fmt: skip
     model = T.Qwen2MoeForCausalLM(config)
-    with pytest.warns(UserWarning, match=r"left out model.layers.*experts") as caught:
+    with pytest.warns(UserWarning, match=r"left out model.layers.*shared_expert_gate") as caught:
         found = lorax.attach(model, rank=2).coverage
     assert found.adapted + sum(found.sizes.values()) == found.total and found.left_out.keys() == found.sizes.keys()
     reasons = found.reasons()
     gate = "min(m, n) = 1 is smaller than the rank needs (2)"
     assert [name.rpartition(".")[2] for name in reasons[gate]] == ["shared_expert_gate"] * 2
-    assert len(reasons["experts held as one 3-D parameter"]) == 4
+    assert [name.rpartition(".")[2] for name in reasons["a bare parameter, no layer (of Qwen2MoeTopKRouter)"]] == [
+        "gate"
+    ] * 2
+    assert "experts held as one 3-D parameter" not in reasons and found.share > 0.8
+    part = lorax.attach(T.Qwen2MoeForCausalLM(config), rank=2, targets=["layers.0.mlp.experts.down_proj.1"]).coverage
+    assert (
+        part.layers == 1
+        and part.adapted == 6 * SIZES["hidden_size"]
+        and part.adapted + sum(part.sizes.values()) == part.total
+    )
     assert all(len(str(each.message)) <= 300 and "\n" not in str(each.message) for each in caught)
 
 

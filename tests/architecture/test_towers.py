@@ -9,8 +9,8 @@ import torch
 import transformers as T  # noqa: N812
 
 import lorax
-from lorax.adapters.selection.towers import OUTSIDE
 from lorax.adapters.targets import select
+from lorax.architecture.towers import OUTSIDE
 
 TEXT = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lorax.adapters.selection.heads import output_embeddings
+from lorax.architecture.heads import output_embeddings
 
 OUTSIDE = "outside the language model: text alone does not reach it; name it in targets to adapt it"
 _SENSES = ("vision_config", "audio_config", "speech_config", "image_config", "video_config")

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from lorax.adapters.selection.reachable import reachable
+from lorax.architecture.reachable import reachable
 
 READ = "its weight is read without a call of the layer"
 SOMETIMES = "its weight is read without a call in some branches"

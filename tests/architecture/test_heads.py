@@ -12,7 +12,7 @@ import transformers as T  # noqa: N812
 from torch import nn
 
 import lorax
-from lorax.adapters.selection.heads import fresh_heads
+from lorax.architecture.heads import fresh_heads
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
 ENCODER = SIZES | {"num_labels": 3, "pad_token_id": 0}

@@ -13,8 +13,8 @@ import transformers as T  # noqa: N812
 from torch import nn
 
 import lorax
-from lorax.adapters.selection.reads import READ, SOMETIMES, how_read
 from lorax.adapters.targets import select
+from lorax.architecture.reads import READ, SOMETIMES, how_read
 
 
 def decorated(function):
