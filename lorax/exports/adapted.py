@@ -20,11 +20,23 @@ class LowRank:
     delta: Callable[[], Tensor]
     """Gives W' - W0, (m, n), as the adapter itself makes it."""
     matrix: Callable[[Tensor], Tensor]
-    """Gives a tensor in the layout of the stored weight as (m, n)."""
+    """Gives a tensor in the layout of the stored weight as (m, n); an expert's part of all experts' weights."""
     transposed: bool
-    """Whether the weight is stored as (n, m)."""
+    """Whether the weight is stored as (n, m), or an expert's as (E, n, m)."""
     rounded: bool
     """Whether delta has a rounding of the stored weight in it that B A lacks."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Where a layer lies that is one matrix of a parameter with one for each expert, (E, ...)."""
+
+    parameter: str
+    """The parameter's full name."""
+    index: int
+    """Of the expert."""
+    count: int
+    """E, how many experts the parameter holds."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class AdaptedModel:
     """The run's adapters by layer name."""
     places: Mapping[str, str]
     """Every place of an adapted layer, of any run: its name. A layer may stand in several places."""
+    experts: Mapping[str, Expert]
+    """Which adapted layers, of any run, are experts in one parameter."""
     beside: Mapping[str, Tensor]
     """What trains beside the adapters, by the model's first name of it."""
     as_base: Callable[[], AbstractContextManager[None]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,26 +101,61 @@ def _check_layers(adapted: AdaptedModel, loaded: nn.Module, changes: Mapping[str
 
     inner = _inner(loaded)
     places = {place: name for place, name in adapted.places.items() if name in adapted.layers}
+    wholes = {place: place.rpartition(".")[0] if name in adapted.experts else place for place, name in places.items()}
     present: dict[str, Any] = {}
-    for place, module in inner.named_modules(remove_duplicate=False):
-        if isinstance(module, BaseTunerLayer) and place.rpartition(".")[0] not in present:  # not one inside another
-            present[place] = module
+    named = inner.named_modules(remove_duplicate=False)
+    wrappers = {place: module for place, module in named if isinstance(module, BaseTunerLayer)}
+    for place, module in wrappers.items():
+        if place.rpartition(".")[0] not in wrappers:  # not one inside another
+            present |= _adapted(_without(place, wrappers), module, set(wholes.values()))
     for place, name in places.items():
-        if place not in present:
+        if wholes[place] not in present:
             shared = f"; it is the same module as {name}" if place != name else ""
             raise UserError(f"cannot export {place}: stock PEFT does not adapt it{shared}")
-    if odd := sorted(set(present) - set(places)):
+    if odd := sorted(set(present) - set(wholes.values())):
         raise UserError(f"cannot export: stock PEFT would adapt {odd[0]} too, and {len(odd) - 1} more")
-    for name, layer in adapted.layers.items():
-        wanted = changes[name]
-        change = layer.matrix(present[name].get_delta_weight("default").detach())
+    parts: dict[str, list[str]] = {}
+    for name in adapted.layers:
+        parts.setdefault(wholes[name], []).append(name)
+    for whole, names in parts.items():
+        _check_change(adapted, present[whole].get_delta_weight("default").detach(), names, changes)
+
+
+def _without(place: str, wrappers: Container[str]) -> str:
+    """Return the name that a place has in the base model, whose modules PEFT has wrapped."""
+    parts = place.split(".")
+    return ".".join(part for i, part in enumerate(parts) if part != "base_layer" or ".".join(parts[:i]) not in wrappers)
+
+
+def _adapted(place: str, module: Any, wholes: Container[str]) -> dict[str, Any]:
+    """Return PEFT's layer by its place, or by the parameter of several experts that it and those in it adapt."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    found = {}
+    while isinstance(module, ParamWrapper):
+        parameter = f"{place}.{module.parameter_name}"
+        found[place if place in wholes else parameter] = module
+        module = module.base_layer
+    return found or {place: module}
+
+
+def _check_change(adapted: AdaptedModel, delta: Tensor, names: list[str], changes: Mapping[str, Tensor | None]) -> None:
+    """Compare PEFT's change of a weight, or of all experts' weights, with those of our layers in it."""
+    for name in names:
+        layer, wanted = adapted.layers[name], changes[name]
+        change = layer.matrix(delta)
         ours = layer.delta() if wanted is None else wanted
         ours = ours.to(change.device, torch.promote_types(change.dtype, torch.float32))
         error = float((change - ours).norm()) if change.shape == ours.shape else float("inf")
-        size = float(ours.norm())
-        if not error <= _WEIGHTS * size + 1e-12:
+        size, kind = float(ours.norm()), torch.finfo(change.dtype)
+        # of a parameter PEFT gives its change in the parameter's own precision
+        if not error <= max(_WEIGHTS, kind.eps / 2) * size + kind.tiny * kind.eps * ours.numel() ** 0.5 + 1e-12:
             said = error / max(size, 1e-12)
             raise UserError(f"cannot export {name}: stock PEFT makes another change of it, relative error {said:.2g}")
+    if experts := [adapted.experts[name] for name in names if name in adapted.experts]:
+        left = sorted(set(range(experts[0].count)) - {expert.index for expert in experts})
+        if left and bool(delta[left].any()):
+            raise UserError(f"cannot export {experts[0].parameter}: stock PEFT would adapt other experts too")
 
 
 def _check_beside(adapted: AdaptedModel, loaded: nn.Module, places: Mapping[int, list[str]]) -> None:

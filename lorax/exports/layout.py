@@ -2,6 +2,7 @@
 
 an adapted layer               lora_A, lora_B; found by `target_modules`, or by `target_parameters` where
                                PEFT takes such names for experts of a mixture
+experts in one parameter       lora_A, lora_B of all of them, found by `target_parameters` (`stacked`)
 the bias of an adapted layer   `bias="lora_only"`
 another trained parameter      its module, whole, in `modules_to_save`, under every name that it has
 """
@@ -10,14 +11,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from lorax.errors import UserError
-from lorax.exports.adapted import AdaptedModel
+from lorax.exports.adapted import AdaptedModel, Expert
 
 _WAYS = "export_merged and save keep it"
 _TASKS = {
@@ -55,10 +56,10 @@ class Layout:
     """PEFT's `task_type`."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors beside the low-rank factors by their keys in the file."""
+        """Return the tensors beside the low-rank factors, by name in the model."""
         found = {f"{name}.{key}": value for name, state in self.modules.items() for key, value in state.items()}
         found |= {f"{name}.base_layer.bias": value for name, value in self.biases.items()}
-        return {f"base_model.model.{key}": value.detach().cpu().clone().contiguous() for key, value in found.items()}
+        return {key: value.detach().cpu().clone().contiguous() for key, value in found.items()}
 
 
 def layout(adapted: AdaptedModel) -> Layout:
@@ -86,12 +87,17 @@ def layout(adapted: AdaptedModel) -> Layout:
             plan.tied |= _ties(
                 model, parameter, [model.get_submodule(p.rpartition(".")[0]) for p in places[id(parameter)]]
             )
-    _refuse_shared(model, adapted.places)
+    _refuse_shared(adapted)
     outermost = [name for name in sorted(owners) if not any(name.startswith(f"{other}.") for other in owners)]
     for name in outermost:
         for taken in matched(model, [name]):
             if line := _clash(taken, name, adapted.places):
                 raise UserError(f"cannot export {name}: {line}; {_WAYS}")
+            own = [expert for layer, expert in adapted.experts.items() if layer in adapted.layers]
+            if inside := [e.parameter for e in own if taken.startswith(f"{module_of(e)}.")]:
+                raise UserError(
+                    f"cannot export {name}: PEFT renames what lies beside adapted experts ({inside[0]}); {_WAYS}"
+                )
             plan.modules[taken] = _state(model, taken)
     plan.listed = outermost
     plan.task = _task(model, plan, adapted.places)
@@ -142,14 +148,24 @@ def expert_like(model: nn.Module, names: Iterable[str]) -> list[str]:
     return [name for name in names if len(leaves) > 1 and name.rpartition(".")[2] in leaves]
 
 
-def _refuse_shared(model: nn.Module, places: Mapping[str, str]) -> None:
+def module_of(expert: Expert) -> str:
+    """Return the name of the module that holds an expert's parameter."""
+    return expert.parameter.rpartition(".")[0]
+
+
+def _refuse_shared(adapted: AdaptedModel) -> None:
     """Refuse a layer that several modules hold: PEFT replaces it in the first one alone."""
     first: dict[str, str] = {}
-    for place, name in places.items():
+    for place, name in adapted.places.items():
         other = first.setdefault(name, place)
-        parents = [model.get_submodule(where.rpartition(".")[0]) for where in (other, place)]
+        depth = 3 if name in adapted.experts else 1  # <parent>.<module>.<parameter>.<e>
+        parents = [adapted.model.get_submodule(_parent(where, depth)) for where in (other, place)]
         if parents[0] is not parents[1]:
             raise UserError(f"cannot export {place}: it is the same layer as {other}, and PEFT adapts one; {_WAYS}")
+
+
+def _parent(place: str, depth: int) -> str:
+    return ".".join(place.split(".")[:-depth])
 
 
 def _state(model: nn.Module, name: str) -> dict[str, Tensor]:

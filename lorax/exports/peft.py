@@ -16,6 +16,7 @@ from torch import Tensor
 from lorax.errors import UserError
 from lorax.exports.adapted import AdaptedModel
 from lorax.exports.layout import Layout, expert_like, layout, target_modules
+from lorax.exports.stacked import Stack, stacks_of, wrapped
 from lorax.records.folder import staged
 
 CONFIG = "adapter_config.json"
@@ -38,8 +39,9 @@ def export_peft(
     recentred methods, min(m, n) for SVFT. eta is in B, so PEFT's own scaling is 1.
 
     Args:
-        adapted: what to export. What else was trained travels along: modules whole (`modules_to_save`), tied
-            embeddings under both names, biases of adapted layers (`bias="lora_only"`).
+        adapted: what to export. Experts in one parameter become `target_parameters`. What else was trained travels
+            along: modules whole (`modules_to_save`), tied embeddings under both names, biases of adapted layers
+            (`bias="lora_only"`).
         path: the folder, made if missing; it appears when the export is verified.
         rank: no layer gets more than this; what exceeds it is cut by SVD. None: exact.
         verify: load the folder with stock PEFT and compare every layer's change and every other trained
@@ -72,11 +74,14 @@ def export_peft(
     checked = _wanted(adapted, verify)
     with adapted.as_base():
         where = layout(adapted)
+        stacks = stacks_of(adapted)
         experts = expert_like(adapted.model, pairs)
-        r = _common(pairs, experts)
-        config = _config(adapted, pairs, experts, r, where, base)
+        r = _common(pairs, [*experts, *(name for stack in stacks.values() for name in stack.experts.values())])
+        config = _config(adapted, pairs, experts, stacks, r, where, base)
     with staged(path, last=[CONFIG]) as folder:
-        _write(folder, config, _tensors(pairs, experts, r) | where.tensors())
+        tensors = _tensors(pairs, experts, stacks, r)
+        tensors |= {wrapped(name, stacks): tensor for name, tensor in where.tensors().items()}
+        _write(folder, config, {f"base_model.model.{name}": tensor for name, tensor in tensors.items()})
         if checked:
             from lorax.exports.check import check_export
 
@@ -135,14 +140,22 @@ def _common(pairs: dict[str, tuple[Tensor, Tensor]], experts: list[str]) -> int:
     return max([common, *(pairs[name][1].shape[0] for name in experts)])
 
 
-def _tensors(pairs: dict[str, tuple[Tensor, Tensor]], experts: list[str], r: int) -> dict[str, Tensor]:
-    tensors = {}
+def _tensors(
+    pairs: dict[str, tuple[Tensor, Tensor]], experts: list[str], stacks: dict[str, Stack], r: int
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for stack in stacks.values():
+        owner = wrapped(stack.owner, stacks)
+        tensors |= {f"{owner}.{key}": tensor for key, tensor in stack.tensors(pairs, r).items()}
+    stacked = {name for stack in stacks.values() for name in stack.experts.values()}
     for name, (B, A) in pairs.items():
+        if name in stacked:
+            continue
         if name in experts and A.shape[0] < r:  # rank_pattern does not reach parameters without a warning
             B = torch.cat([B, B.new_zeros(B.shape[0], r - B.shape[1])], 1)
             A = torch.cat([A, A.new_zeros(r - A.shape[0], A.shape[1])])
-        tensors[f"base_model.model.{name}.lora_A.weight"] = A
-        tensors[f"base_model.model.{name}.lora_B.weight"] = B
+        tensors[f"{wrapped(name, stacks)}.lora_A.weight"] = A
+        tensors[f"{wrapped(name, stacks)}.lora_B.weight"] = B
     return tensors
 
 
@@ -150,11 +163,12 @@ def _config(
     adapted: AdaptedModel,
     pairs: dict[str, tuple[Tensor, Tensor]],
     experts: list[str],
+    stacks: dict[str, Stack],
     r: int,
     where: Layout,
     base: str | None,
 ) -> dict[str, Any]:
-    modules = [name for name in pairs if name not in set(experts)]
+    modules = [name for name in pairs if name not in {*experts, *adapted.experts}]
     ranks = {name: pairs[name][1].shape[0] for name in modules}
     others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
     loaded_from = getattr(getattr(adapted.model, "config", None), "_name_or_path", None)
@@ -170,12 +184,12 @@ def _config(
         "lora_dropout": 0.0,
         "bias": "lora_only" if where.biases else "none",
         "use_rslora": False,
-        "fan_in_fan_out": all(layer.transposed for layer in adapted.layers.values()),
+        "fan_in_fan_out": bool(modules) and all(adapted.layers[name].transposed for name in modules),
         "target_modules": target_modules(adapted.model, modules) if modules else [],
         "modules_to_save": where.listed or None,
     }
-    if experts:
-        config["target_parameters"] = [f"{name}.weight" for name in experts]
+    if experts or stacks:
+        config["target_parameters"] = [*(f"{name}.weight" for name in experts), *stacks]
     if where.tied:
         config["ensure_weight_tying"] = True
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from lorax.adapters import core, weights
 from lorax.adapters.adapted import AdaptedLayer
+from lorax.adapters.experts.adapted import AdaptedExpert
 from lorax.adapters.files.format import trained_beside
 from lorax.adapters.linear import AdaptedLinear
 from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
-from lorax.exports.adapted import AdaptedModel, LowRank
+from lorax.exports.adapted import AdaptedModel, Expert, LowRank
 from lorax.exports.merged import output_of, refuse_other_output, refuse_peft, write_model
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ def adapted_model(adapters: Adapters) -> AdaptedModel:
         model=adapters.model,
         layers={name: _low_rank(adapters, name) for name in adapters.names()},
         places={place: module.name for place, module in named if isinstance(module, AdaptedLayer)},
+        experts={
+            name: Expert(name.rpartition(".")[0], layer.index, len(layer.stack))
+            for name, layer in adapters.installation.layers.items()
+            if isinstance(layer, AdaptedExpert)
+        },
         beside=trained_beside(adapters),
         as_base=partial(_as_base, adapters),
         as_adapted=lambda: adapters.pack.active([adapters.number]),
@@ -90,7 +96,7 @@ def _low_rank(adapters: Adapters, name: str) -> LowRank:
     layer, adapter = adapters.layer(name), adapters.layer_adapter(name)
     if not isinstance(adapter, LowRankAdapter) or not isinstance(layer, AdaptedLinear):
         raise UserError(f"cannot export {name}: its adapter has no low-rank form")
-    if not layer.kind.plain:
+    if not layer.kind.plain and not isinstance(layer, AdaptedExpert):
         raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
     B, A = low_rank_pair(adapter)
     fold = adapters.recenter == "fold"
@@ -101,14 +107,8 @@ def _low_rank(adapters: Adapters, name: str) -> LowRank:
 @contextmanager
 def _as_base(adapters: Adapters) -> Iterator[None]:
     """Have the base model's modules, with W0 in every weight."""
-    changed = [layer for layer in adapters.installation.layers.values() if isinstance(layer, AdaptedLinear)]
-    kept = [(layer.weight, layer.weight.data) for layer in changed if layer.changed]
-    with adapters.installation.plain():
-        for layer in changed:
-            if layer.changed:
-                layer.weight.data = layer.kind.store(layer.start()).to(layer.weight.data)
-        try:
-            yield
-        finally:
-            for weight, data in kept:
-                weight.data = data
+    with adapters.installation.plain(), ExitStack() as stack:
+        for layer in adapters.installation.layers.values():
+            if isinstance(layer, AdaptedLinear) and layer.changed:
+                stack.enter_context(layer.as_before())
+        yield
