@@ -17,6 +17,10 @@ ROWS = [{"a": f"ä{i}", "b": i} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
+def zipped(content):
+    return gzip.compress(content, mtime=0)  # the same bytes, and so the same name of a case, at any time
+
+
 def written(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -31,16 +35,16 @@ def fields(path, **format):
     ("a.jsonl", LINES), ("A.JSONL", LINES), ("a.ndjson", LINES), ("a.json", LINES), ("a.json", "\ufeff" + LINES),
     ("a.json", json.dumps(ROWS)), ("a.json", json.dumps(ROWS, indent=2)),
     ("a.json", json.dumps({"version": 1, "data": ROWS})),
-    ("a.jsonl.gz", gzip.compress(LINES.encode())), ("a.JSONL.GZ", gzip.compress(LINES.encode())),
+    ("a.jsonl.gz", zipped(LINES.encode())), ("a.JSONL.GZ", zipped(LINES.encode())),
     ("a.jsonl.bz2", bz2.compress(LINES.encode())), ("a.jsonl.xz", lzma.compress(LINES.encode())),
-    ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+    ("a.json.gz", zipped(json.dumps(ROWS).encode())),
 ])  # fmt: skip
 def test_json_in_every_shape_gives_the_same_rows(tmp_path, name, content):
     assert fields(written(tmp_path / name, content)) == ROWS
 
 
 def test_tables_are_unpacked_and_known_by_suffixes_in_any_case(tmp_path):
-    assert fields(written(tmp_path / "a.CSV.gz", gzip.compress(b"a,b\n1,2\n"))) == [{"a": "1", "b": "2"}]
+    assert fields(written(tmp_path / "a.CSV.gz", zipped(b"a,b\n1,2\n"))) == [{"a": "1", "b": "2"}]
     for name in ("a.TSV", "a.tab", "a.txt"):
         assert fields(written(tmp_path / name, "a\tb\n1\t2\n")) == [{"a": "1", "b": "2"}]
     with pyarrow.output_stream(str(tmp_path / "a.jsonl.zst"), compression="zstd") as stream:
@@ -64,7 +68,7 @@ def test_tables_are_unpacked_and_known_by_suffixes_in_any_case(tmp_path):
     ("a.json", '{"a": 1}', "not one object"),
     ("a.json", '"a"', "not str"),
     ("a.json", '{"a": 1}\n{"a": oops}\n', "line 2: not JSON"),
-    ("a.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-20], "a.jsonl.gz: Compressed file ended"),
+    ("a.jsonl.gz", zipped(LINES.encode() * 99)[:-20], "a.jsonl.gz: Compressed file ended"),
     ("a.jsonl.gz", LINES, "a.jsonl.gz: Not a gzipped file"),
     ("a.jsonl.xz", LINES, "a.jsonl.xz: "),
     ("a.jsonl.bz2", LINES, "a.jsonl.bz2: "),
@@ -106,7 +110,7 @@ def test_shards_and_folders_of_splits_are_read_whole_and_in_order(tmp_path):
             written(tmp_path / "inner" / split / f"{part}.jsonl", LINES)
     assert counts(tmp_path / "inner") == {"train": 10, "test": 10}
     for number in range(2):
-        written(tmp_path / "one" / f"part-0000{number}-of-00002.jsonl.gz", gzip.compress(LINES.encode()))
+        written(tmp_path / "one" / f"part-0000{number}-of-00002.jsonl.gz", zipped(LINES.encode()))
     assert counts(tmp_path / "one") == {"train": 10}
     (tmp_path / "shards" / "train-00001-of-00003.jsonl").unlink()
     with pytest.raises(UserError, match="2 of 3 shards like train-00000-of-00003.jsonl"):
