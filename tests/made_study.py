@@ -88,6 +88,7 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
 def run_study(store, arms, *, tasks=("words",), stop=None, seeds=(0, 1, 2, 3, 4), made=None, **spec):
     """Drive all rounds, answering each job; `stop` ends before a round of that kind."""
     data = {"name": "demo", "model": "toy", "tasks": list(tasks), "arms": arms, "margin": 0.02, "reference": "lora"}
+    data |= {"estimand": "rate"}
     study = from_mapping(data | {"seeds": list(seeds), "question": "Does it matter?"} | spec)
 
     def rate(overrides):
