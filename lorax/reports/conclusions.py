@@ -99,29 +99,37 @@ def _all_in_one(result: StudyResult, task: str, known: list[Comparison]) -> str:
     )
 
 
-def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:
+def fixed_rate(frame: pd.DataFrame, reference: str, margin: float = 0.0) -> list[str]:
     """Return what papers that fix one learning rate for all arms would have reported.
 
     Args:
         frame: tuning runs, from `frames.study.tuning_frame`.
         reference: named where it never leads.
+        margin: an arm that leads by less, wherever it leads, is not named as a winner.
     """
     parts = stretches(frame)
     lines = []
     for task in dict.fromkeys(part.task for part in parts):
         of_task = [part for part in parts if part.task == task]
-        winners = list(dict.fromkeys(part.winner for part in of_task))
-        if len(winners) == 1:
+        leading = [part for part in of_task if part.gap >= margin]
+        winners = list(dict.fromkeys(part.winner for part in leading))
+        near = f"the best two arms are within the margin of {numbers.points(margin)} points"
+        if not leading:
+            lines.append(f"{task}: at every shared learning rate {near}: no winner (validation means, no test).")
+            continue
+        if len(winners) == 1 and leading == of_task:
             lines.append(f"{task}: {winners[0]} leads at every shared learning rate (validation means, no test).")
             continue
         spans = "; ".join(
             f"{part.winner} from {numbers.rate(part.low)} to {numbers.rate(part.high)} (up to "
             f"{numbers.points(part.gap)} points over {part.runner_up})"
-            for part in of_task
+            for part in leading
         )
+        elsewhere = "" if leading == of_task else f" Elsewhere {near}."
         never = "" if reference in winners else f" {reference} leads nowhere."
         lines.append(
-            f"{task}: the winner depends on the rate given to all arms: {spans}.{never} Validation means, no test."
+            f"{task}: the winner depends on the rate given to all arms: {spans}.{elsewhere}{never} Validation means, "
+            "no test."
         )
     return lines
 

@@ -79,7 +79,7 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
     if study.result is not None:
         parts.append(Part("What was found", conclusions.verdicts(study.result)))
         parts.append(Part("What is undecided", conclusions.undecided(study.result) or ["Nothing."]))
-    fixed = conclusions.fixed_rate(tuning_frame(study), study.spec.reference)
+    fixed = conclusions.fixed_rate(tuning_frame(study), study.spec.reference, study.spec.margin)
     if fixed:
         parts.append(Part("What a fixed learning rate would have shown", fixed))
     parts.append(Part("Settings and costs", _cost_lines(study), settings))

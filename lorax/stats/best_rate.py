@@ -40,6 +40,8 @@ class Window:
     """(..., rates, seeds), or (..., rates, seeds, items)."""
     best: NDArray[np.intp]
     """(...) place of the rate that validation picks."""
+    at_edge: NDArray[np.bool_]
+    """(...) whether the pick is the lowest or highest of several rates."""
 
     @classmethod
     def of(cls, test: ArrayLike, validation: ArrayLike, loss: ArrayLike | None = None) -> Window:
@@ -50,13 +52,9 @@ class Window:
             validation: (..., rates, seeds); -inf where a run diverged.
             loss: (..., rates, seeds) on validation; None: ties go to the lower rate.
         """
-        return cls(np.asarray(test, dtype=float), pick(validation, np.zeros_like(validation) if loss is None else loss))
-
-    @property
-    def at_edge(self) -> NDArray[np.bool_]:
-        """Whether the pick is the first or last of several rates: (...)."""
-        rates = self.test.shape[self.best.ndim]
-        return (rates > 1) & ((self.best == 0) | (self.best == rates - 1))
+        best = pick(validation, np.zeros_like(validation) if loss is None else loss)
+        rates = np.shape(validation)[-2]
+        return cls(np.asarray(test, dtype=float), best, (rates > 1) & ((best == 0) | (best == rates - 1)))
 
     @property
     def at_best(self) -> Array:

@@ -153,7 +153,9 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
         effect = measure(d)
         if procedure == "crossed":
             notes.append("items not kept: paired t instead of crossed")
-    arm, reference = (Window(side, np.asarray(runs.best)) for side, runs in zip(scored, (a, b), strict=True))
+    arm, reference = (
+        Window(side, np.asarray(runs.best), np.asarray(runs.at_edge)) for side, runs in zip(scored, (a, b), strict=True)
+    )
     return Contrast(
         task, first, seeds, tuple(pairs), effect, compare(arm, reference, measure), n_items, _item_noise(items),
         "; ".join(notes),

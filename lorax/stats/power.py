@@ -105,7 +105,7 @@ def verdict_probabilities(
     if n_seeds < 2:
         return 0.0, 0.0, 0.0
     df, root = n_seeds - 1, np.sqrt(n_seeds)
-    half = _quantile(level, df) * sd * _sd_ratios(df) / root
+    half = quantile(level, df) * sd * _sd_ratios(df) / root
     spread = sd / root
     bar = np.maximum(half, margin - half)
     better = special.ndtr((effect - bar) / spread).mean()
@@ -116,7 +116,7 @@ def verdict_probabilities(
 
 
 @lru_cache(maxsize=256)
-def _quantile(level: float, df: int) -> float:
+def quantile(level: float, df: int) -> float:
     """Return the t quantile of a two-sided interval at 1 - level."""
     return float(sps.t.ppf(1 - level / 2, df))
 

@@ -56,6 +56,24 @@ def in_groups(scores: ArrayLike, margin: float, resolution: float = 0.0) -> NDAr
     return np.where((widest > margin) & (widest > (1.1 + 18 / (n - 2)) * within), lower, 0)
 
 
+def refused(
+    first: ArrayLike, second: ArrayLike, margin: float, resolution: float = 0.0, floor: float = 0.0
+) -> NDArray[np.bool_]:
+    """Return whether two arms may not be called equivalent, by any rule above that scores alone show.
+
+    Args:
+        first: (..., n) scores of an arm, one a seed.
+        second: (..., n) scores of the other arm on the same seeds.
+        margin: of equivalence.
+        resolution: one item.
+        floor: as in `at_bound`.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    bound = at_bound(a.mean(axis=-1), b.mean(axis=-1), margin, floor) != 0
+    groups = (in_groups(a, margin, resolution) > 0) | (in_groups(b, margin, resolution) > 0)
+    return bound | groups | (a.shape[-1] < LEAST_SEEDS)
+
+
 def _squares(x: NDArray[np.float64], group: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the sum of squares around the mean of a group's members, (...)."""
     mean = np.where(group, x, 0).sum(axis=-1, keepdims=True) / group.sum(axis=-1, keepdims=True)
