@@ -37,23 +37,29 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
     score = top if frozen_arm else 0.2 + (top - 0.2) * math.exp(-((math.log10(lr / best) / width) ** 2) * 1.4)
     score = float(np.clip(score + random.normal(0, 0 if frozen_arm else spread), 0, 1))
     diverged = diverge_above is not None and lr is not None and lr > diverge_above * best
-    split = settings["evaluate"]
-    n = (items or ITEMS)[split]
-    difficulty = np.random.default_rng(7).permutation(n)
-    solved = difficulty < round(score * n)
+    splits = ["validation", "test"] if settings["evaluate"] == "both" else [settings["evaluate"]]
+    solved_of = {}
+    for split in splits:
+        n = (items or ITEMS)[split]
+        solved_of[split] = np.random.default_rng(7).permutation(n) < round(score * n)
     rows = [
         {"split": split, "id": f"i{i}", "score": float(ok), "tolerant": float(ok), "answer": str(i + 1),
          "completion": f"#### {i + 1}" if ok else "####"}
+        for split, solved in solved_of.items()
         for i, ok in enumerate(solved)
     ]  # fmt: skip
     init = {"name": settings["init"], "rank": settings.get("rank", 8), "alpha": settings.get("alpha", 16)}
     init["scaling"] = settings.get("scaling", "standard")
     init = {"name": settings["init"]} if frozen_arm else init
     steps = settings.get("steps", 60)
-    entry = {"score": float(solved.mean()), "tolerant": float(solved.mean()), "loss": 1 - score, "n": n}
+    entries = {
+        split: {"score": float(solved.mean()), "tolerant": float(solved.mean()), "loss": 1 - score, "n": len(solved)}
+        for split, solved in solved_of.items()
+    }
     identity = {
-        "init": init, "task": {"name": job.task, "digest": "t0", "version": 1}, "evaluate": split, "data_seed": 0,
-        "model": {"name": "toy", "digest": "m0"}, "dtype": "float32", "versions": {"training": 1},
+        "init": init, "task": {"name": job.task, "digest": "t0", "version": 1}, "data_seed": 0,
+        "evaluate": settings["evaluate"], "model": {"name": "toy", "digest": "m0"}, "dtype": "float32",
+        "versions": {"training": 1},
     }  # fmt: skip
     if not frozen_arm:
         identity |= {
@@ -75,7 +81,7 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
         error="loss is not finite" if diverged else None, config=config, identity=identity, label=job.arm,
         task={"name": job.task, "metric": "exact match", "direction": "max", "n_train": 480, "digest": "t0"},
         model={"name": "toy", "parameters": 2_500_000, "digest": "m0"},
-        scores={} if diverged else {split: entry}, curve=curve,
+        scores={} if diverged else entries, curve=curve,
         init_report={"eta": 2.0, "step0_error": 3e-8}, costs={"trainable": trained},
         diagnostics={} if frozen_arm else {"cosine_first": top, "relative_norm": 0.01 * score, "forgetting": 0.1 * top},
         provenance={"commit": commit, "dirty": False, "device": "cpu", "finished": "2026-01-01"},
@@ -88,6 +94,7 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
 def run_study(store, arms, *, tasks=("words",), stop=None, seeds=(0, 1, 2, 3, 4), made=None, **spec):
     """Drive all rounds, answering each job; `stop` ends before a round of that kind."""
     data = {"name": "demo", "model": "toy", "tasks": list(tasks), "arms": arms, "margin": 0.02, "reference": "lora"}
+    data |= {"estimand": "rate"}
     study = from_mapping(data | {"seeds": list(seeds), "question": "Does it matter?"} | spec)
 
     def rate(overrides):

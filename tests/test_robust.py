@@ -10,11 +10,13 @@ from lorax.records import RunRecord, Store, Unwritable
 from lorax.records.store import write_together
 from lorax.running import identity
 from lorax.running.packing import make_packs
+from lorax.studies.parse import from_mapping
+from lorax.studies.registration import freeze
 
 PACK = ["-m", "base=false", "rank=2", "hydra/launcher=packed"]
 STUDY = [
     "study=toy", "study.fixed.steps=3", "study.fixed.batch_size=4", "study.seeds=[0,1]", "study.tuning.rounds=0",
-    "~study.blocks", "study.arms=[lora,{init: none, trained: false}]",
+    "~study.blocks", "study.arms=[lora,{init: none, trained: false}]", "study.estimand=rate",
     "task.n_train=64", "task.n_validation=10", "task.n_test=10", "dtype=float32", "track=none",
 ]  # fmt: skip
 
@@ -219,6 +221,18 @@ def test_a_finished_study_whose_records_are_stale_is_run_again(lorax, capsys, mo
     assert lorax(*STUDY, small=False) == 0  # back again: the first records are there
     printed = capsys.readouterr().out
     assert "runs" not in printed.partition("stale")[2].partition("# toy")[0] and len(records("toy")) == 2 * len(old)
+
+
+def test_a_study_that_was_fixed_before_it_had_an_estimand_goes_on_as_it_was(lorax, capsys):
+    words = [word for word in STUDY if not word.startswith("study.estimand")]
+    plan = [*words, "~study.estimand", "study.costs=false", "study.plan=true"]
+    assert lorax(*plan, small=False) == 0
+    assert "estimand method: each method at its best learning rate" in capsys.readouterr().out
+    older = {"name": "toy", "model": "toy", "tasks": ["toy"], "reference": "lora", "margin": 0.1, "arms": ["lora"]}
+    path = freeze(from_mapping(older | {"estimand": "rate"}), "results")
+    assert "estimand" not in path.read_text()
+    assert lorax(*plan, small=False) == 0
+    assert "estimand rate: at the selected rates" in capsys.readouterr().out
 
 
 def test_files_written_together_are_all_there_or_none(tmp_path):

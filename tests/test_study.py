@@ -4,19 +4,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lorax.records import Store
 from lorax.studies.registration import frozen
 from lorax.studies.study import read_study
 
+STUDY = ["study=toy", "hydra/launcher=packed", "track=none"]
+QUICK = ["study.seeds=[0,1]", "study.fixed.batch_size=4", "task.n_validation=24", "task.n_test=24"]
 
-def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys):
-    assert lorax("study=toy", "hydra/launcher=packed", "track=none", small=False) == 0
+
+@pytest.mark.parametrize(
+    "words", [QUICK, pytest.param(["study.estimand=rate"], marks=pytest.mark.slow)], ids=["method", "rate"]
+)
+def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys, words):
+    assert lorax(*STUDY, *words, small=False) == 0
     printed = capsys.readouterr().out
     for stage in ("cost", "tune", "extend", "final"):
         assert f"toy: {stage}, " in printed
     store = Store("results")
     study = read_study(frozen(store.root, "toy"), store)
     assert study.complete and not study.stale and not study.unasked
+    windows = {arm: len(rates) for (_, arm), rates in study.windows.items()}
+    if words is QUICK:
+        assert set(windows) == {"lora", "pissa", "lora_xs equal"} and min(windows.values()) >= 3
+        assert study.result.estimand == "method" and f"toy: final, {2 * 3 * 3 + 1} runs" in printed
+    else:
+        assert not windows and study.result.estimand == "rate"
     assert len({choice.trials for (_, arm), choice in study.choices.items() if study.spec.arm(arm).trained}) == 1
     for kind in ("md", "csv", "tex", "html"):
         assert Path(f"results/tables/toy.{kind}").stat().st_size > 500
@@ -25,7 +39,8 @@ def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys):
     assert {path.stem for path in Path("results/figures/toy").glob("*.svg")} == figures
     text = Path("results/tables/toy.md").read_text()
     assert "Minimum detectable effect" in text and "Threats to validity" in text
-    assert lorax("study=toy", "hydra/launcher=packed", "track=none", small=False) == 0
+    assert ("each method at its best learning rate" if words is QUICK else "at the selected rates") in text
+    assert lorax(*STUDY, *words, small=False) == 0
     assert "runs\n" not in capsys.readouterr().out.partition("Minimum detectable")[2].partition("# toy")[0]
     assert lorax("model=toy", "task=toy", "name=toy", "steps=2", "base=false", "track=none", small=False) == 0
     assert "Minimum detectable effect" in Path("results/tables/toy.md").read_text(), "a run of its name spoils no study"

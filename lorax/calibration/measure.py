@@ -111,8 +111,8 @@ def measure(
 def _measured(scenario: Scenario, name: str, effect: effects.Effect, truth: np.ndarray) -> Measured:
     verdicts = decide(effect, scenario.margin, ALPHA)
     k = truth.shape[-1]
-    low, high = effects.interval(effect, 1 - ALPHA)
-    wide_low, wide_high = effects.interval(effect, 1 - ALPHA / k)
+    low, high = effect.interval(1 - ALPHA)
+    wide_low, wide_high = effect.interval(1 - ALPHA / k)
     shares = {label: float(np.mean(verdicts.code == at)) for at, label in enumerate(VERDICTS)}
     df = np.minimum(effect.df, scenario.seeds - 1)
     return Measured(
@@ -190,7 +190,7 @@ def rules(tables: int, seed: int = 0, arms: int = 8, seeds: int = 6) -> dict[str
     d = truth[:, None] + sd[:, None] * np.random.default_rng(seed).standard_normal((tables, arms, seeds))
     effect = effects.paired_t(d)
     stepped = false_verdicts(decide(effect, 1.0, ALPHA), truth, 1.0)
-    zero, equal = effects.p_zero(effect), np.minimum(2 * effects.p_margin(effect, 1.0), 1.0)
+    zero, equal = effect.p_zero(), np.minimum(2 * effect.p_margin(1.0), 1.0)
     smaller = np.minimum(zero, equal)
     rank = smaller.argsort(axis=-1, kind="stable").argsort(axis=-1)
     decided = effects.holm(smaller) <= ALPHA

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def render(figures: dict[str, Any], kept: bool) -> str:
+def render(figures: dict[str, Any], kept: bool, methods: Sequence[str] = (), named: Sequence[str] = ()) -> str:
     """Return the calibration as Markdown.
 
     Args:
         figures: from `calibrate`.
         kept: whether every bound is kept.
+        methods: paragraphs about verdicts between methods, from `method_figures.text`.
+        named: bounds that are known to be broken, from `method_figures.not_kept`.
     """
     swaps, (low, high) = figures["swaps"], figures["power"]
     parts = [
@@ -19,8 +21,9 @@ def render(figures: dict[str, Any], kept: bool) -> str:
         f"Written by `python -m lorax.calibration{' --quick' if figures['quick'] else ''}`; not edited by hand. "
         f"{figures['tables']} simulated studies a scenario, each with a reference and several arms, learning rates "
         "selected on simulated validation runs, final seeds on a test set whose true differences are known.",
-        f"**{'Every bound is kept.' if kept else 'A bound is broken: see the rows marked NO.'}**",
-        "## The chosen procedure: paired t over seeds, stepped down",
+        f"**{_kept(kept, len(named))}**",
+        *methods,
+        "## At the selected rates: paired t over seeds, stepped down",
         "False tables: share of studies with any false verdict (a difference that is none or has the other sign, an "
         "equivalence outside the margin); at most 5 %. Coverage: single 95 % intervals; 93 to 97 % (above only at "
         "floor and ceiling, where one item is the least spread assumed). Simultaneous: studies whose corrected "
@@ -28,11 +31,15 @@ def render(figures: dict[str, Any], kept: bool) -> str:
         _chosen(figures["chosen"]),
         "## Power at the printed minimum detectable effect",
         "One arm is better by exactly the effect that the table prints as detectable with 80 % power. That effect is "
-        f"worked out from an assumed spread and is an approximation; kept means found in {_pct(low)} to {_pct(high)} "
-        "of the studies. With three seeds the printed effect is so large that nobody should plan with it.",
-        _table(
+        f"worked out from an assumed spread and is an approximation; kept means found in {percent(low)} to "
+        f"{percent(high)} of the studies. With three seeds the printed effect is so large that nobody should plan "
+        "with it.",
+        table(
             ["scenario", "printed effect, pp", "found", "kept"],
-            [[p["scenario"], f"{100 * p['mde']:.2f}", _pct(p["power"]), _yes(p["pass"])] for p in figures["promises"]],
+            [
+                [p["scenario"], f"{100 * p['mde']:.2f}", percent(p["power"]), yes(p["pass"])]
+                for p in figures["promises"]
+            ],
         ),
         "## Why this procedure",
         "The same studies judged by the other candidates. The estimand is the expected score over training seeds on "
@@ -49,7 +56,7 @@ def render(figures: dict[str, Any], kept: bool) -> str:
     parts += [
         "Why the levels of `lorax.stats.rule` and not Holm's own: with seven quiet arms exactly at the margin and one "
         "noisy arm alike, plain Holm over the smaller of the two p-values (difference, equivalence) gives "
-        f"{_pct(rules['plain'])} false tables, the stepped levels {_pct(rules['stepped'])}.",
+        f"{percent(rules['plain'])} false tables, the stepped levels {percent(rules['stepped'])}.",
         "## Labels swapped in real records",
         "Final scores of studies run here, each arm's mean taken out, labels permuted within every seed: no arm "
         "differs from another, and the noise is what training really makes. One small data set has few distinct "
@@ -58,12 +65,18 @@ def render(figures: dict[str, Any], kept: bool) -> str:
         "## Beyond the model",
         "Seeds far from normal; reported, not a condition. A collapse that did not happen in the final seeds is in "
         "no interval: diverged runs are therefore listed in the tables, not averaged away in silence.",
-        _table(
+        table(
             ["scenario", "false tables", "coverage"],
-            [[row["scenario"], _pct(row["false_tables"]), _pct(row["coverage"])] for row in figures["stress"]],
+            [[row["scenario"], percent(row["false_tables"]), percent(row["coverage"])] for row in figures["stress"]],
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _kept(kept: bool, named: int) -> str:
+    if not kept:
+        return "A bound is broken: see the rows marked NO."
+    return f"Every bound is kept, but for {named} that the page names." if named else "Every bound is kept."
 
 
 def _chosen(rows: Sequence[dict[str, Any]]) -> str:
@@ -78,16 +91,16 @@ def _chosen(rows: Sequence[dict[str, Any]]) -> str:
         "undecided",
         "kept",
     ]
-    return _table(
+    return table(
         head,
         [
             [
                 row["scenario"],
-                f"{_pct(row['false_tables'])} +- {100 * row['error']:.1f}",
-                _pct(row["coverage"]),
-                _pct(row["simultaneous"]),
-                *(_pct(row["verdicts"][name]) for name in ("better", "worse", "equivalent", "undecided")),
-                _yes(row["pass"]),
+                f"{percent(row['false_tables'])} +- {100 * row['error']:.1f}",
+                percent(row["coverage"]),
+                percent(row["simultaneous"]),
+                *(percent(row["verdicts"][name]) for name in ("better", "worse", "equivalent", "undecided")),
+                yes(row["pass"]),
             ]
             for row in rows
         ],
@@ -95,15 +108,15 @@ def _chosen(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _compared(rows: Sequence[dict[str, Any]]) -> str:
-    return _table(
+    return table(
         ["scenario", "candidate", "false tables", "coverage", "decided"],
         [
             [
                 row["scenario"],
                 row["candidate"],
-                _pct(row["false_tables"]),
-                _pct(row["coverage"]),
-                _pct(1 - row["verdicts"]["undecided"]),
+                percent(row["false_tables"]),
+                percent(row["coverage"]),
+                percent(1 - row["verdicts"]["undecided"]),
             ]
             for row in rows
         ],
@@ -112,8 +125,9 @@ def _compared(rows: Sequence[dict[str, Any]]) -> str:
 
 def _bootstraps(figures: dict[str, Any]) -> str:
     names = [key for key in figures["bootstraps"][0] if key != "scenario"]
-    return _table(
-        ["scenario", *names], [[row["scenario"], *(_pct(row[name]) for name in names)] for row in figures["bootstraps"]]
+    return table(
+        ["scenario", *names],
+        [[row["scenario"], *(percent(row[name]) for name in names)] for row in figures["bootstraps"]],
     )
 
 
@@ -121,20 +135,23 @@ _SWAPPED = ("false_tables", "usual", "false_splits")
 
 
 def _swaps(rows: Sequence[dict[str, Any]]) -> str:
-    return _table(
+    return table(
         ["study", "arms", "seeds", "swaps", "with a difference", "up to", "arm against itself, p < 0.05"],
-        [[r["study"], r["arms"], r["seeds"], r["tables"], *(_pct(r[key]) for key in _SWAPPED)] for r in rows],
+        [[r["study"], r["arms"], r["seeds"], r["tables"], *(percent(r[key]) for key in _SWAPPED)] for r in rows],
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
 
 
-def _pct(value: float) -> str:
+def percent(value: float) -> str:
+    """Return a share in per cent, one decimal."""
     return f"{100 * value:.1f} %"
 
 
-def _yes(kept: bool) -> str:
+def yes(kept: bool) -> str:
+    """Return how a row says whether its bound is kept."""
     return "yes" if kept else "NO"

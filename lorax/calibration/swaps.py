@@ -102,5 +102,5 @@ def _halves(scores: np.ndarray, resolution: float) -> np.ndarray:
     for first in combinations(range(seeds), half):
         second = [at for at in range(seeds) if at not in first][:half]
         d = scores[..., list(first)] - scores[..., second]
-        p_values.append(effects.p_zero(effects.paired_t(d, resolution)).ravel())
+        p_values.append(effects.paired_t(d, resolution).p_zero().ravel())
     return np.concatenate(p_values) if p_values and half > 1 else np.ones(1)

@@ -10,6 +10,7 @@ import pandas as pd
 from lorax.reports.frames.learning_rates import stretches
 from lorax.reports.frames.study import selections
 from lorax.reports.text import numbers
+from lorax.stats.best_rate import hidden
 from lorax.stats.judge import would_need
 from lorax.stats.result import Comparison, StudyResult
 from lorax.studies.study import Study
@@ -33,8 +34,23 @@ def verdicts(result: StudyResult) -> list[str]:
         pairs = [pair for pair in result.pairs if pair.task == task]
         apart = sum(pair.separated for pair in pairs)
         if pairs:
-            lines.append(f"{task}: {apart} of {len(pairs)} pairs of arms are separated (letters, Holm over all pairs).")
-    return lines
+            lines.append(
+                f"{task}: {apart} of {len(pairs)} pairs of arms are separated (letters: pairs with {result.reference} "
+                "as their verdict, the others by Holm's procedure over these)."
+            )
+    return lines + _unseen(result)
+
+
+def _unseen(result: StudyResult) -> list[str]:
+    """Say what no equivalence can speak about: a kind of run that the seeds at hand did not show."""
+    seeds = [len(c.seeds) for c in result.comparisons if c.verdict == "equivalent"]
+    if not seeds:
+        return []
+    share = 1 - 0.05 ** (1 / min(seeds))
+    return [
+        f"Equivalent speaks of runs like those seen: with {min(seeds)} seeds a kind of run that makes up "
+        f"{100 * share:.0f} % of all, a collapse for one, can have gone unseen (95 % bound)."
+    ]
 
 
 def undecided(result: StudyResult) -> list[str]:
@@ -43,6 +59,11 @@ def undecided(result: StudyResult) -> list[str]:
     Each says how wide the interval is and what would decide it.
     """
     lines = []
+    if any(c.verdict == "undecided" and would_need(result, c).verdict for c in result.comparisons):
+        lines.append(
+            "Numbers of seeds below are for a new study: seeds added to this one after looking at it break the "
+            f"promised {100 * result.alpha:g} %."
+        )
     for task in result.tasks:
         of_task = [c for c in result.comparisons if c.task == task and c.verdict == "undecided"]
         known = [c for c in of_task if math.isfinite(c.se)]
@@ -78,29 +99,37 @@ def _all_in_one(result: StudyResult, task: str, known: list[Comparison]) -> str:
     )
 
 
-def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:
+def fixed_rate(frame: pd.DataFrame, reference: str, margin: float = 0.0) -> list[str]:
     """Return what papers that fix one learning rate for all arms would have reported.
 
     Args:
         frame: tuning runs, from `frames.study.tuning_frame`.
         reference: named where it never leads.
+        margin: an arm that leads by less, wherever it leads, is not named as a winner.
     """
     parts = stretches(frame)
     lines = []
     for task in dict.fromkeys(part.task for part in parts):
         of_task = [part for part in parts if part.task == task]
-        winners = list(dict.fromkeys(part.winner for part in of_task))
-        if len(winners) == 1:
+        leading = [part for part in of_task if part.gap >= margin]
+        winners = list(dict.fromkeys(part.winner for part in leading))
+        near = f"the best two arms are within the margin of {numbers.points(margin)} points"
+        if not leading:
+            lines.append(f"{task}: at every shared learning rate {near}: no winner (validation means, no test).")
+            continue
+        if len(winners) == 1 and leading == of_task:
             lines.append(f"{task}: {winners[0]} leads at every shared learning rate (validation means, no test).")
             continue
         spans = "; ".join(
             f"{part.winner} from {numbers.rate(part.low)} to {numbers.rate(part.high)} (up to "
             f"{numbers.points(part.gap)} points over {part.runner_up})"
-            for part in of_task
+            for part in leading
         )
+        elsewhere = "" if leading == of_task else f" Elsewhere {near}."
         never = "" if reference in winners else f" {reference} leads nowhere."
         lines.append(
-            f"{task}: the winner depends on the rate given to all arms: {spans}.{never} Validation means, no test."
+            f"{task}: the winner depends on the rate given to all arms: {spans}.{elsewhere}{never} Validation means, "
+            "no test."
         )
     return lines
 
@@ -143,12 +172,39 @@ def tuning(study: Study) -> list[str]:
     return lines
 
 
+def windows(study: Study) -> list[str]:
+    """Return, for each arm, the rates that its seeds ran, the one that is the best, and what the lattice may hide."""
+    lines = []
+    for (task, arm), rates in study.windows.items():
+        choice, row = study.choices[task, arm], study.result.arm(task, arm) if study.result else None
+        span = f"{len(rates)} rates from {numbers.rate(choice.window[0])} to {numbers.rate(choice.window[-1])}"
+        if row is None or row.lr is None or len(row.rates) < len(rates):
+            lines.append(f"{task}: {arm} runs {span}; runs are missing.")
+            continue
+        best = f"{task}: {arm} ran {span} and is best at {numbers.rate(row.lr)} (tuning: {numbers.rate(choice.pilot)})"
+        if row.at_edge:
+            lines.append(
+                f"{best}, at the edge of what was run: its true best may lie beyond; it is never called worse."
+            )
+            continue
+        estimate, most = hidden(list(row.rates.values()), list(row.rates).index(row.lr))
+        lines.append(
+            f"{best}; between two rates of the lattice it may score {numbers.points(estimate)} points more (parabola "
+            f"through three rates; {numbers.points(most)} at most if the curve only bends downwards)."
+        )
+    return lines
+
+
 def _effect(c: Comparison) -> str:
     ends = f"[{numbers.points(c.low, True)}, {numbers.points(c.high, True)}]"
     return f"{numbers.points(c.estimate, True)} points, interval {ends} at {100 * c.confidence:.3g} %"
 
 
 def _needed(result: StudyResult, c: Comparison) -> str:
+    if c.refused:
+        return f"Not called equivalent: {c.refused}."
+    if math.isinf(c.low) or math.isinf(c.high):
+        return f"{c.note[:1].upper()}{c.note[1:]}: further rates would tell."
     need = would_need(result, c)
     ways = []
     if need.seeds is not None:

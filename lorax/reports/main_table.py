@@ -37,6 +37,8 @@ class StudyRow:
     """The learning rate and what its selection cost."""
     cost: RunRecord | None
     """The solo run with a cold cache."""
+    estimand: str = "rate"
+    """What the verdict is about."""
     footnotes: tuple[int, ...] = ()
     """Numbers of the asymmetries that this row has."""
 
@@ -70,6 +72,7 @@ def study_rows(study: Study) -> list[StudyRow]:
             is_reference=arm == study.spec.reference,
             choice=study.choices.get((task, arm)),
             cost=study.costs.get((task, arm)),
+            estimand=study.spec.estimand,
             footnotes=tuple(numbers_of.get(arm, ())),
         )
         for task in study.spec.tasks
@@ -90,7 +93,7 @@ def main_table(study: Study) -> pd.DataFrame:
     `high` a t interval over seeds at 1 - alpha, `difference_low` and `difference_high` the interval of the verdict
     at `confidence`; costs come from the solo cost run; `notes` are numbers of footnotes.
     """
-    return columns.frame([*KEYS, *score_columns(), *setting_columns()], study_rows(study))
+    return columns.frame([*KEYS, *score_columns(), *setting_columns(study.spec.estimand)], study_rows(study))
 
 
 def blocks(study: Study) -> dict[str, tuple[str, ...]]:
@@ -109,6 +112,10 @@ def _score(result: ArmResult | None) -> str:
     low, high = (bound if math.isinf(bound) else min(max(bound, 0.0), 1.0) for bound in (result.low, result.high))
     diverged = f" ({result.diverged} diverged)" if result.diverged else ""
     return numbers.bounded(result.mean, low, high) + diverged
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _difference(comparison: Comparison | None) -> str:
@@ -155,19 +162,31 @@ def score_columns() -> list[Column[StudyRow]]:
         Column("verdict", "verdict", lambda row: row.verdict, _or_nothing),
         Column("p_adjusted", "", lambda row: row.comparison and row.comparison.p_adjusted),
         Column("p_equivalence_adjusted", "", lambda row: row.comparison and row.comparison.p_equivalence_adjusted),
+        Column("mde", "detectable", lambda row: _finite(row.difference and row.difference.mde), numbers.points),
         Column("seeds", "seeds", lambda row: row.result and row.result.n_seeds, numbers.count),
         Column("items", "items", lambda row: row.result and row.result.n_items, numbers.count),
         Column("diverged", "", lambda row: row.result.diverged if row.result else 0),
+        Column("estimand", "", lambda row: row.estimand),
+        Column("refused", "", lambda row: row.difference.refused if row.difference else ""),
     ]
 
 
-def setting_columns() -> list[Column[StudyRow]]:
-    """Return the columns of the right half: learning rate, size and costs."""
+def setting_columns(estimand: str = "rate") -> list[Column[StudyRow]]:
+    """Return the columns of the right half: learning rate, size and costs.
+
+    Args:
+        estimand: of the study; under `method` the rates of the window are counted, and the pilot's rate is kept.
+    """
+    window: list[Column[StudyRow]] = [
+        Column("rates", "rates", lambda row: len(row.choice.window) if row.choice else 0, _count_above_zero),
+        Column("pilot_lr", "", lambda row: row.choice and row.choice.pilot),
+    ]
     return [
         Column("", "arm", _marked),
         Column("lr", "", lambda row: row.choice and row.choice.lr),
         Column("edge", "", lambda row: row.choice.edge if row.choice else ""),
         Column("", "lr", lambda row: row.choice, _rate),
+        *(window if estimand == "method" else []),
         Column("points", "", lambda row: row.choice.points if row.choice else 0),
         Column("trials", "trials", lambda row: row.choice.trials if row.choice else 0, _count_above_zero),
         columns.TRAINED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from lorax.records.staleness import fresh
 from lorax.reports.text import markdown
 from lorax.reports.text.document import Document, Part, Table
 from lorax.reports.text.numbers import points
-from lorax.stats.judge import Final, judge
+from lorax.stats.judge import judge
+from lorax.stats.result import Final
 from lorax.studies.registration import frozen, frozen_path
-from lorax.studies.study import Study, read_study
+from lorax.studies.study import Study, Windows, final_of, read_study
 from lorax.tasks import extractors
 
 
@@ -133,6 +135,11 @@ def notes(table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _by_rate(study: Study) -> Windows:
+    """Return the final runs that verdicts rest on, by rate; rate None where it is taken as given."""
+    return {place: study.windows.get(place, {None: runs}) for place, runs in study.finals.items()}
+
+
 def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
     """Judge a study's final runs again under each rule; return a line for each rule that changes a verdict.
 
@@ -146,25 +153,26 @@ def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
     spec = study.spec
     if study.result is None:
         return []
-    place_of = {  # one run may stand for two arms, so the arm is part of the key
-        (arm, record.run_id): (task, seed, record.status == "diverged")
-        for (task, arm), runs in study.finals.items()
-        for seed, record in runs.items()
+    place_of: dict[tuple[str, str], Final] = {  # one run may stand for two arms, so the arm is part of the key
+        (arm, run.run_id): final_of(run, arm, name, seed, spec.metric, lr=lr)
+        for (name, arm), rates in _by_rate(study).items()
+        for lr, runs in rates.items()
+        for seed, run in runs.items()
     }
     lines, judged = [], 0
     for rule, part in table.groupby("rule", sort=False):
         finals = []
         for row, run, score, n in part[["row", "run_id", "score", "n"]].itertuples(index=False):
             if (row, run) in place_of:
-                name, seed, diverged = place_of[row, run]
-                finals.append(Final(row, name, seed, score, n, diverged))
+                finals.append(replace(place_of[row, run], score=score, n_items=n))
         # A rule that finds no right answer anywhere would call everything equivalent.
         if part["score"].max() == 0 or not any(final.arm == spec.reference for final in finals):
             continue
         judged += 1
         again = judge(
-            finals, reference=spec.reference, margin=spec.margin, alpha=spec.alpha, arms=spec.labels, tasks=spec.tasks
-        )
+            finals, reference=spec.reference, margin=spec.margin, alpha=spec.alpha, arms=spec.labels, tasks=spec.tasks,
+            estimand=spec.estimand,
+        )  # fmt: skip
         changed = [
             f"{new.task} {new.arm} {new.verdict} instead of {old.verdict}"
             for old, new in zip(study.result.comparisons, again.comparisons, strict=True)
@@ -192,7 +200,11 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
     table = rescored(store, runs_of_study(study, split) if study else runs_of_sweep(store.read(name)), split)
     if table.empty:
         raise UserError(f"rescore={name}: no run of this name kept completions of its {split} items")
-    lines = notes(table) + (verdict_changes(study, table) if study else [])
+    lines = notes(table)
+    if study:
+        by_rate = _by_rate(study)
+        everything = [(arm, run) for (_, arm), rates in by_rate.items() for of in rates.values() for run in of.values()]
+        lines += verdict_changes(study, rescored(store, everything, split) if study.windows else table)
     tables = [_means(str(name), part) for name, part in table.groupby("task", sort=True)]
     title = f"{name}: kept completions under each extraction rule ({split} split, per cent)"
     text = markdown.render(Document(title, [Part("", lines, tables)]))

@@ -16,12 +16,13 @@ from lorax.reports.frames.asymmetries import footnotes
 from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.factor_lines import Line
 from lorax.reports.frames.items import descriptions, item_scores
-from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs, tuning_frame
+from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs, test_scored, tuning_frame
 from lorax.reports.main_table import blocks, main_table, score_columns, select, setting_columns, study_rows
 from lorax.reports.sweep import read_sweep
 from lorax.reports.text import html, latex, markdown, numbers
 from lorax.reports.text.document import Document, Part, Picture, Table
 from lorax.reports.threats import threats
+from lorax.stats.estimands import ESTIMANDS, sentence
 from lorax.studies.registration import digest, frozen, frozen_path
 from lorax.studies.study import Study, read_study
 
@@ -78,11 +79,13 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
     if study.result is not None:
         parts.append(Part("What was found", conclusions.verdicts(study.result)))
         parts.append(Part("What is undecided", conclusions.undecided(study.result) or ["Nothing."]))
-    fixed = conclusions.fixed_rate(tuning_frame(study), study.spec.reference)
+    fixed = conclusions.fixed_rate(tuning_frame(study), study.spec.reference, study.spec.margin)
     if fixed:
         parts.append(Part("What a fixed learning rate would have shown", fixed))
     parts.append(Part("Settings and costs", _cost_lines(study), settings))
     parts.append(Part("Tuning", conclusions.tuning(study)))
+    if study.windows:
+        parts.append(Part("Windows of rates", conclusions.windows(study)))
     if len(described):
         parts.append(_description(described, study.spec.reference))
     measured = diagnostics_frame(by_arm(study))
@@ -97,11 +100,13 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
 def _halves(study: Study, numbered: Sequence[str]) -> tuple[list[Table], list[Table]]:
     """Return the main table's left and right halves: of each, one table per task and block."""
     rows, results, settings = study_rows(study), [], []
+    about = ESTIMANDS[study.spec.estimand]
     for task in study.spec.tasks:
         for block, arms in blocks(study).items():
-            title, shown = f"{task}: {block}" if block else task, select(rows, task, arms)
+            title = f"{task}: {block}, {about}" if block else f"{task}, {about}"
+            shown = select(rows, task, arms)
             results.append(table(score_columns(), shown, title, numbered))
-            settings.append(table(setting_columns(), shown, title))
+            settings.append(table(setting_columns(study.spec.estimand), shown, title))
     return results, settings
 
 
@@ -112,12 +117,14 @@ def protocol(study: Study) -> list[str]:
     metrics = ", ".join(dict.fromkeys(str(r.task.get("metric")) for r in runs if r.task.get("metric")))
     lines = [
         f"Scores: {metrics or spec.metric} (`{spec.metric}` of the records) in per cent on the test split, scored once "
-        f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a letter "
-        "are not separated.",
+        f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a "
+        f"letter are not separated: from {spec.reference} as the verdict says, the others by Holm's procedure.",
         f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
         f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of equivalence "
-        f"{numbers.points(spec.margin)} points. {_fixed(study)}",
+        f"{numbers.points(spec.margin)} points; detectable: the difference that a row's own spread would show with "
+        f"80 % power. {_fixed(study)}",
     ]
+    lines.insert(0, sentence(spec.estimand, spec.tuning is not None))
     if result is None:
         return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
     return lines + result.design.sentences() + list(result.notes)
@@ -125,7 +132,7 @@ def protocol(study: Study) -> list[str]:
 
 def _fixed(study: Study) -> str:
     """Say when the design was fixed, and how many runs had started by then."""
-    known, finals = f"design {digest(study.spec)}", final_runs(study)
+    known, finals = f"design {digest(study.spec)}", test_scored(study)
     if study.fixed_at is None:
         return f"When all this was fixed ({known}) is not written down."
     runs = [*finals, *(trial.record for trial in study.trials), *study.costs.values()]
@@ -182,7 +189,10 @@ def _cost_lines(study: Study) -> list[str]:
         spent = "tuning runs spent"
         if tuning.halving:
             spent = "full-length tuning runs spent, after the short ones of the screening"
-        lines = [f"lr: selected on validation; an arrow marks a best rate at that end of the grid. trials: {spent}."]
+        where = "its window" if study.windows else "the grid"
+        lines = [f"lr: selected on validation; an arrow marks a best rate at that end of {where}. trials: {spent}."]
+        if study.windows:
+            lines.append("rates: learning rates that every seed ran to the end, each scored on validation and test.")
     if study.spec.costs is not None:
         lines.append(
             f"init s, step ms and peak MB: a solo run of {study.spec.costs.steps} steps with a cold cache, one an arm. "

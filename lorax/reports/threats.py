@@ -9,7 +9,7 @@ from lorax.records import RunRecord, canonical
 from lorax.records.fields import shots
 from lorax.records.staleness import several_digests
 from lorax.reports.frames.asymmetries import Asymmetry
-from lorax.reports.frames.study import final_runs
+from lorax.reports.frames.study import final_runs, test_scored
 from lorax.reports.sweep import left_out
 from lorax.reports.text import numbers
 from lorax.studies.study import Study
@@ -39,7 +39,7 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
     lines += _size(study)
     lines += _floor_and_ceiling(study)
     lines += _format(study)
-    lines += _provenance(finals + [trial.record for trial in study.trials])
+    lines += _provenance(test_scored(study) + [trial.record for trial in study.trials])
     lines += _scope(study, finals)
     if study.stale:
         shown = ", ".join(f"{run} ({why})" for run, why in sorted(study.stale.items())[:5])

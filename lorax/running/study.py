@@ -41,16 +41,18 @@ def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
     from lorax.running.study_time import seconds_per_run
     from lorax.studies import plan as planning
     from lorax.studies.parse import from_mapping
-    from lorax.studies.registration import freeze
+    from lorax.studies.registration import estimand_of, freeze
     from lorax.tables import draw
 
     data: Any = OmegaConf.to_container(sweeper.config.study, resolve=True)
     design, execution = _split(sweeper, arguments)
+    store = Store(str(sweeper.config.results_dir))
+    if data.get("estimand") is None and isinstance(data.get("name"), str):
+        data["estimand"] = estimand_of(store.root, data["name"])
     spec = from_mapping(data)
     spec = replace(spec, fixed=spec.fixed | design)
     jobs = _JobFacts(sweeper, execution)
     spec = planning.bind(spec, lr=jobs.rate, count=jobs.trained_values, consumes=jobs.consumed)
-    store = Store(str(sweeper.config.results_dir))
     if data.get("plan"):
         seconds = seconds_per_run(spec, store, sweeper, execution)
         print("\n".join(planning.plan(spec, seconds).lines))

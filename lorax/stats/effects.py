@@ -30,6 +30,19 @@ class Effect:
     se: Array
     df: Array
 
+    def interval(self, confidence: ArrayLike = 0.95) -> tuple[Array, Array]:
+        """Return the two-sided interval estimate -+ t((1 + confidence) / 2, df) se."""
+        half = sps.t.ppf((1 + np.asarray(confidence)) / 2, self.df) * self.se
+        return self.estimate - half, self.estimate + half
+
+    def p_zero(self) -> Array:
+        """Return the two-sided p-value of "no difference"."""
+        return 2 * sps.t.sf(np.abs(self.estimate) / self.se, self.df)
+
+    def p_margin(self, margin: float) -> Array:
+        """Return the p-value of "differs by the margin or more": the larger of the two one-sided tests."""
+        return sps.t.sf((margin - np.abs(self.estimate)) / self.se, self.df)
+
 
 def paired_t(differences: ArrayLike, resolution: ArrayLike = 0.0) -> Effect:
     """Effect from per-seed differences: mean, sd / sqrt(n), n - 1 degrees of freedom.
@@ -84,22 +97,6 @@ def crossed(differences: ArrayLike, resolution: ArrayLike = 0.0) -> Effect:
     return Effect(estimate, se, np.maximum(df, 1.0))
 
 
-def interval(effect: Effect, confidence: ArrayLike = 0.95) -> tuple[Array, Array]:
-    """Two-sided interval estimate -+ t((1 + confidence) / 2, df) se."""
-    half = sps.t.ppf((1 + np.asarray(confidence)) / 2, effect.df) * effect.se
-    return effect.estimate - half, effect.estimate + half
-
-
-def p_zero(effect: Effect) -> Array:
-    """Two-sided p-value of "no difference"."""
-    return 2 * sps.t.sf(np.abs(effect.estimate) / effect.se, effect.df)
-
-
-def p_margin(effect: Effect, margin: float) -> Array:
-    """One-sided p-value of "differs by the margin or more": the larger of the two one-sided tests."""
-    return sps.t.sf((margin - np.abs(effect.estimate)) / effect.se, effect.df)
-
-
 def step_down(p: ArrayLike, correct: Callable[[Array], Array]) -> Array:
     """Adjusted p-values of a step-down procedure along the last axis.
 
@@ -142,7 +139,7 @@ def mean_interval(
     Scores are fractions; the interval is not cut at 0 and 1, so that it agrees with the test.
     """
     effect = paired_t(scores, resolution)
-    low, high = interval(effect, confidence)
+    low, high = effect.interval(confidence)
     sd = float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
     return float(effect.estimate), sd, float(low), float(high)
 

@@ -1,22 +1,23 @@
 """From the final runs of a study to its arms, comparisons and letters.
 
-The rule for verdicts is in `rule`, the types of input and output in `result`.
+The rule for verdicts is in `rule`, the intervals between methods in `best_rate`, where "equivalent" is refused in
+`refusals`, the types of input and output in `result`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 
 from lorax.errors import UserError, near
 from lorax.stats import effects, power
+from lorax.stats.comparisons import against_reference, all_pairs
+from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.letters import compact_letters
-from lorax.stats.pairing import Cells, Contrast, cells_of, contrast
+from lorax.stats.pairing import Cells, Runs, cells_of, contrast
 from lorax.stats.result import ArmResult, Comparison, Final, Pair, StudyResult
-from lorax.stats.rule import VERDICTS, Verdicts, decide
 
 PROCEDURES = ("paired_t", "crossed")
 
@@ -28,6 +29,7 @@ def judge(
     margin: float,
     alpha: float = 0.05,
     procedure: str = "paired_t",
+    estimand: str = "rate",
     metric: str = "score",
     arms: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
@@ -35,12 +37,13 @@ def judge(
     """Judge the final runs of a study.
 
     Args:
-        finals: each (arm, task, seed) once.
+        finals: each (arm, task, seed) once; under estimand `method` each (arm, task, rate, seed).
         reference: the arm that the others are compared with.
         margin: differences smaller than this do not matter; in the unit of the scores.
         alpha: chance of any false verdict among all comparisons with the reference, and of any
-            false separation among all pairs.
+            false separation among all pairs without it.
         procedure: `paired_t` (about this test set) or `crossed` (about new items of the same kind too).
+        estimand: method | rate, see `estimands`.
         metric: name of the score, for the result.
         arms: planned arms in display order; None: all that occur. Arms without runs still count
             in the family.
@@ -52,22 +55,21 @@ def judge(
     Raises:
         UserError: the reference has no final run, or one (arm, task, seed) occurs twice.
     """
+    if estimand not in ESTIMANDS:
+        raise UserError(f"estimand={estimand}: {near(estimand, ESTIMANDS)}")
     if procedure not in PROCEDURES:
         raise UserError(f"procedure={procedure}: {near(procedure, PROCEDURES)}")
     arms = list(arms or dict.fromkeys(final.arm for final in finals))
     tasks = list(tasks or dict.fromkeys(final.task for final in finals))
-    cells = cells_of(finals)
+    cells = cells_of(finals, by_rate=estimand == "method")
     if not any((reference, task) in cells for task in tasks):
         raise UserError(f"the reference arm {reference!r} has no final run; {near(reference, arms)}")
     others = [arm for arm in arms if arm != reference]
     planned = [(task, arm) for task in tasks for arm in others]
     family = len(planned)
     contrasts = [contrast(cells, task, arm, reference, procedure) for task, arm in planned]
-    comparisons: tuple[Comparison, ...] = ()
-    if contrasts:
-        verdicts = decide(_stack(contrasts), margin, alpha, family)
-        comparisons = tuple(_comparison(at, c, reference, verdicts) for at, c in enumerate(contrasts))
-    pairs = _all_pairs(cells, tasks, arms, alpha, procedure)
+    comparisons = against_reference(contrasts, reference, margin, alpha, family)
+    pairs = all_pairs(cells, tasks, arms, comparisons, alpha, procedure)
     rows = _rows(cells, tasks, arms, alpha)
     return StudyResult(
         reference=reference,
@@ -80,6 +82,7 @@ def judge(
         pairs=pairs,
         design=_design(rows, comparisons, reference, family, margin, alpha),
         notes=_notes(rows, comparisons),
+        estimand=estimand,
     )
 
 
@@ -94,11 +97,11 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
         comparison: one of its comparisons.
         most: up to so many seeds, and so many times the present items, are tried.
     """
-    if comparison.verdict != "undecided" or not np.isfinite(comparison.se):
+    if comparison.verdict != "undecided" or comparison.refused or not np.isfinite(comparison.spread):
         return power.Need(None, None, None)
     return power.need(
         comparison.estimate,
-        comparison.sd,
+        comparison.spread,
         len(comparison.seeds),
         comparison.n_items,
         result.alpha / max(result.design.family, 1),
@@ -108,67 +111,40 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
     )
 
 
-def _stack(contrasts: Sequence[Contrast]) -> effects.Effect:
-    parts = [(c.effect.estimate, c.effect.se, c.effect.df) for c in contrasts]
-    estimate, se, df = (np.array(column, dtype=float) for column in zip(*parts, strict=True))
-    return effects.Effect(np.nan_to_num(estimate), se, df)
-
-
-def _comparison(at: int, c: Contrast, reference: str, v: Verdicts) -> Comparison:
-    return Comparison(
-        task=c.task,
-        arm=c.first,
-        reference=reference,
-        verdict=VERDICTS[v.code[at]],
-        estimate=float(c.effect.estimate),
-        low=float(v.low[at]),
-        high=float(v.high[at]),
-        confidence=float(v.confidence[at]),
-        se=float(c.effect.se),
-        df=float(c.effect.df),
-        sd=float(c.differences.std(ddof=1)) if len(c.seeds) > 1 else float("nan"),
-        p=float(v.p[at]),
-        p_adjusted=float(v.p_adjusted[at]),
-        p_equivalence=float(v.p_equivalence[at]),
-        p_equivalence_adjusted=float(v.p_equivalence_adjusted[at]),
-        seeds=c.seeds,
-        n_items=c.n_items,
-        item_noise=c.item_noise,
-        note=c.note,
-    )
-
-
-def _all_pairs(
-    cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float, procedure: str
-) -> tuple[Pair, ...]:
-    """Test every pair of arms in every task, with Holm over all of them."""
-    pairs = [(task, i, j) for task in tasks for i, j in combinations(arms, 2)]
-    if not pairs:
-        return ()
-    effect = _stack([contrast(cells, task, i, j, procedure) for task, i, j in pairs])
-    p = effects.p_zero(effect)
-    adjusted = effects.holm(p)
-    return tuple(
-        Pair(task, i, j, float(effect.estimate[at]), float(p[at]), float(adjusted[at]), bool(adjusted[at] <= alpha))
-        for at, (task, i, j) in enumerate(pairs)
-    )
-
-
 def _rows(cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float) -> list[ArmResult]:
-    rows = []
-    for task in tasks:
-        for arm in arms:
-            runs = cells.get((arm, task))
-            if not runs:
-                continue
-            scores = {seed: run.score for seed, run in runs.items()}
-            n_items = min(run.n_items for run in runs.values())
-            mean, sd, low, high = effects.mean_interval(
-                list(scores.values()), 1 - alpha, 1 / n_items if n_items else 0.0
-            )
-            diverged = sum(run.diverged for run in runs.values())
-            rows.append(ArmResult(arm, task, scores, mean, sd, low, high, len(runs), n_items, diverged))
-    return rows
+    return [
+        _row(arm, task, cells[arm, task], alpha)
+        for task in tasks
+        for arm in arms
+        if (arm, task) in cells and cells[arm, task].at_best
+    ]
+
+
+def _row(arm: str, task: str, runs: Runs, alpha: float) -> ArmResult:
+    scores = {seed: run.score for seed, run in runs.at_best.items()}
+    n_items = min(run.n_items for run in runs.at_best.values())
+    resolution = 1 / n_items if n_items else 0.0
+    mean, sd, low, high = effects.mean_interval(list(scores.values()), 1 - alpha, resolution)
+    rates: dict[float, float] = {}
+    for rate, of_rate in zip(runs.rates, runs.by_rate, strict=True):
+        if rate is not None and of_rate:
+            at_rate = effects.mean_interval([run.score for run in of_rate.values()], 1 - alpha, resolution)
+            rates[rate], high = at_rate[0], max(high, at_rate[3])
+    return ArmResult(
+        arm,
+        task,
+        scores,
+        mean,
+        sd,
+        low,
+        float("inf") if runs.at_edge else high,
+        len(scores),
+        n_items,
+        sum(run.diverged for run in runs.at_best.values()),
+        lr=runs.rates[runs.best],
+        rates=rates,
+        at_edge=runs.at_edge,
+    )
 
 
 def _lettered(rows: Sequence[ArmResult], pairs: Sequence[Pair]) -> tuple[ArmResult, ...]:
@@ -191,10 +167,10 @@ def _design(
     margin: float,
     alpha: float,
 ) -> power.Design:
-    known = [c for c in comparisons if np.isfinite(c.se)]
+    known = [c for c in comparisons if np.isfinite(c.spread)]
     sd = float("inf")
     if known:
-        columns = [(c.se, len(c.seeds), c.df) for c in known]
+        columns = [(c.spread / len(c.seeds) ** 0.5, len(c.seeds), c.df) for c in known]
         sd = float(power.typical_sd(*(np.array(column, dtype=float) for column in zip(*columns, strict=True))))
     base = [row.mean for row in rows if row.arm == reference]
     return power.design(

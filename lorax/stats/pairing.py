@@ -1,50 +1,117 @@
-"""Pairing the runs of two arms by seed and by item, and the effect between them."""
+"""Pairing the runs of two arms by seed and by item, and the evidence between them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from lorax.errors import UserError
 from lorax.stats import effects
+from lorax.stats.best_rate import BestRate, Window, compare
 from lorax.stats.result import Final
+from lorax.stats.selection import pick
 
-Cells = dict[tuple[str, str], dict[int | None, Final]]
+BySeed = Mapping[int | None, Final]
 
 
-def cells_of(finals: Sequence[Final]) -> Cells:
-    """Sort final runs by (arm, task) and seed.
+@dataclass(frozen=True)
+class Runs:
+    """Final runs of one arm on one task: one rate, or every rate of its window."""
+
+    rates: tuple[float | None, ...]
+    """Rising; (None,) where the rate is taken as given."""
+    by_rate: tuple[BySeed, ...]
+    best: int
+    """Place of the rate that validation picks."""
+
+    @property
+    def at_best(self) -> BySeed:
+        """Seed -> run at the pick."""
+        return self.by_rate[self.best]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """Seeds that every rate has."""
+        return [seed for seed in self.by_rate[0] if all(seed in runs for runs in self.by_rate)]
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the pick is the lowest or highest of several rates."""
+        return len(self.rates) > 1 and self.best in (0, len(self.rates) - 1)
+
+
+Cells = dict[tuple[str, str], Runs]
+
+
+def cells_of(finals: Sequence[Final], by_rate: bool = False) -> Cells:
+    """Sort final runs by (arm, task), rate and seed.
+
+    Args:
+        finals: each (arm, task, seed) once; by rate, each (arm, task, rate, seed).
+        by_rate: whether rates are told apart, and validation picks one; else the rate is taken as given.
 
     Raises:
-        UserError: one (arm, task, seed) occurs twice.
+        UserError: one of these occurs twice, or a run has no validation score to pick by.
     """
-    cells: Cells = {}
+    sorted_runs: dict[tuple[str, str], dict[float | None, dict[int | None, Final]]] = {}
     for final in finals:
-        runs = cells.setdefault((final.arm, final.task), {})
+        rate = final.lr if by_rate else None
+        runs = sorted_runs.setdefault((final.arm, final.task), {}).setdefault(rate, {})
         if final.seed in runs:
-            raise UserError(f"arm {final.arm!r}, task {final.task!r}: seed {final.seed} occurs twice")
+            at = "" if rate is None else f", rate {rate:g}"
+            raise UserError(f"arm {final.arm!r}, task {final.task!r}{at}: seed {final.seed} occurs twice")
         runs[final.seed] = final
-    return cells
+    return {key: _runs(rates) for key, rates in sorted_runs.items()}
+
+
+def _runs(by_rate: Mapping[float | None, BySeed]) -> Runs:
+    rates = sorted(by_rate, key=lambda rate: -math.inf if rate is None else rate)
+    runs = Runs(tuple(rates), tuple(by_rate[rate] for rate in rates), 0)
+    if len(rates) == 1:
+        return runs
+    rows = [[of_rate[seed] for seed in runs.seeds] for of_rate in runs.by_rate]
+    if not runs.seeds:  # still incomplete: no seed has every rate, so nothing can be picked yet
+        return replace(runs, best=len(rates) // 2)
+    scores = [[_validation(run) for run in row] for row in rows]
+    losses = [[run.validation_loss for run in row] for row in rows]
+    return replace(runs, best=int(pick(scores, losses)))
+
+
+def _validation(run: Final) -> float:
+    if run.validation is None:
+        where = f"arm {run.arm!r}, task {run.task!r}, seed {run.seed}"
+        raise UserError(f"{where}: several rates were run, but no validation score says which is the best")
+    return run.validation
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Paired runs of two arms in one task and their effect."""
+    """Paired runs of two arms in one task and the evidence between them."""
 
     task: str
     first: str
     seeds: tuple[int, ...]
-    differences: effects.Array
+    at_best: tuple[tuple[Final, Final], ...]
+    """The pairs of runs at both picks, one a seed."""
     effect: effects.Effect
+    """At both picks."""
+    evidence: BestRate
     n_items: int
     item_noise: float | None
     note: str
 
+    @property
+    def differences(self) -> effects.Array:
+        """Per-seed differences at both picks."""
+        return np.array([x.score - y.score for x, y in self.at_best])
+
 
 def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -> Contrast:
-    """Pair the runs of `first` and `second` in one task by seed; the effect is first minus second.
+    """Pair the runs of `first` and `second` in one task by seed; the difference is first minus second.
 
     A run without a seed is paired with every seed of the other arm. Without a pair nothing is known:
     the effect has an infinite standard error.
@@ -56,16 +123,19 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
         second: label of another arm.
         procedure: paired_t | crossed.
     """
-    a, b = cells.get((first, task), {}), cells.get((second, task), {})
+    a, b = cells.get((first, task)), cells.get((second, task))
     seeds = _shared(a, b)
-    if not seeds:
+    if a is None or b is None or not seeds:
         nothing = effects.Effect(np.asarray(np.nan), np.asarray(np.inf), np.asarray(1.0))
-        return Contrast(task, first, (), np.empty(0), nothing, 0, None, "no pair of runs")
-    pairs = [(_run(a, seed), _run(b, seed)) for seed in seeds]
-    d = np.array([x.score - y.score for x, y in pairs])
-    n_items = min(min(x.n_items, y.n_items) for x, y in pairs)
+        unknown = effects.Effect(np.zeros(1), np.full(1, np.inf), np.ones(1))
+        evidence = BestRate(np.asarray(0.0), unknown, unknown)
+        return Contrast(task, first, (), (), nothing, evidence, 0, None, "no pair of runs")
+    firsts, seconds = _grid(a, seeds), _grid(b, seeds)
+    pairs = list(zip(firsts[a.best], seconds[b.best], strict=True))
+    n_items = min(run.n_items for row in firsts + seconds for run in row)
     resolution = 1 / n_items if n_items else 0.0
     items = _item_differences(pairs)
+    d = np.array([x.score - y.score for x, y in pairs])
     notes = []
     if any(x.items and y.items and x.items.keys() != y.items.keys() for x, y in pairs):
         notes.append("not the same test items")
@@ -73,25 +143,61 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
         notes.append("one seed: no verdict possible")
     elif d.std(ddof=1) <= resolution:
         notes.append("no spread between seeds; one item's worth assumed")
-    if procedure == "crossed" and items is not None:
-        effect = effects.crossed(items, resolution)
+    scored = _by_item(firsts, seconds) if procedure == "crossed" else None
+    if scored is not None:
+        measure = partial(effects.crossed, resolution=resolution)
+        effect = measure(scored[0][a.best] - scored[1][b.best])
     else:
-        effect = effects.paired_t(d, resolution)
+        measure = partial(effects.paired_t, resolution=resolution)
+        scored = _scores(firsts), _scores(seconds)
+        effect = measure(d)
         if procedure == "crossed":
             notes.append("items not kept: paired t instead of crossed")
-    return Contrast(task, first, seeds, d, effect, n_items, _item_noise(items), "; ".join(notes))
+    arm, reference = (
+        Window(side, np.asarray(runs.best), np.asarray(runs.at_edge)) for side, runs in zip(scored, (a, b), strict=True)
+    )
+    return Contrast(
+        task, first, seeds, tuple(pairs), effect, compare(arm, reference, measure), n_items, _item_noise(items),
+        "; ".join(notes),
+    )  # fmt: skip
 
 
-def _run(runs: Mapping[int | None, Final], seed: int) -> Final:
-    return runs[seed] if seed in runs else runs[None]
+def _grid(runs: Runs, seeds: Sequence[int]) -> list[list[Final]]:
+    """Return the runs, rates x seeds; a run without a seed stands for every seed."""
+    return [[of_rate[seed] if seed in of_rate else of_rate[None] for seed in seeds] for of_rate in runs.by_rate]
 
 
-def _shared(a: Mapping[int | None, Final], b: Mapping[int | None, Final]) -> tuple[int, ...]:
-    if not a or not b:
+def _shared(a: Runs | None, b: Runs | None) -> tuple[int, ...]:
+    if a is None or b is None:
         return ()
-    seeds = b.keys() if None in a else a.keys() if None in b else a.keys() & b.keys()
+    of_a, of_b = a.seeds, b.seeds
+    seeds = of_b if None in of_a else of_a if None in of_b else set(of_a) & set(of_b)
     numbered = tuple(sorted(seed for seed in seeds if seed is not None))
-    return numbered or ((0,) if None in a and None in b else ())
+    return numbered or ((0,) if None in of_a and None in of_b else ())
+
+
+def _scores(runs: Sequence[Sequence[Final]]) -> effects.Array:
+    return np.array([[run.score for run in row] for row in runs])
+
+
+def _by_item(
+    firsts: Sequence[Sequence[Final]], seconds: Sequence[Sequence[Final]]
+) -> tuple[effects.Array, effects.Array] | None:
+    """Return both sides' scores, rates x seeds x items, on the items that all runs share; None where not kept."""
+    shared: set[str] | None = None
+    for row in (*firsts, *seconds):
+        for run in row:
+            if run.items is None:
+                return None
+            shared = set(run.items) if shared is None else shared & set(run.items)
+    if not shared:
+        return None
+    names = sorted(shared)
+    first, second = (
+        np.array([[[run.items[name] for name in names] for run in row if run.items] for row in side])
+        for side in (firsts, seconds)
+    )
+    return first, second
 
 
 def _item_differences(pairs: Sequence[tuple[Final, Final]]) -> effects.Array | None:

@@ -8,10 +8,11 @@ that it also holds for an arm where no other arm differs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize
+from scipy import optimize, special
 from scipy import stats as sps
 
 _NODES = 256
@@ -104,15 +105,27 @@ def verdict_probabilities(
     if n_seeds < 2:
         return 0.0, 0.0, 0.0
     df, root = n_seeds - 1, np.sqrt(n_seeds)
-    nodes = (np.arange(_NODES) + 0.5) / _NODES
-    half = sps.t.ppf(1 - level / 2, df) * sd * np.sqrt(sps.chi2.ppf(nodes, df) / df) / root
+    half = quantile(level, df) * sd * _sd_ratios(df) / root
     spread = sd / root
     bar = np.maximum(half, margin - half)
-    better = sps.norm.sf((bar - effect) / spread).mean()
-    worse = sps.norm.sf((bar + effect) / spread).mean()
+    better = special.ndtr((effect - bar) / spread).mean()
+    worse = special.ndtr((-effect - bar) / spread).mean()
     inside = np.maximum(margin - half, 0.0)
-    equal = (sps.norm.cdf((inside - effect) / spread) - sps.norm.cdf((-inside - effect) / spread)).mean()
+    equal = (special.ndtr((inside - effect) / spread) - special.ndtr((-inside - effect) / spread)).mean()
     return float(better), float(worse), float(equal)
+
+
+@lru_cache(maxsize=256)
+def quantile(level: float, df: int) -> float:
+    """Return the t quantile of a two-sided interval at 1 - level."""
+    return float(sps.t.ppf(1 - level / 2, df))
+
+
+@lru_cache(maxsize=256)
+def _sd_ratios(df: int) -> np.ndarray:
+    """Return quantiles of sample sd / true sd, at the middles of equal shares."""
+    nodes = (np.arange(_NODES) + 0.5) / _NODES
+    return np.sqrt(sps.chi2.ppf(nodes, df) / df)
 
 
 def detectable(sd: float, n_seeds: int, level: float, margin: float, power: float = 0.8) -> float:

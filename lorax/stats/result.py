@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorax.stats import power
 
@@ -23,6 +24,13 @@ class Final:
     diverged: bool = False
     items: Mapping[str, float] | None = None
     """Item id -> score, where kept."""
+    lr: float | None = None
+    """Of this run, where an arm ran several rates (estimand `method`)."""
+    validation: float | None = None
+    """Score of the same run on validation; it picks the arm's rate. -inf where the run diverged."""
+    validation_loss: float = math.inf
+    floor: float = 0.0
+    """What is scored without having learnt anything: the share of the majority class, or 0."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +40,27 @@ class ArmResult:
     arm: str
     task: str
     scores: dict[int | None, float]
-    """Seed -> score."""
+    """Seed -> score; at `lr` where the arm ran several rates."""
     mean: float
     sd: float
     """Over seeds; nan with one."""
     low: float
     high: float
-    """t interval over seeds at 1 - alpha, for this arm only (description); infinite with one seed."""
+    """t interval over seeds at 1 - alpha, for this arm only (description); infinite with one seed. Under estimand
+    `method` of its best rate: from the low end at the pick to the highest end of any rate."""
     n_seeds: int
     n_items: int
     diverged: int
     """How many of its final runs diverged."""
     letters: str = ""
-    """Two arms of one task that share a letter are not separated."""
+    """Two arms of one task that share a letter are not separated: the verdict says so for pairs with the reference,
+    Holm's procedure over all other pairs for these."""
+    lr: float | None = None
+    """The rate that validation picks; None under estimand `rate`, and for an arm without rates."""
+    rates: Mapping[float, float] = field(default_factory=dict)
+    """Rate -> mean test score, of an arm that ran several."""
+    at_edge: bool = False
+    """Whether the pick is the lowest or highest of them."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +94,21 @@ class Comparison:
     """Part of `sd` that comes from items (they flip independently between seeds); None without items."""
     note: str = ""
     """Why there is no verdict, or what is missing."""
+    spread: float = math.nan
+    """Sd of per-seed differences that would give an interval as wide as this one: `sd` (of one item at least) under
+    estimand `rate`; more under `method`, whose interval covers every rate; infinite where an end is."""
+    mde: float = math.inf
+    """Smallest true difference that this arm's spread lets be called better (or worse) with probability 0.8."""
+    refused: str = ""
+    """Why it is not called what its interval alone would say; empty where nothing was refused."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms in one task, for the letters and for heat maps; first minus second."""
+    """Two arms in one task, for the letters and for heat maps; first minus second.
+
+    With the reference `p_adjusted` and `separated` are those of the verdict; of all other pairs, Holm's.
+    """
 
     task: str
     first: str
@@ -108,6 +134,8 @@ class StudyResult:
     design: power.Design
     """What a study of this size can show, by the same corrected test."""
     notes: tuple[str, ...] = ()
+    estimand: str = "rate"
+    """What the verdicts are about; see `stats.estimands`."""
 
     def arm(self, task: str, arm: str) -> ArmResult | None:
         """Return one row, or None where it has no final run."""

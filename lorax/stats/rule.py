@@ -20,13 +20,31 @@ such a family, see the calibration.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lorax.stats import effects
 
 VERDICTS = ("undecided", "better", "worse", "equivalent")
+
+
+class Evidence(Protocol):
+    """What is known about differences, arrays (..., K): an estimate, intervals at any level, p-values."""
+
+    @property
+    def estimate(self) -> effects.Array:
+        """The estimated differences."""
+
+    def interval(self, confidence: ArrayLike) -> tuple[effects.Array, effects.Array]:
+        """Return low and high; each end errs with probability (1 - confidence) / 2 at most."""
+
+    def p_zero(self) -> effects.Array:
+        """Return the two-sided p-value of "no difference"."""
+
+    def p_margin(self, margin: float) -> effects.Array:
+        """Return the p-value of "differs by the margin or more"."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +61,29 @@ class Verdicts:
     p_equivalence_adjusted: effects.Array
 
 
-def decide(effect: effects.Effect, margin: float, alpha: float = 0.05, family: int | None = None) -> Verdicts:
+def decide(evidence: Evidence, margin: float, alpha: float = 0.05, family: int | None = None) -> Verdicts:
     """Judge families of comparisons by the rule of this module's docstring.
 
     Args:
-        effect: arrays (..., K).
+        evidence: an `effects.Effect` or a `best_rate.BestRate`, arrays (..., K).
         margin: differences smaller than this do not matter (same unit as the scores).
         alpha: chance of any false verdict in a family.
         family: comparisons planned; None: K.
     """
-    k = family or effect.estimate.shape[-1]
-    p, p_margin = effects.p_zero(effect), effects.p_margin(effect, margin)
+    k = family or evidence.estimate.shape[-1]
+    p, p_margin = evidence.p_zero(), evidence.p_margin(margin)
     adjusted, level = _step_down(p, k, alpha)
     simultaneous = np.full_like(p, 1 - alpha / k)
-    low, high = effects.interval(effect, simultaneous)
+    low, high = evidence.interval(simultaneous)
     inside = (low > -margin) & (high < margin)
     apart = ((low > 0) | (high < 0)) & ~inside
     # A comparison that differs at a later step only is shown with the interval of that step. Where this
     # narrower interval lies inside the margin, the rule does not allow "equivalent" and "better" would
     # mislead: undecided.
-    step_low, step_high = effects.interval(effect, 1 - level)
+    step_low, step_high = evidence.interval(1 - level)
     later = (adjusted <= alpha) & ~inside & ~apart & ~((step_low > -margin) & (step_high < margin))
     different = apart | later
-    code = np.where(inside, 3, np.where(different, np.where(effect.estimate > 0, 1, 2), 0))
+    code = np.where(inside, 3, np.where(different, np.where(evidence.estimate > 0, 1, 2), 0))
     return Verdicts(
         code=code,
         low=np.where(later, step_low, low),

@@ -48,7 +48,7 @@ def make_job(spec: StudySpec, arm: str, task: str, stage: str, lr: float | None,
     settings |= {
         "lr": lr,
         "seed": seed,
-        "evaluate": "test" if stage == "final" else "validation",
+        "evaluate": _splits(spec, arm, stage),
         "base": False,
     }
     if stage == "cost" and spec.costs:
@@ -57,6 +57,13 @@ def make_job(spec: StudySpec, arm: str, task: str, stage: str, lr: float | None,
         settings |= {"steps": spec.tuning.halving.steps}
     settings |= {"name": spec.name, "label": arm, "tag": f"{spec.name}.{stage}"}
     return Job(arm, task, stage, lr, seed, settings, spec.consumes.get(f"{task}/{arm}"))
+
+
+def _splits(spec: StudySpec, arm: str, stage: str) -> str:
+    """Return what a job is scored on; final runs of several rates are scored on validation too, which picks one."""
+    if stage != "final":
+        return "validation"
+    return "both" if spec.estimand == "method" and spec.arm(arm).trained else "test"
 
 
 def answers(record: RunRecord, job: Job) -> bool:

@@ -16,6 +16,8 @@ from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
 
 METRICS = ("score", "tolerant")
 LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
+SEEDS = {"method": tuple(range(8)), "rate": tuple(range(6))}
+"""Final seeds where a study names none."""
 
 
 def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
@@ -44,8 +46,11 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     for key in ("margin", "alpha", "assumed_sd"):
         if key in data:
             read[key] = _number(data[key], f"{where}.{key}")
-    read["seeds"] = _seeds(data.get("seeds", StudySpec.__dataclass_fields__["seeds"].default), f"{where}.seeds")
     read["tuning"] = _tuning(data.get("tuning", {}), f"{where}.tuning")
+    if data.get("estimand") is None:
+        read["estimand"] = "method" if read["tuning"] else "rate"
+    seeds = data.get("seeds", SEEDS.get(read["estimand"], SEEDS["method"]))
+    read["seeds"] = _seeds(seeds, f"{where}.seeds")
     costs = data.get("costs", {})
     read["costs"] = None if costs in (None, False) else _build(Costs, costs, f"{where}.costs")
     spec = StudySpec(**read)
@@ -197,6 +202,13 @@ def _check(spec: StudySpec, where: str) -> None:
         raise UserError(f"{where}.procedure={spec.procedure}: {near(spec.procedure, PROCEDURES)}")
     if spec.estimand not in ESTIMANDS:
         raise UserError(f"{where}.estimand={spec.estimand}: {near(spec.estimand, ESTIMANDS)}")
+    if spec.estimand == "method" and spec.tuning is None:
+        raise UserError(f"{where}.estimand=method: rates are searched, so tuning is needed; with tuning: false, rate")
+    if spec.estimand == "method" and spec.tuning and spec.tuning.runners_up:
+        raise UserError(
+            f"{where}.tuning.runners_up={spec.tuning.runners_up}: for estimand: rate; estimand: method runs the rates "
+            "beside the best anyway"
+        )
     if spec.tuning is not None:
         _check_tuning(spec, spec.tuning, f"{where}.tuning")
 

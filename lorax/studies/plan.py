@@ -10,11 +10,16 @@ from typing import Any
 from lorax.errors import UserError
 from lorax.records import canonical
 from lorax.stats import power
+from lorax.stats.estimands import ESTIMANDS
 from lorax.studies.equal_parameters import nearest
 from lorax.studies.jobs import Job, make_job
 from lorax.studies.spec import Arm, StudySpec
+from lorax.studies.windows import FIRST
 
-LEAST_TEST, LEAST_VALIDATION = 1000, 300
+LEAST_TEST, LEAST_VALIDATION, FEW_SEEDS = 1000, 300, 8
+WIDER = 1.15
+"""By how much the interval between methods is wider than at one rate each, with curves that lose one to two spreads a
+step beside their peak (`lorax.calibration` measures it); a plan does not know the curves."""
 
 
 def bind(
@@ -85,9 +90,9 @@ class Plan:
     """What a study would run and could show."""
 
     jobs: dict[str, int]
-    """Stage -> number of runs; of `extend` the largest number possible."""
+    """Stage -> number of runs; of `extend` and `widen` the largest number possible."""
     seconds: float | None
-    """Of all runs one after another, without extensions; None: not known."""
+    """Of all runs one after another, without extensions and wider windows; None: not known."""
     design: power.Design
     lines: tuple[str, ...]
     """The plan in words."""
@@ -107,18 +112,26 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
         jobs["screen"] = per_point * spec.tuning.points if halving else 0
         jobs["tune"] = per_point * (halving.survivors(spec.tuning.points) if halving else spec.tuning.points)
         jobs["extend"] = per_point * spec.tuning.extend * spec.tuning.rounds
-    jobs["final"] = tasks * (len(trained) * len(spec.seeds) + len(spec.arms) - len(trained))
+    of_rate = tasks * len(trained) * len(spec.seeds)
+    jobs["final"] = of_rate * _rates(spec) + tasks * (len(spec.arms) - len(trained))
+    if spec.tuning and spec.estimand == "method":
+        jobs["widen"] = of_rate * spec.tuning.rounds
     design = power.design(
         family=spec.family,
         n_seeds=len(spec.seeds),
         n_items=spec.test_items,
-        sd=spec.assumed_sd,
+        sd=spec.assumed_sd * (WIDER if spec.estimand == "method" else 1.0),
         margin=spec.margin,
         alpha=spec.alpha,
     )
     total = _seconds(spec, seconds)
-    lines = [f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}"]
-    lines += [f"  {stage}: {n} runs" + (" at most" if stage == "extend" else "") for stage, n in jobs.items() if n]
+    lines = [
+        f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}",
+        f"  estimand {spec.estimand}: {ESTIMANDS[spec.estimand]}",
+    ]
+    lines += [
+        f"  {stage}: {n} runs" + (" at most" if stage in ("extend", "widen") else "") for stage, n in jobs.items() if n
+    ]
     if total is not None:
         conditions = "one run after another, extensions not counted; packed runs share much of it"
         lines.append(f"  about {_clock(total)} {conditions}")
@@ -144,8 +157,13 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
                 continue  # a frozen base is only scored
             if run_seconds is None:
                 return None
-            total += run_seconds * (tuning + len(spec.seeds) if arm.trained else 1)
+            total += run_seconds * (tuning + len(spec.seeds) * _rates(spec) if arm.trained else 1)
     return total
+
+
+def _rates(spec: StudySpec) -> int:
+    """Return the rates that each final seed of an arm runs."""
+    return FIRST if spec.estimand == "method" else 1
 
 
 def _tuning_runs(spec: StudySpec) -> float:
@@ -165,6 +183,11 @@ def _warnings(spec: StudySpec) -> list[str]:
     if spec.tuning is None:
         lines.append(
             "No tuning: every arm runs at one rate, its own or base rate times prior. This is not a tuned comparison."
+        )
+    if spec.estimand == "method" and len(spec.seeds) < FEW_SEEDS:
+        lines.append(
+            f"{len(spec.seeds)} seeds are few for estimand method, whose interval covers every rate of the windows: "
+            f"{FEW_SEEDS} to 12 are advised."
         )
     if spec.test_items < LEAST_TEST:
         lines.append(f"{spec.test_items} test items; {LEAST_TEST} or more are advised.")

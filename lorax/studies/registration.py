@@ -13,7 +13,7 @@ from typing import Any
 from lorax.errors import UserError
 from lorax.records import canonical, check_name, read_json, write_atomic
 from lorax.studies.parse import from_mapping
-from lorax.studies.spec import StudySpec
+from lorax.studies.spec import WHEN_ABSENT, StudySpec
 
 
 def frozen_path(results_dir: str | Path, name: str) -> Path:
@@ -62,6 +62,14 @@ def fixed_at(results_dir: str | Path, name: str) -> str | None:
     return data.get("fixed") if isinstance(data, dict) else None
 
 
+def estimand_of(results_dir: str | Path, name: str) -> str | None:
+    """Return the estimand of a study whose design was fixed; None where there is none.
+
+    A study that was started before the estimand had a key goes on with what its design stands for.
+    """
+    return frozen(results_dir, name).estimand if frozen_path(results_dir, name).is_file() else None
+
+
 def frozen(results_dir: str | Path, name: str) -> StudySpec:
     """Read back a study whose design was fixed, bindings included.
 
@@ -75,7 +83,7 @@ def frozen(results_dir: str | Path, name: str) -> StudySpec:
         data = read_json(path)
         plain = data["spec"]
         bindings = {key: plain.pop(key) for key in ("centres", "matched", "consumes")}
-        spec = replace(from_mapping(plain, name), **bindings)
+        spec = replace(from_mapping(WHEN_ABSENT | plain, name), **bindings)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a fixed study ({error})") from None
     if digest(spec) != data["digest"]:

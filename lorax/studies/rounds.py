@@ -4,7 +4,8 @@
     screen   optional successive halving: all learning rates, few steps
     tune     every arm: points x seeds learning rates around its centre, validation only
     extend   the same number of further points for every arm, where any arm's best is at its edge (screened, if it was)
-    final    new seeds at the chosen rate; the test split is scored once in a run
+    final    new seeds at the chosen rate, or at every rate of its window; the test split is scored once in a run
+    widen    a further rate of a window on every seed, where an arm's best is at its edge (estimand `method`)
     done
 
 A study that was killed and started again reads the same records and asks for the runs that are missing.
@@ -21,8 +22,9 @@ from lorax.studies.job_index import JobIndex
 from lorax.studies.jobs import Job, make_job
 from lorax.studies.spec import StudySpec
 from lorax.studies.tuning import Choice, Search, choose, search
+from lorax.studies.windows import Window, picked, window
 
-STAGES = ("cost", "screen", "tune", "extend", "final")
+STAGES = ("cost", "screen", "tune", "extend", "final", "widen")
 Answers = tuple[tuple[Job, RunRecord | None], ...]
 """Jobs, each with the record that answers it, or None."""
 
@@ -32,7 +34,7 @@ class Round:
     """Jobs that may run at the same time, in any order."""
 
     kind: str
-    """cost | screen | tune | extend | final | done."""
+    """cost | screen | tune | extend | final | widen | done."""
     jobs: tuple[Job, ...] = ()
     notes: tuple[str, ...] = ()
     """What the log shows: stale records, rates at the edge of the grid."""
@@ -54,7 +56,10 @@ class Progress:
     choices: dict[tuple[str, str], Choice]
     """(task, arm) -> its learning rate; only tasks whose tuning is complete."""
     finals: Answers
-    """Final runs at the chosen rates and, where asked for, at the runners-up; of the same tasks."""
+    """Final runs at the chosen rates and, where asked for, at the runners-up; under estimand `method` of the arms
+    without a rate only. Of the same tasks."""
+    windows: dict[tuple[str, str], Window]
+    """(task, arm) -> its window of rates and their final runs; empty under estimand `rate`."""
     stale: dict[str, str]
     """run id -> why it was left out."""
     unasked: tuple[RunRecord, ...]
@@ -67,6 +72,8 @@ class Progress:
         for tuned in self.searches.values():
             missing[tuned.stage] += tuned.missing
         missing["final"] = [job for job, record in self.finals if record is None]
+        for of_arm in self.windows.values():
+            missing["widen" if of_arm.widened else "final"] += of_arm.missing
         notes = [f"stale: {run_id} ({why})" for run_id, why in sorted(self.stale.items())]
         notes += [
             f"{c.task}: best lr of {c.arm} is at the {c.edge} edge, {c.lr:g}" for c in self.choices.values() if c.edge
@@ -93,11 +100,18 @@ def progress(spec: StudySpec, records: Iterable[RunRecord]) -> Progress:
         if not tuned.missing
         for arm, choice in choose(spec, tuned, task).items()
     }
-    finals = _answered(index, final_jobs(spec, choices.values()))
+    windows = {
+        place: window(spec, index, choice)
+        for place, choice in choices.items()
+        if spec.estimand == "method" and spec.arm(choice.arm).trained
+    }
+    finals = _answered(index, final_jobs(spec, (choice for place, choice in choices.items() if place not in windows)))
+    choices |= {place: picked(choices[place], of_arm) for place, of_arm in windows.items()}
     used = {record.run_id for _, record in costs + finals if record is not None}
+    used |= {record.run_id for of_arm in windows.values() for record in of_arm.records}
     used |= {trial.record.run_id for tuned in searches.values() for trial in tuned.all_trials()}
     unasked = tuple(record for record in index.records if record.run_id not in used)
-    return Progress(costs, searches, choices, finals, index.stale, unasked)
+    return Progress(costs, searches, choices, finals, windows, index.stale, unasked)
 
 
 def next_round(spec: StudySpec, records: Iterable[RunRecord]) -> Round:

@@ -10,8 +10,8 @@ from lorax.errors import UserError, near
 
 _NOT_DESIGN = ("question", "assumed_sd", "validation_items", "test_items", "blocks")
 """Keys that may change after the first run: no conclusion rests on them."""
-_WHEN_ABSENT = {"estimand": "rate"}
-"""Key added later -> the value that designs without the key stand for. With this value it is not stored."""
+WHEN_ABSENT = {"estimand": "rate"}
+"""Key added later -> the value that stored designs without it stand for. With this value it is not stored."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Tuning:
     rounds: int = 2
     """At most so many extensions; a best at the edge after them is marked in the table."""
     runners_up: int = 0
-    """At most so many other learning rates within one standard error of the best get final runs too."""
+    """At most so many other learning rates within one standard error of the best get final runs too (`rate`)."""
     halving: Halving | None = None
 
 
@@ -94,13 +94,14 @@ class StudySpec:
     """Differences smaller than this do not matter (fraction of the metric's range)."""
     metric: str = "score"
     """Key of the records' scores that decides: score | tolerant."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    """Final seeds."""
+    seeds: tuple[int, ...] = tuple(range(8))
+    """Final seeds; under estimand `rate` six by default."""
     alpha: float = 0.05
     procedure: str = "paired_t"
     """paired_t: about this test set. crossed: about new items of the same kind too."""
-    estimand: str = "rate"
-    """What a verdict is about. rate: the difference at the selected rates (see `stats.estimands`)."""
+    estimand: str = "method"
+    """What a verdict is about. method: each arm at its best rate, of a window that every seed runs. rate: the
+    difference at the selected rates (see `stats.estimands`); the default where nothing is tuned."""
     tuning: Tuning | None = field(default_factory=Tuning)
     """None: every arm at its centre; tables then note that this is not a tuned comparison."""
     blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -154,7 +155,7 @@ class StudySpec:
 
     def plain(self) -> dict[str, Any]:
         """Return the study as plain data, as it is stored."""
-        return {key: value for key, value in asdict(self).items() if _WHEN_ABSENT.get(key, ...) != value}
+        return {key: value for key, value in asdict(self).items() if WHEN_ABSENT.get(key, ...) != value}
 
     def design(self) -> dict[str, Any]:
         """Return everything that a conclusion rests on, as plain data."""

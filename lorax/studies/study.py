@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lorax.records import RunRecord, Store
-from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.judge import judge
 from lorax.stats.result import Final, StudyResult
 from lorax.stats.selection import Trial
 from lorax.studies.registration import fixed_at
 from lorax.studies.rounds import Progress, Round, progress
 from lorax.studies.spec import StudySpec
-from lorax.studies.tuning import Choice
+from lorax.studies.tuning import Choice, as_trial
 
 BySeed = dict[int | None, RunRecord]
 """Seed -> record; seed None for an arm that does not train."""
 Finals = dict[tuple[str, str], BySeed]
-"""(task, arm) -> final runs at the chosen rate."""
+"""(task, arm) -> final runs at the chosen rate; under estimand `method` at the rate that their validation picks."""
 RunnersUp = dict[tuple[str, str, float], BySeed]
 """(task, arm, lr) -> final runs at a runner-up."""
+Windows = dict[tuple[str, str], dict[float | None, BySeed]]
+"""(task, arm) -> rate -> final runs, of every rate of the arm's window; rate None where it is taken as given."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Study:
     finals: Finals
     runners_up: RunnersUp
     """Description only."""
+    windows: Windows
+    """Empty under estimand `rate`. The runs at the picks are those of `finals`."""
     costs: dict[tuple[str, str], RunRecord]
     """(task, arm) -> the cost run: alone on the machine, with a cold cache."""
     result: StudyResult | None
@@ -65,7 +69,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         items: whether to read the scores of items (for the crossed procedure and `item_noise`).
     """
     reached = progress(spec, store.read(spec.name))
-    finals, runners_up = _final_runs(spec, reached)
+    finals, runners_up, windows = _final_runs(spec, reached)
     return Study(
         spec=spec,
         choices=reached.choices,
@@ -73,8 +77,9 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         screened=tuple(trial for tuned in reached.searches.values() for trial in tuned.short()),
         finals=finals,
         runners_up=runners_up,
+        windows=windows,
         costs={(job.task, job.arm): record for job, record in reached.costs if record is not None},
-        result=_judged(spec, finals, store if items else None),
+        result=_judged(spec, finals, windows, store if items else None),
         stale=reached.stale,
         unasked=reached.unasked,
         damaged=store.left_out(spec.name),
@@ -84,7 +89,13 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
 
 
 def final_of(
-    record: RunRecord, arm: str, task: str, seed: int | None, metric: str, store: Store | None = None
+    record: RunRecord,
+    arm: str,
+    task: str,
+    seed: int | None,
+    metric: str,
+    store: Store | None = None,
+    lr: float | None = None,
 ) -> Final:
     """Turn a final record into the input of the statistics.
 
@@ -98,6 +109,7 @@ def final_of(
         seed: None for an arm that does not train.
         metric: key of the record's scores.
         store: where its items are; None: without items.
+        lr: its rate, where the arm ran several; its score on validation then counts too.
     """
     score = record.score("test", metric)
     items = None
@@ -107,11 +119,18 @@ def final_of(
     if score is None:
         score = float(record.task.get("majority") or 0.0)
     n_items = record.score("test", "n") or record.task.get("n_test") or 0
-    return Final(arm, task, seed, float(score), int(n_items), record.status == "diverged", items)
+    final = Final(
+        arm, task, seed, float(score), int(n_items), record.status == "diverged", items,
+        floor=float(record.task.get("majority") or 0.0),
+    )  # fmt: skip
+    if lr is None:
+        return final
+    trial = as_trial(record, arm, task, lr, seed or 0, metric)
+    return replace(final, lr=lr, validation=trial.score, validation_loss=trial.loss)
 
 
-def _final_runs(spec: StudySpec, reached: Progress) -> tuple[Finals, RunnersUp]:
-    """Part the final runs into those at the chosen rate and those at runners-up."""
+def _final_runs(spec: StudySpec, reached: Progress) -> tuple[Finals, RunnersUp, Windows]:
+    """Part the final runs into those at the chosen rate, those at runners-up, and those of whole windows."""
     finals: Finals = {key: {} for key in reached.choices}
     runners_up: RunnersUp = {}
     for job, record in reached.finals:
@@ -123,23 +142,33 @@ def _final_runs(spec: StudySpec, reached: Progress) -> tuple[Finals, RunnersUp]:
             runs = runners_up.setdefault((*key, job.lr), {})
         if record is not None:
             runs[job.seed if spec.arm(job.arm).trained else None] = record
-    return finals, runners_up
+    windows: Windows = {}
+    for key, of_arm in reached.windows.items():
+        rates = windows[key] = {lr: {} for lr in of_arm.rates}
+        for job, record in of_arm.answers:
+            if record is not None:
+                rates[job.lr][job.seed] = record
+        finals[key] = rates[reached.choices[key].lr]
+    return finals, runners_up, windows
 
 
-def _judged(spec: StudySpec, finals: Finals, store: Store | None) -> StudyResult | None:
-    if not any(arm == spec.reference and runs for (_, arm), runs in finals.items()):
+def _judged(spec: StudySpec, finals: Finals, windows: Windows, store: Store | None) -> StudyResult | None:
+    runs_by_rate: Windows = {key: windows.get(key, {None: runs}) for key, runs in finals.items()}
+    if not any(arm == spec.reference and any(rates.values()) for (_, arm), rates in runs_by_rate.items()):
         return None
     entries = [
-        final_of(record, arm, task, seed, spec.metric, store)
-        for (task, arm), runs in finals.items()
+        final_of(record, arm, task, seed, spec.metric, store, lr)
+        for (task, arm), rates in runs_by_rate.items()
+        for lr, runs in rates.items()
         for seed, record in runs.items()
     ]
-    return ESTIMANDS[spec.estimand](
+    return judge(
         entries,
         reference=spec.reference,
         margin=spec.margin,
         alpha=spec.alpha,
         procedure=spec.procedure,
+        estimand=spec.estimand,
         metric=spec.metric,
         arms=spec.labels,
         tasks=spec.tasks,

@@ -54,6 +54,10 @@ class Choice:
     """Mean validation score over the tuning seeds at lr."""
     runners_up: tuple[float, ...] = ()
     """Other learning rates within one standard error of it, best first."""
+    window: tuple[float, ...] = ()
+    """Rates that every final seed ran (estimand `method`); `lr` and `edge` are then of these."""
+    pilot: float | None = None
+    """The rate that tuning chose, in the middle of the first window."""
 
 
 @dataclass(frozen=True)

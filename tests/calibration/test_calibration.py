@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorax.calibration import scenarios
+from lorax.calibration import method_worlds, scenarios
 from lorax.calibration.__main__ import main
 from lorax.calibration.measure import CANDIDATES, differences, measure
 from lorax.calibration.simulate import Scenario, Simulator
@@ -64,6 +64,7 @@ def test_swapped_labels_rarely_differ():
 def test_the_command_writes_figures_and_says_whether_bounds_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(scenarios, "quick", lambda: [Scenario("promise, small", seed_sd=0.02, items=100)])
     monkeypatch.setattr(scenarios, "stressed", list)
+    monkeypatch.setattr(method_worlds, "quick", list)
     monkeypatch.setattr(scenarios, "compared", scenarios.quick)
     assert main(["--quick", "--results", str(tmp_path)]) == 0
     text = (tmp_path / "calibration" / "quick.md").read_text()

@@ -8,12 +8,16 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from lorax.errors import UserError
 from lorax.records import Store, run_id
 from lorax.reports import conclusions
 from lorax.reports.frames.items import descriptions, item_scores
+from lorax.reports.frames.study import final_runs
+from lorax.reports.frames.study import test_scored as scored_on_test
+from lorax.reports.main_table import main_table
 from lorax.reports.rescore import rescored, runs_of_study, verdict_changes, write_rescored
 from lorax.reports.study import document, wandb_payload, write_study
 from lorax.reports.text import html, markdown
@@ -57,9 +61,58 @@ def test_many_undecided_rows_are_one_sentence(demo, monkeypatch):
     needed = [int(n) for line in each for n in re.findall(r"(\d+) seeds in all", line)]
     assert needed
     monkeypatch.setattr(conclusions, "MANY", 0)
-    line = conclusions.undecided(result)[0]
+    head, line, *_ = conclusions.undecided(result)
+    assert "seeds added to this one after looking at it break the promised 5 %" in head
     assert line.startswith(f"words: {len(each)} rows against lora are undecided")
     assert f"{min(needed)} to {max(needed)} seeds in all" in line
+
+
+def test_the_report_of_estimand_method_says_so_and_shows_its_windows(make_study, tmp_path):
+    """Titles, the sentence, what each arm ran and what the lattice may hide; the rules judge every rate again."""
+    store = Store(tmp_path)
+    arms = [{"init": "lora"}, {"init": "pissa"}, {"init": "none", "label": "base", "trained": False}]
+    spec = make_study(store, arms, estimand="method", seeds=range(6), blocks={"all": ["lora", "pissa", "base"]})
+    text, study = words(store), read_study(spec, store)
+    assert study.complete and spec.estimand == "method"
+    assert "### words: all, each method at its best learning rate" in text
+    assert (
+        "test selected nothing, and each end of an interval covers whichever" in text and "selected rates" not in text
+    )
+    (line,) = [line for line in text.splitlines() if line.startswith("- words: pissa ran")]
+    assert (
+        "3 rates from 5.62e-5 to 1.78e-4 and is best at 1e-4 (tuning: 1e-4)" in line and "points more (parabola" in line
+    )
+    values = main_table(study).set_index("arm")
+    assert values.loc["pissa", "estimand"] == "method" and values.loc["pissa", "rates"] == 3
+    assert values.loc["pissa", "mde"] > 0 and values.loc["base", "rates"] == 0
+    assert len(final_runs(study)) == 13 and len(scored_on_test(study)) == 37
+    table = rescored(
+        store, [(arm, run) for (_, arm), by in study.windows.items() for of in by.values() for run in of.values()]
+    )
+    assert all("instead of" in line or "is the same" in line for line in verdict_changes(study, table))
+
+
+def test_at_the_selected_rates_is_in_the_title_and_the_table(written):
+    text, paths = written
+    assert "### words, at the selected rates" in text and "Verdicts hold at the selected rates" in text
+    assert "Windows of rates" not in text
+    rows = list(csv.DictReader(io.StringIO(paths["demo.csv"].read_text())))
+    assert {row["estimand"] for row in rows} == {"rate"} and "rates" not in rows[0]
+
+
+def test_near_equal_scores_name_no_winner():
+    """One arm leads by 2 points at the lower rate, the other by 0.4 at the higher one."""
+    lines = [("lora", 1e-3, 0.62), ("lora", 1e-2, 0.50), ("pissa", 1e-3, 0.60), ("pissa", 1e-2, 0.504)]
+    frame = pd.DataFrame([{"arm": a, "task": "t", "lr": lr, "seed": 0, "score": score} for a, lr, score in lines])
+    (both,) = conclusions.fixed_rate(frame, "lora")
+    assert "lora from" in both and "pissa from" in both
+    (one,) = conclusions.fixed_rate(frame, "lora", 0.01)
+    assert "lora from" in one and "pissa from" not in one
+    assert "Elsewhere the best two arms are within the margin of 1.0 points" in one
+    (none,) = conclusions.fixed_rate(frame, "lora", 0.05)
+    assert "at every shared learning rate the best two arms are within the margin of 5.0 points: no winner" in none
+    (floor,) = conclusions.fixed_rate(frame.assign(score=0.0), "lora", 0.01)
+    assert "no winner" in floor and "leads" not in floor
 
 
 class Page(HTMLParser):

@@ -18,22 +18,22 @@ def test_paired_t_is_the_textbook_test():
     d = draw(5, 6)
     effect = effects.paired_t(d)
     oracle = sps.ttest_1samp(d, 0.0, axis=-1)
-    assert np.allclose(effects.p_zero(effect), oracle.pvalue)
+    assert np.allclose(effect.p_zero(), oracle.pvalue)
     low, high = oracle.confidence_interval(0.9)
-    assert np.allclose(effects.interval(effect, 0.9), (low, high))
+    assert np.allclose(effect.interval(0.9), (low, high))
 
 
 def test_interval_and_p_values_are_one_procedure():
     effect = effects.paired_t(draw(200, 5))
-    low, high = effects.interval(effect, 0.99)
-    assert np.array_equal((low > 0) | (high < 0), effects.p_zero(effect) < 0.01)
+    low, high = effect.interval(0.99)
+    assert np.array_equal((low > 0) | (high < 0), effect.p_zero() < 0.01)
     inside = (low > -0.05) & (high < 0.05)
-    assert inside.any() and np.array_equal(inside, effects.p_margin(effect, 0.05) < 0.005)
+    assert inside.any() and np.array_equal(inside, effect.p_margin(0.05) < 0.005)
 
 
 def test_one_seed_or_no_spread_says_nothing():
     for effect in (effects.paired_t([[0.3]]), effects.paired_t([[0.3, 0.3, 0.3]]), effects.crossed(np.ones((1, 9)))):
-        assert np.all(effects.p_zero(effect) == 1) and np.all(np.isinf(effects.interval(effect)))
+        assert np.all(effect.p_zero() == 1) and np.all(np.isinf(effect.interval()))
 
 
 def test_spread_below_one_item_is_not_believed():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import stats as sps
 
 from lorax.calibration.measure import rules
 from lorax.errors import UserError
-from lorax.stats import effects
+from lorax.stats import effects, power
 from lorax.stats.judge import judge, would_need
 from lorax.stats.letters import compact_letters
+from lorax.stats.refusals import in_groups
 from lorax.stats.result import Final
 from lorax.stats.rule import VERDICTS, decide
 
@@ -52,7 +56,7 @@ def test_stepping_down_finds_what_simultaneous_intervals_miss():
     effect = effects.Effect(np.array([*far, near]), np.full(8, 0.001), np.full(8, 9.0))
     judged = decide(effect, margin=0.001)
     assert VERDICTS[judged.code[-1]] == "better" and 1 - 0.05 / 8 > judged.confidence[-1]
-    assert effects.interval(effect, 1 - 0.05 / 8)[0][-1] < 0 < judged.low[-1]
+    assert effect.interval(1 - 0.05 / 8)[0][-1] < 0 < judged.low[-1]
 
 
 def test_false_verdicts_stay_rare_where_plain_holm_fails():
@@ -86,10 +90,71 @@ def test_pairs_are_the_shared_seeds_and_a_frozen_base_meets_all():
     assert any("pissa has 4 of 6 pairs" in note for note in result.notes)
 
 
-def test_alike_at_the_ceiling_is_equivalent_only_within_one_item():
-    finals = [Final(arm, "t", seed, 1.0, 1000) for arm in ("lora", "pissa") for seed in range(6)]
-    assert verdicts(judge(finals, reference="lora", margin=0.01)) == {"pissa": "equivalent"}
-    assert verdicts(judge(finals, reference="lora", margin=0.0005)) == {"pissa": "undecided"}
+@pytest.mark.parametrize("score, bound", [(0.0, "floor"), (0.008, "floor"), (1.0, "ceiling"), (0.995, "ceiling")])
+def test_alike_at_a_bound_is_not_equivalent_and_more_seeds_would_not_help(score, bound):
+    finals = [Final(arm, "t", seed, score, 1000) for arm in ("lora", "pissa") for seed in range(6)]
+    result = judge(finals, reference="lora", margin=0.01)
+    assert verdicts(result) == {"pissa": "undecided"} and bound in result.comparisons[0].refused
+    assert would_need(result, result.comparisons[0]).verdict is None
+    inside = [replace(final, score=0.5) for final in finals]
+    assert verdicts(judge(inside, reference="lora", margin=0.01)) == {"pissa": "equivalent"}
+
+
+def test_the_majority_class_is_a_floor_too():
+    finals = runs("lora", 0.71, 0.001) + runs("pissa", 0.71, 0.001)
+    assert verdicts(judge(finals, reference="lora", margin=0.02)) == {"pissa": "equivalent"}
+    at_majority = [replace(final, floor=0.7) for final in finals]
+    assert "floor" in judge(at_majority, reference="lora", margin=0.02).comparisons[0].refused
+
+
+def test_runs_that_fall_apart_or_diverge_or_are_few_are_not_equivalent():
+    """Twenty seeds give an interval inside the margin although every second run learns less."""
+    lower = [0.012 * (seed % 2) for seed in range(60)]
+    two_groups = [Final("split", "t", s, 0.6 - lower[s] + 0.0002 * (s % 3), 1000) for s in range(60)]
+    finals = runs("lora", 0.594, 0.001, 60)
+    split = judge(finals + two_groups, reference="lora", margin=0.01).comparisons[0]
+    assert split.low > -0.01 and split.high < 0.01 and split.verdict == "undecided"
+    assert "30 of 60 runs of the arm lie in a group of their own" in split.refused
+    one_diverged = [replace(final, arm="lost", diverged=final.seed == 3) for final in finals]
+    lost = judge(finals + one_diverged, reference="lora", margin=0.01).comparisons[0]
+    assert lost.refused == "1 of 60 runs of the arm diverged"
+    few = judge(finals[:4] + [replace(f, arm="same") for f in finals[:4]], reference="lora", margin=0.01).comparisons[0]
+    assert few.verdict == "undecided" and "4 seeds, fewer than the 5" in few.refused
+
+
+def test_normal_runs_seldom_look_like_two_groups_and_two_groups_do():
+    g = np.random.default_rng(2)
+    for n in (5, 6, 8, 12, 20):
+        normal = g.normal(0.6, 0.01, (4000, n))
+        assert (in_groups(normal, margin=0.0) > 0).mean() < 0.065
+        split = normal * 0.1 + 0.05 * (np.arange(n) % 2)
+        assert (in_groups(split, margin=0.01) > 0).mean() > 0.95 and not in_groups(split, margin=0.2).any()
+
+
+def test_letters_never_contradict_the_verdicts():
+    """Sharing a letter with the reference means: called neither better nor worse. Found where letters had said else."""
+    g = np.random.default_rng(4)
+    seen = set()
+    for _ in range(20):
+        means = [0.6, *(0.6 + g.normal(0, 0.012, 9))]
+        finals = [
+            Final(f"a{at}", "t", s, mean + g.normal(0, 0.005), 1000) for at, mean in enumerate(means) for s in range(6)
+        ]
+        result = judge(finals, reference="a0", margin=0.01)
+        letters = {row.arm: set(row.letters) for row in result.arms}
+        for c in result.comparisons:
+            assert bool(letters[c.arm] & letters["a0"]) == (c.verdict not in ("better", "worse"))
+            seen.add(c.verdict)
+    assert seen == {"better", "worse", "equivalent", "undecided"}
+
+
+def test_the_minimum_detectable_effect_is_each_arms_own():
+    finals = runs("lora", 0.6, 0.002) + runs("quiet", 0.6, 0.002) + runs("noisy", 0.6, 0.1)
+    result = judge(finals, reference="lora", margin=0.01)
+    quiet, noisy = (result.comparison("t", arm) for arm in ("quiet", "noisy"))
+    assert noisy.mde > 3 * quiet.mde and quiet.spread == pytest.approx(quiet.sd)
+    sd = noisy.sd * np.sqrt(5 / sps.chi2.ppf(0.5, 5))  # median-unbiased
+    assert power.verdict_probabilities(noisy.mde, sd, 6, 0.05 / 2, 0.01)[0] == pytest.approx(0.8, abs=1e-3)
 
 
 def test_a_diverged_run_is_a_result():

@@ -14,6 +14,8 @@ DATA = {
     "tasks": ["t", "u"],
     "reference": "lora",
     "margin": 0.01,
+    "estimand": "rate",
+    "seeds": [0, 1, 2, 3, 4, 5],
     "arms": ["lora", {"init": "lora_xs", "match": {"to": "lora", "key": "rank"}}, {"init": "none", "trained": False}],
 }
 
@@ -72,3 +74,19 @@ def test_a_hopeless_design_says_so_before_it_runs():
     assert "cannot reach any verdict" in lines and "1000 or more are advised" in lines
     assert "no verdict is possible" in "\n".join(plan(bound(seeds=[0])).lines)
     assert "not a tuned comparison" in "\n".join(plan(bound(tuning="off")).lines)
+
+
+def test_estimand_method_counts_three_rates_a_seed_and_says_what_it_can_show():
+    """16 runs for each of 8 seeds beside the two of the base; at most two wider rates an arm."""
+    method = plan(bound(estimand="method", seeds=list(range(8)), assumed_sd=0.02), seconds=10.0)
+    rate = plan(bound(seeds=list(range(8)), assumed_sd=0.02), seconds=10.0)
+    assert method.jobs["final"] == 2 * (2 * 8 * 3 + 1) and method.jobs["widen"] == 2 * 2 * 8 * 2
+    assert rate.jobs["final"] == 2 * (2 * 8 + 1) and "widen" not in rate.jobs
+    assert {**method.jobs, "final": 0, "widen": 0} == {**rate.jobs, "final": 0, "widen": 0}
+    assert method.seconds - rate.seconds == 10 * 2 * 2 * 8 * 2
+    assert method.design.mde > 1.1 * rate.design.mde
+    assert any("estimand method: each method at its best learning rate" in line for line in method.lines)
+    assert not any("seeds are few" in line for line in method.lines)
+    few = plan(bound(estimand="method", seeds=[0, 1, 2, 3, 4]))
+    assert any("5 seeds are few for estimand method" in line for line in few.lines)
+    assert any("at the selected rates" in line for line in rate.lines)

@@ -12,7 +12,7 @@ from lorax.errors import UserError
 from lorax.reports.study import protocol
 from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind
-from lorax.studies.registration import digest, fixed_at, freeze, frozen, frozen_path
+from lorax.studies.registration import digest, estimand_of, fixed_at, freeze, frozen, frozen_path
 from lorax.studies.study import read_study
 
 COMMITTED = sorted((Path(__file__).parents[2] / "results" / "studies").glob("*.json"))
@@ -91,9 +91,24 @@ def test_committed_studies_keep_their_digest(path, tmp_path):
     assert spec.estimand == "rate" and "estimand" not in kept["spec"]
 
 
-def test_the_estimand_of_a_stored_design_without_one_is_the_selected_rates(tmp_path):
-    stated, unstated = bound(estimand="rate"), bound()
-    assert stated == unstated and digest(stated) == digest(unstated)
-    path = freeze(unstated, tmp_path)
-    assert "estimand" not in json.loads(path.read_text())["spec"] and frozen(tmp_path, "s").estimand == "rate"
-    assert digest(replace(unstated, estimand="another")) != digest(unstated), "another one is part of the design"
+def test_a_stored_design_without_an_estimand_is_about_the_selected_rates(tmp_path):
+    """A new study is about methods; one that was fixed before there was the key goes on as it was, digest and all."""
+    new, stated = bound(seeds=[0, 1]), bound(seeds=[0, 1], estimand="rate")
+    assert new.estimand == "method" and digest(new) != digest(stated) and estimand_of(tmp_path, "s") is None
+    path = freeze(stated, tmp_path)
+    assert "estimand" not in json.loads(path.read_text())["spec"] and frozen(tmp_path, "s") == stated
+    assert estimand_of(tmp_path, "s") == "rate"
+    with pytest.raises(UserError, match="estimand was fixed as"):
+        freeze(new, tmp_path)
+    path.unlink()
+    freeze(new, tmp_path)
+    assert estimand_of(tmp_path, "s") == "method" and frozen(tmp_path, "s") == new
+
+
+@pytest.mark.parametrize(
+    "tuning, estimand, seeds", [({}, "method", 8), ({"points": 7}, "method", 8), (False, "rate", 6)]
+)
+def test_what_is_not_said_follows_from_the_tuning(tuning, estimand, seeds):
+    spec = bound(tuning=tuning)
+    assert (spec.estimand, len(spec.seeds)) == (estimand, seeds)
+    assert len(bound(estimand="rate").seeds) == 6 and bound(seeds=[4]).seeds == (4,)

@@ -20,6 +20,13 @@ def final_runs(study: Study, task: str | None = None) -> list[RunRecord]:
     return [run for (where, _), runs in study.finals.items() if task in (None, where) for run in runs.values()]
 
 
+def test_scored(study: Study) -> list[RunRecord]:
+    """Return every record that was scored on test: final runs at every rate, runners-up too."""
+    windows = [runs for rates in study.windows.values() for runs in rates.values()]
+    others = [runs for place, runs in study.finals.items() if place not in study.windows]
+    return [run for runs in (*others, *windows, *study.runners_up.values()) for run in runs.values()]
+
+
 def by_arm(study: Study) -> dict[str, list[RunRecord]]:
     """Return arm -> its final records over all tasks; arms without one are left out."""
     runs: dict[str, list[RunRecord]] = {}

@@ -81,13 +81,15 @@ def points(value: float | None, signed: bool = False) -> str:
 
 
 def bounded(value: float | None, low: float | None, high: float | None, signed: bool = False) -> str:
-    """Return `54.3 [52.1, 56.5]`; without the interval where it is unbounded (one seed).
+    """Return `54.3 [52.1, 56.5]`; without the interval where both ends are unbounded (one seed).
 
     Examples:
-        >>> bounded(0.543, 0.521, 0.565)
-        '54.3 [52.1, 56.5]'
+        >>> bounded(0.543, 0.521, 0.565), bounded(0.543, 0.521, math.inf)
+        ('54.3 [52.1, 56.5]', '54.3 [52.1, ∞]')
     """
-    if value is None or low is None or high is None or not all(map(math.isfinite, (value, low, high))):
+    if value is None or low is None or high is None or not math.isfinite(value):
+        return points(value, signed)
+    if math.isnan(low) or math.isnan(high) or (math.isinf(low) and math.isinf(high)):
         return points(value, signed)
     return f"{points(value, signed)} [{points(low, signed)}, {points(high, signed)}]"
 
