@@ -5,10 +5,12 @@ Reports are imported where they are needed: they load scipy and matplotlib, whic
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 
-from lorax.errors import UserError, near
+from lorax.errors import UserError, near, one_line
 from lorax.records import Store
 
 USAGE = """\
@@ -28,8 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         print(run(*_parse(arguments)), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has seen enough
+        return 0
+    except Exception as error:
+        if os.environ.get("LORAX_TRACEBACK"):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -96,6 +102,11 @@ def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
             options[key] = value
     if len(names) + ("import" in options) + ("rescore" in options) > 1:
         raise UserError(f"one table at a time, got {', '.join(arguments)}")
+    for name in [*names, *([options["rescore"]] if "rescore" in options else [])]:
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or {".", ".."} & set(name.split("/")):
+            raise UserError(
+                f"{name!r} is no name of records: letters, digits, '.', '_', '-' and '/' only; none begins above"
+            )
     return (names[0] if names else None), options
 
 

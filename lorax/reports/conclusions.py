@@ -14,6 +14,8 @@ from lorax.stats.judge import would_need
 from lorax.stats.result import Comparison, StudyResult
 from lorax.studies.study import Study
 
+LEAST_LEAD = 0.0005
+"""A lead that is printed as 0.0 points is none."""
 MANY = 12
 """A task with more undecided rows than this gets one sentence for all of them."""
 
@@ -27,6 +29,9 @@ def verdicts(result: StudyResult) -> list[str]:
         for c in result.comparisons
         if c.verdict in _SAYS
     ]
+    ends = [(task, end) for task in result.tasks if (end := extreme(result, task))]
+    if not lines and len(ends) == len(result.tasks):
+        return [f"Nothing can be found: every run of {task} is at the {end} of the metric." for task, end in ends]
     if not lines:
         lines = [f"No difference from {result.reference} was found, and no equivalence shown."]
     for task in result.tasks:
@@ -37,6 +42,17 @@ def verdicts(result: StudyResult) -> list[str]:
     return lines
 
 
+def extreme(result: StudyResult, task: str) -> str:
+    """Return `floor` where every final run of a task scored 0, `ceiling` where every one scored 1, else nothing.
+
+    Nothing can be told apart there: no advice on seeds, items or rates would help.
+    """
+    means = [row.mean for row in result.arms if row.task == task]
+    if means and max(means) <= 0:
+        return "floor"
+    return "ceiling" if means and min(means) >= 1 else ""
+
+
 def undecided(result: StudyResult) -> list[str]:
     """Return a sentence for each undecided comparison; where a task has more than `MANY`, one sentence for all.
 
@@ -45,6 +61,13 @@ def undecided(result: StudyResult) -> list[str]:
     lines = []
     for task in result.tasks:
         of_task = [c for c in result.comparisons if c.task == task and c.verdict == "undecided"]
+        if end := extreme(result, task):
+            per_cent, other = (0, "easier") if end == "floor" else (100, "harder")
+            lines.append(
+                f"{task}: every run scored {per_cent} %, at the {end} of the metric: no seeds and no items would tell arms "
+                f"apart; a task that is {other}, or other training, may."
+            )
+            continue
         known = [c for c in of_task if math.isfinite(c.se)]
         lines += [
             f"{task}: {c.arm} against {c.reference} cannot be judged ({c.note or 'one seed'})."
@@ -88,9 +111,13 @@ def fixed_rate(frame: pd.DataFrame, reference: str) -> list[str]:
     parts = stretches(frame)
     lines = []
     for task in dict.fromkeys(part.task for part in parts):
-        of_task = [part for part in parts if part.task == task]
+        of_task = [part for part in parts if part.task == task and part.gap >= LEAST_LEAD]
+        if not of_task:
+            lines.append(f"{task}: no arm leads at any shared learning rate (validation means, no test).")
+            continue
         winners = list(dict.fromkeys(part.winner for part in of_task))
-        if len(winners) == 1:
+        level = any(part.task == task and part.gap < LEAST_LEAD for part in parts)
+        if len(winners) == 1 and not level:
             lines.append(f"{task}: {winners[0]} leads at every shared learning rate (validation means, no test).")
             continue
         spans = "; ".join(

@@ -35,9 +35,14 @@ def preflight(configs: Sequence[RunConfig]) -> None:
                 check_writable(key, folder)
     for device in dict.fromkeys(config.device for config in configs):
         resolve_device(device)
+    if any(config.cache == "on" for config in configs):
+        from lorax.probing.cache import Cache
+
+        Cache.default()  # refuses a size that it cannot read
     for config in configs:
         data = canonical([config.task, config.data_seed])
         task = tasks[data] = tasks.get(data) or load_task(config)
+        check_batch(config, task)
         initializer = config.initializer()
         if initializer.adapts == "module":
             check_modules(config, task)
@@ -49,6 +54,12 @@ def preflight(configs: Sequence[RunConfig]) -> None:
                 initializer.check(name, m, n)
         elif initializer.trains:
             check_head(config, task)
+
+
+def check_batch(config: RunConfig, task: Task) -> None:
+    """Refuse a batch that is larger than what there is to train on: a step would see examples several times."""
+    if config.batch_size is not None and config.batch_size > len(task.train) and config.initializer().trains:
+        raise UserError(f"batch_size={config.batch_size}: task={task.name} has {len(task.train):,} training examples")
 
 
 def load_task(config: RunConfig) -> Task:
