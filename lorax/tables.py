@@ -103,7 +103,7 @@ def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
     if len(names) + ("import" in options) + ("rescore" in options) > 1:
         raise UserError(f"one table at a time, got {', '.join(arguments)}")
     for name in [*names, *([options["rescore"]] if "rescore" in options else [])]:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or {".", ".."} & set(name.split("/")):
+        if not re.fullmatch(r"[\w.-]{1,100}(/[\w.-]{1,100})*", name) or {".", ".."} & set(name.split("/")):
             raise UserError(
                 f"{name!r} is no name of records: letters, digits, '.', '_', '-' and '/' only; none begins above"
             )

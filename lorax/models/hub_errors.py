@@ -8,12 +8,12 @@ _BARE = re.compile(r"\(Request ID:[^)]*\)|^\d{3} (Client|Server) Error[.:]?( \(?
 
 
 def hub_reason(error: BaseException) -> str:
-    """Return all of the hub's first paragraph, without the bare status and the request's id.
+    r"""Return all of the hub's first paragraph, without the bare status and the request's id.
 
     Gated, private and missing repositories answer with the same status: the paragraph alone tells them apart.
 
     Examples:
-        >>> hub_reason(OSError("401 Client Error. (Request ID: Root=1-2;3)\\n\\nCannot access gated repo\\nfor url x."))
+        >>> hub_reason(OSError("401 Client Error. (Request ID: Root=1-2;3)\n\nCannot access gated repo\nfor url x."))
         'Cannot access gated repo for url x.'
     """
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", str(error)) if part.strip()]

@@ -64,8 +64,8 @@ def undecided(result: StudyResult) -> list[str]:
         if end := extreme(result, task):
             per_cent, other = (0, "easier") if end == "floor" else (100, "harder")
             lines.append(
-                f"{task}: every run scored {per_cent} %, at the {end} of the metric: no seeds and no items would tell arms "
-                f"apart; a task that is {other}, or other training, may."
+                f"{task}: every run scored {per_cent} %, at the {end} of the metric: no seeds and no items would tell "
+                f"arms apart; a task that is {other}, or other training, may."
             )
             continue
         known = [c for c in of_task if math.isfinite(c.se)]

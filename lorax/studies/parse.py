@@ -193,9 +193,9 @@ def _known(data: Mapping[str, Any], kind: type, where: str, without: frozenset[s
 
 def _number(value: Any, where: str) -> float:
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = float("" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
+        raise UserError(f"{where}={value}: a number is needed") from None
     if not math.isfinite(number):
         raise UserError(f"{where}={value}: a finite number is needed")
     return number

@@ -24,6 +24,7 @@ from lorax.reports import columns
 from lorax.reports.columns import Column
 from lorax.reports.published.read import Published, read_folder
 from lorax.reports.text import markdown, numbers
+from lorax.reports.text.cells import to_csv
 from lorax.reports.text.document import Document, Part
 from lorax.stats.effects import holm, mcnemar, two_proportions, wilson
 from lorax.stats.letters import compact_letters
@@ -173,7 +174,7 @@ def write_imported(folder: str | Path, results_dir: str | Path, items: int | Non
     paths = [Path(results_dir) / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
     text = markdown.render(Document(f"{folder}: what these scores can tell apart", parts))
     write_atomic(paths[0], text)
-    write_atomic(paths[1], pd.concat(frames).to_csv(index=False, lineterminator="\n"))
+    write_atomic(paths[1], to_csv(pd.concat(frames)))
     return text, paths
 
 
