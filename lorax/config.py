@@ -30,6 +30,11 @@ AT_LEAST = {
     "train.checkpoint_every": 0, "train.eval_batch_size": 1, "train.calibration_batches": 1,
 }  # fmt: skip
 ABOVE = {"alpha": 0, "zeta": 0, "gamma": 0, "lr": 0, "train.clip": 0, "train.head_lr": 0}
+AT_MOST = {
+    "steps": 10**6, "batch_size": 10**5, "rank": 10**6, "train.accumulation": 10**5, "train.eval_batch_size": 10**5,
+    "train.calibration_batches": 1000, "forgetting_tokens": 10**9,
+}  # fmt: skip
+"""What is kept in memory for each step, batch or token would fill it before anything is trained."""
 BELOW = {"dropout": 1, "train.warmup": 1, "seed": 2**63, "data_seed": 2**63}
 CHOICES = {
     "scaling": ("standard", "rslora"),
@@ -193,12 +198,24 @@ def resolve(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
 
     data: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     known = {item.name for item in fields(RunConfig)}
+    _refuse_unknown(data)
     try:
         config = RunConfig(**{key: data[key] for key in known})
         check(config)
     except KeyError as error:
         raise UserError(f"{error.args[0]}: every run needs it; it cannot be taken out with ~") from None
     return config
+
+
+def _refuse_unknown(data: Mapping[str, Any]) -> None:
+    """Refuse keys that nothing reads: Hydra adds any key that is written with a +."""
+    known = [item.name for item in fields(Schema)]
+    train = data.get("train") if isinstance(data.get("train"), Mapping) else {}
+    keys = [*(str(key) for key in data if key != "hydra"), *(f"train.{key}" for key in train or {})]
+    nested = [f"train.{item.name}" for item in fields(Train)]
+    for key in keys:
+        if key not in (*known, *nested):
+            raise UserError(f"{key}: no such key; {near(key, nested if key.startswith('train.') else known + nested)}")
 
 
 def check(config: RunConfig) -> None:
@@ -214,8 +231,14 @@ def check(config: RunConfig) -> None:
     if batch is not None and batch % accumulation:
         raise UserError(f"batch_size={batch}: not a multiple of train.accumulation={accumulation}")
     for group in ("init", "task", "model"):
-        if "name" not in getattr(config, group):
+        given = getattr(config, group)
+        if not isinstance(given, Mapping) or "name" not in given:
             raise UserError(f"{group}: the configuration names none; set {group}=<name>")
+        if not isinstance(given["name"], str) or not given["name"]:
+            raise UserError(f"{group}.name={given['name']}: must be a text; set {group}=<name>")
+    prior = config.init.get("lr_prior")
+    if prior is not None and (isinstance(prior, bool) or not isinstance(prior, int | float) or not 0 < prior < 1e9):
+        raise UserError(f"init.lr_prior={prior}: must be a number above 0")
     config.initializer()
     _check_sources(config)
 
@@ -239,10 +262,11 @@ def _check_values(config: RunConfig) -> None:
             raise UserError(f"{key}={value}: must be a finite number")
     for word, bounds, within in (
         ("at least", AT_LEAST, operator.ge), ("above", ABOVE, operator.gt), ("below", BELOW, operator.lt),
+        ("at most", AT_MOST, operator.le),
     ):  # fmt: skip
         for key, bound in bounds.items():
             if key in values and not within(values[key], bound):
-                raise UserError(f"{key}={values[key]}: must be {word} {bound}")
+                raise UserError(f"{key}={values[key]}: must be {word} {bound:,}")
     for key, options in CHOICES.items():
         if key in values and values[key] not in options:
             raise UserError(f"{key}={values[key]}: {near(values[key], options)}")

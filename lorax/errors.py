@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LISTED = 160
 """Characters of the options that an error lists."""
+LONGEST = 300
+"""Characters of a line that a user reads."""
+_WORDS = (120, 60, 30)
+"""Characters that a word of such a line may have: as many as leave room for the rest."""
 
 
 class UserError(ValueError):
     """Bad input: names the value, the bound or the near misses, and the place."""
+
+
+def one_line(error: BaseException | str) -> str:
+    r"""Return an exception, or a text, as one line of at most `LONGEST` characters; its kind first unless it is ours.
+
+    Long words are cut in their middle before the line is cut at its end, where the near misses stand. What cannot be
+    printed is escaped.
+
+    Examples:
+        >>> one_line(KeyError("rank")), one_line(UserError("rank=x:\n  \x00 no number"))
+        ("KeyError: 'rank'", 'rank=x: \\x00 no number')
+        >>> line = one_line(f"name={5000 * 'x'}: too long")
+        >>> len(line), line[:12], line[-17:]
+        (128, 'name=xxxxxxx', 'xxxxxxx: too long')
+    """
+    text = str(error)
+    if isinstance(error, BaseException) and not isinstance(error, UserError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    line = " ".join(text[: 100 * LONGEST].split())
+    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+    for most in _WORDS:
+        if len(line) > LONGEST or most == _WORDS[0]:
+            line = re.sub(rf"\S{{{most + 1},}}", lambda word: _cut(word[0], most), line)  # noqa: B023
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def _cut(word: str, most: int) -> str:
+    half = (most - 3) // 2
+    return f"{word[:half]}...{word[-half:]}"
 
 
 def near(value: object, options: Iterable[object], shown: int = 12) -> str:

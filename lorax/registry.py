@@ -10,15 +10,56 @@ import importlib
 import importlib.util
 import pkgutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lorax.errors import UserError, near
 
 Class = TypeVar("Class", bound=type)
 Interface = TypeVar("Interface")
+
+
+def check_types(cls: type, values: Mapping[str, Any], group: str) -> None:
+    """Refuse values that are not of the kind that their fields are annotated with.
+
+    A field whose annotation cannot be read, or names a class of its own, is left to the class.
+
+    Raises:
+        UserError: names group, field, value and the kinds that are taken.
+    """
+    try:
+        hints = get_type_hints(cls)
+    except (NameError, TypeError):
+        return
+    for key, value in values.items():
+        kinds = _kinds(hints.get(key, Any))
+        if kinds and not any(_is(value, kind) for kind in kinds):
+            wanted = " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds))
+            raise UserError(f"{group}.{key}={value}: must be {wanted}")
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null",
+    list: "a list", tuple: "a list", dict: "a mapping", Sequence: "a list", Mapping: "a mapping",
+}  # fmt: skip
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return the plain types that an annotation allows; nothing where one of them is not plain."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(part) or part for part in parts]
+    return kinds if all(isinstance(kind, type) and kind in _WORDS for kind in kinds) else []
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind in (list, tuple, Sequence):
+        return isinstance(value, list | tuple)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 class Registry(Generic[Interface]):
@@ -81,12 +122,15 @@ class Registry(Generic[Interface]):
             UserError: unknown name or field, with the near misses; a value that the class does not take.
         """
         name = spec.get("family") or spec.get("name")
-        cls = self.get(str(name))
+        if not isinstance(name, str):
+            raise UserError(f"{self.group}={name}: must be the name of one; {near(name, self.names())}")
+        cls = self.get(name)
         values = {key: value for key, value in spec.items() if key != "family"}
         known = [item.name for item in fields(cls)]
         for key, value in values.items():
             if key not in known:
                 raise UserError(f"{self.group}.{key}={value}: {name} has no such field; {near(key, known)}")
+        check_types(cls, values, self.group)
         return cls(**values)
 
     def _import_all(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig, conf_dir, register_schema, resolve
 from lorax.errors import UserError
-from lorax.running.messages import composition_message, is_composition_error, one_line
+from lorax.running.command_line import hydra_words
+from lorax.running.messages import explain, unexpected
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -34,17 +36,26 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from lorax.running.preflight import preflight
+    from lorax.running.workers import end_with
 
     hydra = HydraConfig.get()
     single = hydra.mode is None or hydra.mode.name == "RUN"
+    if multiprocessing.current_process().name != "MainProcess":  # a launcher's worker
+        end_with(os.getppid())
     if not single:
         return run_one(resolve(cfg), provenance=_provenance(hydra))
+    refused = True
     try:
         config = resolve(cfg)
         preflight([config])
+        refused = False
         return run_one(config, provenance=_provenance(hydra), show=True)
-    except (UserError, OSError) as error:  # raised through Hydra it would come with a second line
-        return {"status": "refused", "message": one_line(error)}
+    except Exception as error:  # raised through Hydra it would come with a second line
+        if os.environ.get("LORAX_TRACEBACK"):
+            raise
+        if refused or isinstance(error, UserError | OSError):
+            return {"status": "refused", "message": explain(error)}
+        return {"status": "failed", "message": unexpected(error)}
 
 
 def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: bool = False) -> dict[str, Any]:
@@ -98,24 +109,19 @@ def _stoppable() -> Iterator[None]:
 def _outcome() -> tuple[int, str]:
     """Run the command line; return its exit code and the line for it if it is not 0."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and this function words the error
-    sys.argv[1:] = _hydra_words(sys.argv[1:])
     warnings.formatwarning = _format_warning
     from lorax.running.sweep import JobsFailed
 
     try:
+        sys.argv[1:] = hydra_words(sys.argv[1:])
         result = _hydra_main()
         return _CODES.get(str(result.get("status")), 0), str(result.get("message"))
     except JobsFailed as error:
         return 1, str(error)
-    except UserError as error:
-        return 2, one_line(error)
     except Exception as error:
-        for cause in (error, error.__cause__):
-            if cause is not None and is_composition_error(cause):
-                return 2, composition_message(cause)
-        if isinstance(error, OSError):
-            return 2, one_line(error)
-        raise
+        if os.environ.get("LORAX_TRACEBACK"):
+            raise
+        return 2, explain(error)
 
 
 _CODES = {"refused": 2, "failed": 1}
@@ -134,28 +140,6 @@ def _hydra_main() -> dict[str, Any]:
     register_schema()
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
     return result
-
-
-def _hydra_words(words: list[str]) -> list[str]:
-    """Return the command line as Hydra's parser takes it: options first, `+study=`, and -m for a study."""
-    options: list[str] = []
-    overrides: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        value = before in _TAKE_A_VALUE and "=" not in word
-        (options if word.startswith("-") or value else overrides).append(word)
-    overrides = [f"+{word}" if word.startswith("study=") else word for word in overrides]
-    if any(word.startswith("+study=") for word in overrides) and not {word.split("=")[0] for word in options} & _MODES:
-        options.insert(0, "--multirun")
-    return options + overrides
-
-
-_MODES = {
-    "-m", "--multirun", "-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info", "-sc", "--shell-completion",
-}  # fmt: skip
-_TAKE_A_VALUE = (
-    "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
-    "-i", "--info", "--experimental-rerun",
-)  # fmt: skip
 
 
 def _format_warning(

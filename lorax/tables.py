@@ -5,12 +5,13 @@ Reports are imported where they are needed: they load scipy and matplotlib, whic
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
-from lorax.errors import UserError, near
-from lorax.records import Store
+from lorax.errors import UserError, near, one_line
+from lorax.records import Store, check_name
 
 USAGE = """\
 python -m lorax.tables                        list what has records
@@ -39,8 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(text, end="")
             return 0 if clean else 1
         print(run(name, options), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has seen enough
+        return 0
+    except Exception as error:
+        if os.environ.get("LORAX_TRACEBACK"):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:
         warnings.formatwarning = before
@@ -125,6 +130,8 @@ def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
             options[key] = value
     if len(names) + sum(key in options for key in ("import", "rescore", "verify")) > 1:
         raise UserError(f"one table at a time, got {', '.join(arguments)}")
+    for name in [*names, *([options["rescore"]] if "rescore" in options else [])]:
+        check_name(name)
     return (names[0] if names else None), options
 
 

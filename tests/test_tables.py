@@ -46,6 +46,11 @@ def test_rescore_and_help(store, capsys):
         (["a", "b"], "one table at a time"),
         (["import="], "import= needs a value"),
         (["import=nowhere"], "import: no folder nowhere"),
+        (["../../x"], "'../../x' is no name of records"),
+        (["rescore=../x"], "'../x' is no name of records"),
+        (["/etc"], "'/etc' is no name of records"),
+        (["."], "'.' is no name of records"),
+        (["x" * 5000], "is no name of records"),
         (["import=.", "items=x"], "items=x: a whole number from 1 is needed"),
     ],
 )
@@ -65,3 +70,28 @@ def test_tables_need_no_torch(store):
     code = "import sys; from lorax.tables import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "sweep", f"results_dir={store.root}"]
     assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_an_error_that_nobody_has_worded_is_one_line_too(store, capsys, monkeypatch):
+    from lorax import tables
+
+    def broken(store, name):
+        raise ZeroDivisionError("of\nsomething")
+
+    monkeypatch.setattr(tables, "draw", broken)
+    assert main(["sweep", f"results_dir={store.root}"]) == 2
+    assert capsys.readouterr().err == "error: ZeroDivisionError: of something\n"
+
+
+def test_texts_of_users_run_nowhere(store, capsys):
+    """A label is no formula in a spreadsheet, no column and no script in Markdown; a number stays one."""
+    label = '=HYPERLINK("http://x")|<script>alert(1)</script>'
+    for record in store.read("sweep"):
+        record.label, record.scores["test"]["score"] = label, 0.5
+        record.init_report["eta"] = -0.5
+        store.write(record, store.items(record))
+    assert main(["sweep", f"results_dir={store.root}"]) == 0
+    markdown, table = ((store.root / f"tables/sweep.{kind}").read_text() for kind in ("md", "csv"))
+    assert "<script" not in markdown and "&lt;script" in markdown and "\\|" in markdown
+    line = table.splitlines()[1]
+    assert line.startswith("\"'=HYPERLINK") and "-0.5" in line and "'-0.5" not in line

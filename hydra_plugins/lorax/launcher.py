@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
-
-if TYPE_CHECKING:
-    from lorax.config import RunConfig
 
 
 @dataclass
@@ -27,7 +24,11 @@ ConfigStore.instance().store(group="hydra/launcher", name="packed", node=PackedL
 
 
 class PackedLauncher(Launcher):
-    """Groups jobs into packs and runs each pack as one training loop; records are those of single runs."""
+    """Groups jobs into packs and runs each pack as one training loop.
+
+    Records have the ids of single runs, and their numbers up to rounding (README). A pack that does not fit into
+    memory, or whose worker process is killed, is halved and tried again; what has finished is kept.
+    """
 
     def __init__(self, lanes: int | None = None, processes: int = 1):
         from lorax.errors import UserError
@@ -44,41 +45,21 @@ class PackedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run all jobs; results in the order of `job_overrides`."""
         from lorax.config import resolve
+        from lorax.running.launch import train_pack
         from lorax.running.packing import make_packs
+        from lorax.running.workers import train_packs
 
         load = self.hydra_context.config_loader.load_sweep_config
         configs = [resolve(load(self.config, list(job))) for job in job_overrides]
         packs = make_packs(configs, self.lanes)
         print(f"{len(configs)} jobs in {len(packs)} packs of {', '.join(str(len(pack)) for pack in packs)}")
-        work: list[Pack] = [([configs[i] for i in pack], [list(job_overrides[i]) for i in pack]) for pack in packs]
-        done = _in_processes(work, self.processes) if self.processes > 1 else [_run_pack(*item) for item in work]
-        results: dict[int, Any] = {}
-        for pack, values in zip(packs, done, strict=True):
-            results |= dict(zip(pack, values, strict=True))
+        work = [([configs[i] for i in pack], [list(job_overrides[i]) for i in pack]) for pack in packs]
+        if self.processes > 1:
+            done = train_packs(work, self.processes, train_pack)
+        else:
+            done = [result for pack in work for result in train_pack(*pack)]
+        results = dict(zip([i for pack in packs for i in pack], done, strict=True))
         return [_job_return(results[i], list(job)) for i, job in enumerate(job_overrides)]
-
-
-Pack = tuple[list["RunConfig"], list[list[str]]]
-"""Configurations that share a base, and each one's overrides."""
-
-
-def _in_processes(work: list[Pack], processes: int) -> list[list[dict[str, Any]]]:
-    """Train packs in worker processes, each with its share of the cores."""
-    import os
-    import warnings
-
-    from joblib import Parallel, delayed, parallel_config
-
-    # joblib replaces a worker whose memory has grown, between packs; the user need not know.
-    warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-    with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // processes)):
-        return Parallel(n_jobs=processes)(delayed(_run_pack)(*item) for item in work)
-
-
-def _run_pack(configs: list["RunConfig"], overrides: list[list[str]]) -> list[dict[str, Any]]:
-    from lorax.running.launch import run_pack
-
-    return run_pack(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides)
 
 
 def _job_return(value: Any, overrides: list[str]) -> JobReturn:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lorax.errors import UserError
 from lorax.models.checkpoint import Checkpoint
-from lorax.models.checks import first_line
+from lorax.models.hub_errors import hub_reason
 from lorax.models.quiet import quiet
 from lorax.models.registry import register
 from lorax.records import digest_file
@@ -98,7 +98,7 @@ def _fetched(path: str, revision: str | None, weights: bool, code: bool) -> Path
             folder = fetch("model*.safetensors")
             return folder if list(folder.glob("model*.safetensors")) else fetch("pytorch_model*.bin")
     except Exception as error:
-        raise UserError(f"model.path={path}: no such folder, and not from the hub: {first_line(error)}") from error
+        raise UserError(f"model.path={path}: no such folder, and not from the hub: {hub_reason(error)}") from error
 
 
 def digest_folder(folder: Path, code: bool = False) -> str:

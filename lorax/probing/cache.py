@@ -8,6 +8,7 @@ from, so an entry never changes and never becomes invalid.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
 import warnings
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lorax.errors import UserError
 from lorax.records.writing import PART, sweep_once, temporary_prefix
 
 DEFAULT_BYTES = 8 * 2**30
@@ -30,6 +32,23 @@ _LOCKS = 64  # lock files in all; two keys may share one, then one of them waits
 
 Parts = dict[str, Tensor]
 """The tensors of an entry, by name."""
+
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def _size(text: str) -> int:
+    """Return the bytes that a text names: a whole number, or a number with k, M, G or T (1024 of the one before).
+
+    Raises:
+        UserError: the text is no size.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None or ("." in match[1] and not match[2]):
+        raise UserError(
+            f"LORAX_CACHE_BYTES={text}: a number of bytes is needed, or one with a unit, such as 8G or 500M"
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 class Cache:
@@ -62,7 +81,7 @@ class Cache:
         from platformdirs import user_cache_dir
 
         root = os.environ.get("LORAX_CACHE") or user_cache_dir("lorax")
-        return cls(Path(root) / "probing", int(os.environ.get("LORAX_CACHE_BYTES", DEFAULT_BYTES)))
+        return cls(Path(root) / "probing", _size(os.environ.get("LORAX_CACHE_BYTES", str(DEFAULT_BYTES))))
 
     def get(self, key: str, compute: Callable[[], Parts], rows: slice = slice(None)) -> Parts:
         """Return the entry's tensors, each cut to `rows`; computed and stored if it is missing or damaged.

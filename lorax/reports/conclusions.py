@@ -28,6 +28,9 @@ def verdicts(result: StudyResult) -> list[str]:
         for c in result.comparisons
         if c.verdict in _SAYS
     ]
+    ends = [(task, end) for task in result.tasks if (end := extreme(result, task))]
+    if not lines and len(ends) == len(result.tasks):
+        return [f"Nothing can be found: every run of {task} is at the {end} of the metric." for task, end in ends]
     if not lines:
         lines = [f"No difference from {result.reference} was found, and no equivalence shown."]
     for task in result.tasks:
@@ -53,6 +56,17 @@ def _unseen(result: StudyResult) -> list[str]:
     ]
 
 
+def extreme(result: StudyResult, task: str) -> str:
+    """Return `floor` where every final run of a task scored 0, `ceiling` where every one scored 1, else nothing.
+
+    Nothing can be told apart there: no advice on seeds, items or rates would help.
+    """
+    means = [row.mean for row in result.arms if row.task == task]
+    if means and max(means) <= 0:
+        return "floor"
+    return "ceiling" if means and min(means) >= 1 else ""
+
+
 def undecided(result: StudyResult) -> list[str]:
     """Return a sentence for each undecided comparison; where a task has more than `MANY`, one sentence for all.
 
@@ -66,6 +80,13 @@ def undecided(result: StudyResult) -> list[str]:
         )
     for task in result.tasks:
         of_task = [c for c in result.comparisons if c.task == task and c.verdict == "undecided"]
+        if end := extreme(result, task):
+            per_cent, other = (0, "easier") if end == "floor" else (100, "harder")
+            lines.append(
+                f"{task}: every run scored {per_cent} %, at the {end} of the metric: no seeds and no items would tell "
+                f"arms apart; a task that is {other}, or other training, may."
+            )
+            continue
         known = [c for c in of_task if math.isfinite(c.se)]
         lines += [
             f"{task}: {c.arm} against {c.reference} cannot be judged ({c.note or 'one seed'})."

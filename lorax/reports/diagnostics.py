@@ -9,6 +9,7 @@ import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
 from lorax.reports.frames.diagnostics import diagnostics_frame, layer_frame, measured_runs, wide
+from lorax.reports.text.cells import to_csv
 from lorax.reports.text.document import Part, Table
 from lorax.reports.text.numbers import number
 
@@ -51,7 +52,7 @@ def write_diagnostics(store: Store, name: str, records: Sequence[RunRecord]) -> 
     if frame.empty:
         return None, []
     path = store.root / "tables" / f"{name}_diagnostics.csv"
-    write_atomic(path, wide(frame).to_csv(index=False, lineterminator="\n"))
+    write_atomic(path, to_csv(wide(frame)))
     return part(frame, runs), [path, *_draw(frame, layer_frame(runs), list(runs), store.root / "figures" / name)]
 
 

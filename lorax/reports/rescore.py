@@ -16,6 +16,7 @@ from lorax.records.fields import one_per_seed, task
 from lorax.records.grouping import rows_of
 from lorax.records.staleness import fresh
 from lorax.reports.text import markdown
+from lorax.reports.text.cells import to_csv
 from lorax.reports.text.document import Document, Part, Table
 from lorax.reports.text.numbers import points
 from lorax.stats.judge import judge
@@ -210,7 +211,7 @@ def write_rescored(store: Store, name: str, split: str = "test") -> tuple[str, l
     text = markdown.render(Document(title, [Part("", lines, tables)]))
     paths = [store.root / "tables" / f"{name}.rescored.{kind}" for kind in ("md", "csv")]
     write_atomic(paths[0], text)
-    write_atomic(paths[1], table.to_csv(index=False, lineterminator="\n"))
+    write_atomic(paths[1], to_csv(table))
     return text, paths
 
 

@@ -20,6 +20,7 @@ from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs,
 from lorax.reports.main_table import blocks, main_table, score_columns, select, setting_columns, study_rows
 from lorax.reports.sweep import read_sweep
 from lorax.reports.text import html, latex, markdown, numbers
+from lorax.reports.text.cells import to_csv
 from lorax.reports.text.document import Document, Part, Picture, Table
 from lorax.reports.threats import threats
 from lorax.stats.estimands import ESTIMANDS, sentence
@@ -47,7 +48,7 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     report = document(study, descriptions(study, scores), pictures)
     pages = {
         "md": markdown.render(report),
-        "csv": values.to_csv(index=False, lineterminator="\n"),
+        "csv": to_csv(values),
         "tex": latex.render(report),
         "html": html.render(report),
     }

@@ -19,6 +19,7 @@ from lorax.reports import columns, diagnostics
 from lorax.reports.columns import Column
 from lorax.reports.sweep_notes import notes
 from lorax.reports.text import markdown, numbers
+from lorax.reports.text.cells import to_csv
 from lorax.reports.text.document import Document, Part, Table
 
 
@@ -224,5 +225,5 @@ def write_sweep(store: Store, name: str) -> tuple[str, list[Path]]:
     text = markdown.render(document, table_title="{}")
     paths = [store.root / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
     write_atomic(paths[0], text)
-    write_atomic(paths[1], sweep.frame().to_csv(index=False, lineterminator="\n"))
+    write_atomic(paths[1], to_csv(sweep.frame()))
     return text, paths + more

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorax.probing import CALIBRATED
 from lorax.records import Unwritable
 from lorax.running.device import Placement, resolve_placement
+from lorax.running.memory import is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names, smallest
 from lorax.running.prepared import PreparedRun, now
@@ -76,7 +77,7 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
     try:
         run.factors = _build_factors(run, loaded)
     except Exception as error:
-        if show or isinstance(error, Unwritable):
+        if show or isinstance(error, Unwritable) or is_out_of_memory(error):
             raise
         run.fail(one_line(error), provenance)
         return False

@@ -14,6 +14,7 @@ from typing import Any
 from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import Unwritable
+from lorax.running.memory import give_back, is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun, now, prepare
 
@@ -55,6 +56,11 @@ def run_pack(
     return [_result(run) for run in runs]
 
 
+def train_pack(configs: list[RunConfig], overrides: list[list[str]]) -> list[dict[str, Any]]:
+    """Run a pack of the packed launcher, in this process or in a worker."""
+    return run_pack(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides)
+
+
 def _result(run: PreparedRun) -> dict[str, Any]:
     record = run.stored()
     status = record.status if record else "failed"
@@ -62,8 +68,12 @@ def _result(run: PreparedRun) -> dict[str, Any]:
 
 
 def _attempt(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> None:
-    """Do the work; what goes wrong is recorded as failed with its message."""
+    """Do the work; what goes wrong is recorded as failed with its message.
+
+    A pack that does not fit into memory is tried again in two halves; runs that have finished by then are kept.
+    """
     provenance = provenance | {"started": now()}
+    too_large = ""
     try:
         from lorax.running.execute import execute
 
@@ -73,11 +83,28 @@ def _attempt(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) ->
     except Exception as error:
         if show and isinstance(error, UserError):
             raise
-        for run in runs:
-            if not run.has_finished():
-                run.fail(one_line(error), provenance)
-        if show:
-            raise
+        if len(runs) > 1 and is_out_of_memory(error):
+            too_large = one_line(error)
+        else:
+            for run in runs:
+                if not run.has_finished():
+                    run.fail(one_line(error), provenance)
+            if show:
+                raise
+    if too_large:  # here nothing holds the failed attempt any more
+        _in_halves([run for run in runs if not run.has_finished()], provenance, too_large)
+
+
+def _in_halves(runs: list[PreparedRun], provenance: dict[str, Any], reason: str) -> None:
+    """Try runs again that together did not fit into memory."""
+    give_back()
+    for run in runs:
+        run.factors, run.items = {}, []
+    half = (len(runs) + 1) // 2
+    print(f"{reason[:120]}: {len(runs)} runs go on in packs of {half} and {len(runs) - half}", flush=True)
+    for part in (runs[:half], runs[half:]):
+        if part:
+            _attempt(part, provenance, show=False)
 
 
 def _summarise(run: PreparedRun) -> None:

@@ -4,20 +4,49 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 
 from lorax.config import Schema, Train, conf_dir, methods_without_yaml
-from lorax.errors import UserError, near
+from lorax.errors import LONGEST, UserError, near, one_line
+from lorax.running.command_line import config_folders
+from lorax.running.yaml_files import first_unreadable
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
+def explain(error: BaseException) -> str:
+    """Return any error as one line: ours as it stands, Hydra's in our words, another with its kind and how to see more.
+
+    Hydra's errors, and those of YAML files that it read, stand in the chain of causes.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return one_line(cause)
+        if is_composition_error(cause):
+            return one_line(UserError(composition_message(cause)))
+    unreadable = first_unreadable(config_folders(sys.argv[1:]))
+    if unreadable is not None:
+        return unreadable
+    return one_line(error) if isinstance(error, OSError) else unexpected(error)
+
+
+def unexpected(error: BaseException) -> str:
+    """Return an error that nobody has worded as one line with its kind, and with the way to its traceback."""
+    return f"{one_line(error)[: LONGEST - 40]} (LORAX_TRACEBACK=1 shows where)"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
 def composition_message(error: BaseException) -> str:
     """Return one line for an error of composition: the value, the place, the near misses."""
-    wrapped = _user_error(error)
-    if wrapped is not None:
-        return one_line(wrapped)
     text = str(error).strip()
     if (word := getattr(error, "override", None)) is not None:
         return _unreadable(word)
@@ -26,6 +55,9 @@ def composition_message(error: BaseException) -> str:
         match = re.search(pattern, text, re.DOTALL)
         if match:
             return line(match, cause)
+    told, _, rest = text.partition("\n    full_key:")  # OmegaConf's: what is wrong, then where
+    if rest:
+        return f"{rest.strip().splitlines()[0]}: {told}" if rest.strip() else told
     return _first(text)
 
 
@@ -40,25 +72,36 @@ def options(group: str) -> list[str]:
     return sorted([*files, *(methods_without_yaml() if group == "init" else [])])
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Return our own error that Hydra has wrapped, if there is one: a launcher may refuse its fields."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
-
-
 def _unreadable(word: str) -> str:
+    group, equals, value = word.lstrip("+").partition("=")
+    if equals and group in _BY_PATH and "/" in value:
+        return f"{word}: {_BY_PATH[group].format(value)}"
     if re.fullmatch(r"[\w./]+", word):
         return f"{word}: a value is missing; {word}=<value>"
     return f"{word}: cannot be read as key=value; quote a value that holds spaces, commas or brackets: \"key='a, b'\""
 
 
 def _missing(match: re.Match[str], cause: str) -> str:
-    group, _, name = match["path"].rpartition("/")
+    group, _, name = match["path"].partition("/")
+    if "/" in name and group in ("hydra", "experiment", "debug"):
+        group, _, name = match["path"].rpartition("/")
+    if not name:
+        group, name = "", group
+    if group in _BY_PATH and ("/" in name or Path(name).exists()):
+        return f"{group}={name}: {_BY_PATH[group].format(name)}"
     if not group:
         return f"no configuration {name!r} in {conf_dir()}"
     listed = re.findall(r"^\t(\S+)$", match.string, re.MULTILINE) or options(group)
     return f"{group}={name}: {near(name, listed)}" if listed else f"{group}={name}: there is no such group"
+
+
+# What to write where a name of a group was to be a path, or an id on the hub.
+_BY_PATH = {
+    "model": "a folder or a hub id goes into a field: model=hf model.path={0}",
+    "task": "a file or folder of your own data goes into a field: task=jsonl task.path={0}",
+    "study": "a study's file ends in .yaml: study=<folder>/<name>.yaml; or --config-dir=<d> for <d>/study/<name>.yaml",
+    "init": "a method is named: init=<name>; one of your own lies in <d>/init/<name>.yaml: --config-dir=<d>",
+}
 
 
 def _unknown(match: re.Match[str], cause: str) -> str:
@@ -121,7 +164,10 @@ def _merge(match: re.Match[str], cause: str) -> str:
 
 
 def _first(text: str) -> str:
+    """Return the first line, and the one after it where the first only announces it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else "the configuration cannot be composed"
 
 
@@ -137,16 +183,10 @@ _RULES: list[tuple[str, Callable[[re.Match[str], str], str]]] = [
 ]  # fmt: skip
 
 
-def one_line(error: BaseException) -> str:
-    """Return an exception as a single line, its kind first unless it is meant for users."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:400]}"
-
-
 def is_composition_error(error: BaseException) -> bool:
     """Return whether an exception comes from composing or parsing the configuration."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    plain = isinstance(error, ValueError) and "Config group override" in str(error)
+    plain = isinstance(error, ValueError | AssertionError) and "Config group override" in str(error)
     return plain or isinstance(error, HydraException | OmegaConfBaseException)

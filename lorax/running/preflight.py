@@ -36,6 +36,10 @@ def preflight(configs: Sequence[RunConfig]) -> None:
                 check_writable(key, folder)
     for device in dict.fromkeys(config.device for config in configs):
         resolve_device(device)
+    if any(config.cache == "on" for config in configs):
+        from lorax.probing.cache import Cache
+
+        Cache.default()  # refuses a size that it cannot read
     for config in configs:
         data = canonical([config.task, config.data_seed])
         if data not in tasks:
@@ -43,6 +47,7 @@ def preflight(configs: Sequence[RunConfig]) -> None:
             if (rows := tasks[data].notes.get("data")) is not None:
                 _say(f"task {tasks[data].name}: {rows}")
         task = tasks[data]
+        check_batch(config, task)
         initializer = config.initializer()
         if initializer.adapts == "module":
             check_modules(config, task)
@@ -59,6 +64,12 @@ def preflight(configs: Sequence[RunConfig]) -> None:
 def _say(line: str) -> None:
     """Print a line, once a process: a study checks its jobs before every round."""
     print(line, flush=True)
+
+
+def check_batch(config: RunConfig, task: Task) -> None:
+    """Refuse a batch that is larger than what there is to train on: a step would see examples several times."""
+    if config.batch_size is not None and config.batch_size > len(task.train) and config.initializer().trains:
+        raise UserError(f"batch_size={config.batch_size}: task={task.name} has {len(task.train):,} training examples")
 
 
 def load_task(config: RunConfig) -> Task:

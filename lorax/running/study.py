@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lorax.config import RunConfig, resolve
+from lorax.config import RunConfig, conf_dir, resolve
 from lorax.errors import UserError
 from lorax.records import Store
 from lorax.running.preflight import layer_shapes, load_task
@@ -53,13 +53,15 @@ def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
     spec = replace(spec, fixed=spec.fixed | design)
     jobs = _JobFacts(sweeper, execution)
     spec = planning.bind(spec, lr=jobs.rate, count=jobs.trained_values, consumes=jobs.consumed)
+    if not isinstance(data.get("plan", False), bool | None):
+        raise UserError(f"study.plan={data['plan']}: must be true or false")
     if data.get("plan"):
         seconds = seconds_per_run(spec, store, sweeper, execution)
-        print("\n".join(planning.plan(spec, seconds).lines))
+        print("\n".join(planning.plan(jobs.with_items(spec), seconds).lines))
         return
     checked(sweeper, [[*job.overrides, *execution] for job in one_of_each(spec)])
     freeze(spec, store.root)
-    print("\n".join(planning.plan(spec).lines), flush=True)
+    print("\n".join(planning.plan(jobs.with_items(spec)).lines), flush=True)
     _run_rounds(sweeper, spec, store, execution)
     print(draw(store, spec.name))
     publish(store, spec.name, str(sweeper.config.track))
@@ -126,6 +128,13 @@ def one_of_each(spec: StudySpec) -> list[Job]:
     ]
 
 
+def _how_to_copy(sweeper: LoraxSweeper) -> str:
+    """Say where the study's YAML lies, and how a changed copy of it is run."""
+    path = conf_dir() / "study" / f"{sweeper.config.hydra.runtime.choices.get('study')}.yaml"
+    place = path if path.is_file() else "the study's YAML"
+    return f"copy {place}, change it and its name, and run study=<the copy>.yaml"
+
+
 class _JobFacts:
     """What `lorax.studies.plan.bind` asks of a job, from the configuration that the job would get."""
 
@@ -154,6 +163,17 @@ class _JobFacts:
             initializer.check(name, m, n)
         return sum(initializer.count(m, n) for m, n in self.shapes[key].values())
 
+    def with_items(self, spec: StudySpec) -> StudySpec:
+        """Return the study with as many validation and test items as its data have, the fewest of its tasks.
+
+        What the YAML says of them is an estimate for a plan without data, and belongs to no design.
+        """
+        tasks = [load_task(self.config(job.overrides)) for job in one_of_each(spec)]
+        return replace(
+            spec, test_items=min(len(task.test) for task in tasks),
+            validation_items=min(len(task.validation) for task in tasks),
+        )  # fmt: skip
+
     def consumed(self, overrides: list[str]) -> dict[str, Any]:
         """Return what the run consumes, with the digests and versions of now: older records are stale."""
         return prepare(self.config(overrides)).identity
@@ -171,7 +191,7 @@ def _split(sweeper: LoraxSweeper, arguments: list[str]) -> tuple[dict[str, Any],
         if key == "study" or key.startswith("study."):
             continue
         if key in OWNED:
-            raise UserError(f"{key}: {OWNED[key]}; copy the study's YAML to change it")
+            raise UserError(f"{key}: {OWNED[key]}; {_how_to_copy(sweeper)}")
         if key in EXECUTION:
             execution.append(f"{key}={override.get_value_element_as_str()}")
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lorax.errors import UserError, near
+from lorax.errors import UserError, near, one_line
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.judge import PROCEDURES
 from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
@@ -18,6 +20,7 @@ METRICS = ("score", "tolerant")
 LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
 SEEDS = {"method": tuple(range(8)), "rate": tuple(range(6))}
 """Final seeds where a study names none."""
+MOST_POINTS, MOST_PER_DECADE, MOST_SEEDS = 1000, 1000, 10_000
 
 
 def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
@@ -30,22 +33,34 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     Raises:
         UserError: an unknown or missing key, a wrong value; one line that names it.
     """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}={data}: a mapping is needed, `key: value` on each line")
     data = {key: value for key, value in dict(data).items() if key != "plan"}
     _known(data, StudySpec, where, without={"centres", "matched", "consumes"})
     for key, kinds in _SHAPES.items():
         _shaped(data.get(key), kinds, f"{where}.{key}")
     for key in ("name", "model", "tasks", "arms", "reference", "margin"):
-        if data.get(key) is None:
+        if data.get(key) is None or data[key] in ("", []):
             raise UserError(f"{where}: {key} is required")
+    data = {key: value for key, value in data.items() if value is not None or key in ("tuning", "costs")}
+    if not re.fullmatch(r"[\w.-]{1,100}(/[\w.-]{1,100})*", data["name"]) or {".", ".."} & set(data["name"].split("/")):
+        raise UserError(f"{where}.name={data['name']!r}: letters, digits, '.', '_', '-' and '/' only, at most 100")
     read: dict[str, Any] = dict(data)
     read["arms"] = tuple(_arm(arm, f"{where}.arms[{at}]") for at, arm in enumerate(data["arms"]))
-    read["tasks"] = tuple([data["tasks"]] if isinstance(data["tasks"], str) else data["tasks"])
-    read["blocks"] = {title: tuple(labels) for title, labels in (data.get("blocks") or {}).items()}
-    for key in ("fixed", "per_task"):
-        read[key] = dict(data.get(key) or {})
+    read["tasks"] = _texts([data["tasks"]] if isinstance(data["tasks"], str) else data["tasks"], f"{where}.tasks")
+    read["blocks"] = {
+        str(title): _texts(labels, f"{where}.blocks.{title}") for title, labels in (data.get("blocks") or {}).items()
+    }
+    read["fixed"] = _settings(data.get("fixed") or {}, f"{where}.fixed")
+    read["per_task"] = {
+        task: _settings(given, f"{where}.per_task.{task}") for task, given in (data.get("per_task") or {}).items()
+    }
     for key in ("margin", "alpha", "assumed_sd"):
         if key in data:
             read[key] = _number(data[key], f"{where}.{key}")
+    for key in ("validation_items", "test_items"):
+        if key in data and (isinstance(data[key], bool) or not isinstance(data[key], int) or data[key] < 1):
+            raise UserError(f"{where}.{key}={data[key]}: a whole number from 1 is needed")
     read["tuning"] = _tuning(data.get("tuning", {}), f"{where}.tuning")
     if data.get("estimand") is None:
         read["estimand"] = "method" if read["tuning"] else "rate"
@@ -63,14 +78,15 @@ def from_yaml(path: str | Path) -> StudySpec:
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {one_line(error)}") from None
     return from_mapping(data or {}, path.stem)
 
 
 _LIST, _MAPPING, _TEXT = (list, tuple), (dict,), (str,)
 _SHAPES = {
-    "name": _TEXT, "model": _TEXT, "reference": _TEXT, "estimand": _TEXT,
+    "name": _TEXT, "model": _TEXT, "reference": _TEXT, "estimand": _TEXT, "metric": _TEXT, "procedure": _TEXT,
+    "question": _TEXT,
     "arms": _LIST, "tasks": (*_LIST, *_TEXT), "blocks": _MAPPING, "fixed": _MAPPING,
     "per_task": _MAPPING, "tuning": (*_MAPPING, bool, str), "costs": (*_MAPPING, bool),
 }  # fmt: skip
@@ -83,7 +99,30 @@ def _shaped(value: Any, kinds: tuple[type, ...], where: str) -> None:
         raise UserError(f"{where}={value}: {wanted} is needed")
 
 
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    """Read a list of names."""
+    _shaped(value, _LIST, where)
+    if value is None or any(not isinstance(item, str) or not item for item in value):
+        raise UserError(f"{where}={value}: a list of names is needed")
+    return tuple(value)
+
+
+def _settings(value: Any, where: str) -> dict[str, Any]:
+    """Read overrides of jobs: keys as on the command line, plain values or lists of them."""
+    _shaped(value, _MAPPING, where)
+    for key, item in (value or {}).items():
+        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][\w.@/]*", key):
+            raise UserError(f"{where}: {key!r} is no key of the command line")
+        if isinstance(item, Mapping):
+            raise UserError(
+                f"{where}.{key}={dict(item)}: a plain value or a list is needed; write {key}.<field>: <value>"
+            )
+    return dict(value or {})
+
+
 def _arm(data: Any, where: str) -> Arm:
+    if data is None:
+        raise UserError(f"{where}: an arm needs init")
     _shaped(data, (*_MAPPING, *_TEXT), where)
     if isinstance(data, str):
         data = {"init": data}
@@ -91,10 +130,23 @@ def _arm(data: Any, where: str) -> Arm:
     if "init" not in data:
         raise UserError(f"{where}: an arm needs init")
     # A key that is no field of Arm is an override of its jobs: `rank: 4`, `init.pattern: banded`.
-    overrides = dict(data.get("overrides") or {}) | {k: v for k, v in data.items() if k not in known}
+    _shaped(data.get("overrides"), _MAPPING, f"{where}.overrides")
+    overrides = _settings(dict(data.get("overrides") or {}) | {k: v for k, v in data.items() if k not in known}, where)
+    for key, kind, word in (
+        ("init", str, "a method's name"),
+        ("label", str, "a text"),
+        ("trained", bool, "true or false"),
+    ):
+        if key in data and (not isinstance(data[key], kind) or data[key] == ""):
+            raise UserError(f"{where}.{key}={data[key]}: {word} is needed")
     fields_of_arm = {k: v for k, v in data.items() if k in known and k != "overrides"}
     if fields_of_arm.get("match") is not None:
-        fields_of_arm["match"] = _build(Match, fields_of_arm["match"], f"{where}.match")
+        match = fields_of_arm["match"] = _build(Match, fields_of_arm["match"], f"{where}.match")
+        if (
+            not all(isinstance(text, str) and text for text in (match.to, match.key))
+            or not 1 <= match.low <= match.high
+        ):
+            raise UserError(f"{where}.match: to and key are names, and low is at least 1 and at most high")
     if fields_of_arm.get("lr") is not None:
         fields_of_arm["lr"] = _number(fields_of_arm["lr"], f"{where}.lr")
         if not fields_of_arm["lr"] > 0:
@@ -108,7 +160,7 @@ def _tuning(data: Any, where: str) -> Tuning | None:
     if data in (None, False, "off"):
         return None
     _shaped(data, _MAPPING, where)
-    read = dict(data)
+    read = {key: value for key, value in data.items() if value is not None}
     if "seeds" in read:
         read["seeds"] = _seeds(read["seeds"], f"{where}.seeds")
     halving = read.get("halving")
@@ -122,6 +174,12 @@ def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
     for key in _WHOLE & data.keys():
         if isinstance(data[key], bool) or not isinstance(data[key], int):
             raise UserError(f"{where}.{key}={data[key]}: a whole number is needed")
+        if not -(10**6) <= data[key] <= 10**6:
+            raise UserError(f"{where}.{key}={data[key]}: must be at most {10**6:,}")
+    if "keep" in data:
+        data = {**data, "keep": _number(data["keep"], f"{where}.keep")}
+        if not 0 < data["keep"] <= 1:
+            raise UserError(f"{where}.keep={data['keep']:g}: must be above 0 and at most 1")
     try:
         return kind(**data)
     except TypeError as error:
@@ -140,15 +198,20 @@ def _known(data: Mapping[str, Any], kind: type, where: str, without: frozenset[s
 
 def _number(value: Any, where: str) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float("" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}={value}: a number is needed") from None
+    if not math.isfinite(number):
+        raise UserError(f"{where}={value}: a finite number is needed")
+    return number
 
 
 def _seeds(value: Any, where: str) -> tuple[int, ...]:
     seeds = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
         raise UserError(f"{where}={value}: a list of whole numbers from 0 is needed")
+    if len(seeds) > MOST_SEEDS or max(seeds) >= 2**63:
+        raise UserError(f"{where}: at most {MOST_SEEDS:,} seeds below 2^63")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{where}={list(seeds)}: a seed occurs twice")
     return seeds
@@ -196,6 +259,10 @@ def _check(spec: StudySpec, where: str) -> None:
         raise UserError(f"{where}.margin={spec.margin:g}: a fraction between 0 and 1 (0.01 is one point)")
     if not 0 < spec.alpha < 0.5:
         raise UserError(f"{where}.alpha={spec.alpha:g}: must be between 0 and 0.5")
+    if not spec.assumed_sd > 0:
+        raise UserError(f"{where}.assumed_sd={spec.assumed_sd:g}: must be above 0")
+    if len(set(spec.tasks)) < len(spec.tasks):
+        raise UserError(f"{where}.tasks={list(spec.tasks)}: a task occurs twice")
     if spec.metric not in METRICS:
         raise UserError(f"{where}.metric={spec.metric}: {near(spec.metric, METRICS)}")
     if spec.procedure not in PROCEDURES:
@@ -216,6 +283,12 @@ def _check(spec: StudySpec, where: str) -> None:
 def _check_tuning(spec: StudySpec, tuning: Tuning, where: str) -> None:
     if tuning.points < LEAST_POINTS:
         raise UserError(f"{where}.points={tuning.points}: at least {LEAST_POINTS} learning rates")
+    if tuning.points > MOST_POINTS or tuning.per_decade > MOST_PER_DECADE or max(tuning.extend, tuning.rounds) > 100:
+        raise UserError(
+            f"{where}: at most {MOST_POINTS} points, {MOST_PER_DECADE} a decade, and 100 for extend and rounds"
+        )
+    if tuning.runners_up < 0:
+        raise UserError(f"{where}.runners_up={tuning.runners_up}: must be at least 0")
     if tuning.per_decade < 1 or tuning.extend < 0 or tuning.rounds < 0:
         raise UserError(f"{where}: per_decade is at least 1, extend and rounds at least 0")
     if len(tuning.seeds) < LEAST_TUNING_SEEDS:
@@ -224,7 +297,11 @@ def _check_tuning(spec: StudySpec, tuning: Tuning, where: str) -> None:
     if shared:
         raise UserError(f"{where}.seeds: {shared[0]} is a final seed too; tuning and final seeds must differ")
     steps = spec.fixed.get("steps")
-    if tuning.halving and (steps is None or tuning.halving.steps >= steps):
+    if tuning.halving and tuning.halving.steps < 1:
+        raise UserError(f"{where}.halving.steps={tuning.halving.steps}: must be at least 1")
+    if tuning.halving and (not isinstance(steps, int) or tuning.halving.steps >= steps):
         raise UserError(f"{where}.halving.steps={tuning.halving.steps}: must be below fixed.steps={steps}")
+    if spec.costs and (spec.costs.steps < 1 or spec.costs.seed < 0):
+        raise UserError("study.costs: steps is at least 1, seed at least 0")
     if spec.costs and spec.costs.seed in (*tuning.seeds, *spec.seeds):
         raise UserError(f"{where}: costs.seed={spec.costs.seed} is a tuning or final seed; choose another")

@@ -60,12 +60,15 @@ def load(spec: Mapping[str, Any], data_seed: int = 0) -> Task:
 # The least value of every whole number that families have in common.
 _COUNTS = {"n_train": 1, "n_validation": 1, "n_test": 1, "n_heldout": 0, "shots": 0, "steps": 1,
            "batch_size": 1, "max_new_tokens": 1}  # fmt: skip
+_MOST = 10**6  # examples are drawn, and kept in memory, before anything else is known
 
 
 def _check_number(family: str | None, key: str, value: Any) -> None:
     if key in _COUNTS and value is not None:
         if not isinstance(value, int) or isinstance(value, bool) or value < _COUNTS[key]:
             raise UserError(f"task.{key}={value}: {family} takes an integer of at least {_COUNTS[key]}")
+        if value > _MOST:
+            raise UserError(f"task.{key}={value}: must be at most {_MOST:,}")
     if key in ("lr", "head_lr") and value is not None:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
             raise UserError(f"task.{key}={value}: must be a positive number")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorax.errors import UserError
+from lorax.errors import UserError, one_line
 
 _METRICS = ("exact_match", "acc", "acc_norm", "em", "pass@1", "f1")
 
@@ -48,11 +49,22 @@ def read_folder(folder: str | Path, items: int | None = None) -> dict[str, list[
     samples = sorted(folder.rglob("samples_*.jsonl"))
     if samples:
         return _lm_eval(folder, samples)
-    rows = [row for path in sorted(folder.glob("*.json")) if (row := _peft_row(path)) is not None]
+    rows = _peft_rows(folder)
     if not rows:
         raise UserError(f"import: {folder} holds neither PEFT result JSONs nor samples_*.jsonl")
     n = items or infer_items([row.score for row in rows])
     return {"test accuracy": [Published(row.name, row.score, n, facts=row.facts) for row in rows]}
+
+
+def _peft_rows(folder: Path) -> list[Published]:
+    """Return the rows of a folder's JSONs; where it holds none, those of the folders below, which then name them."""
+    rows = [row for path in sorted(folder.glob("*.json")) if (row := _peft_row(path)) is not None]
+    if rows:
+        return rows
+    below = [path for path in sorted(folder.rglob("*.json")) if path.parent != folder]
+    found = [(path, row) for path in below if (row := _peft_row(path)) is not None]
+    alone = len({path.parent for path, _ in found}) == 1
+    return [row if alone else replace(row, name=f"{path.parent.relative_to(folder)}/{row.name}") for path, row in found]
 
 
 def infer_items(scores: Sequence[float], most: int = 20_000) -> int:
@@ -77,23 +89,41 @@ def _peft_row(path: Path) -> Published | None:
     """Read one PEFT result JSON; None for a file of another layout, or a run without a score."""
     try:
         data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"import: {path} is not JSON ({error})") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"import: {path} is not JSON ({one_line(error)})") from None
     if not isinstance(data, dict) or not {"run_info", "train_info"} <= data.keys():
         return None
-    run, train = data["run_info"], data["train_info"]
-    scores = [entry["test accuracy"] for entry in train.get("metrics", []) if "test accuracy" in entry]
+    run, train = _mapping(data["run_info"]), _mapping(data["train_info"])
+    entries = train.get("metrics")
+    scores = [
+        entry["test accuracy"]
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict) and "test accuracy" in entry
+    ]
     if not scores:
         return None
-    config = run.get("train_config", {})
+    score = _number(scores[-1])
+    if score is None or not 0 <= score <= 1:
+        raise UserError(f"import: {path}: test accuracy {scores[-1]!r}, a number between 0 and 1 is needed")
+    config = _mapping(run.get("train_config"))
     facts = {
-        "lr": (config.get("optimizer_kwargs") or {}).get("lr"),
-        "parameters": train.get("num_trainable_params"),
-        "train_seconds": train.get("train_time"),
-        "peak_mb": round((train.get("accelerator_memory_max") or 0) / 2**20) or None,
-        "seed": config.get("seed"),
+        "lr": _number(_mapping(config.get("optimizer_kwargs")).get("lr")),
+        "parameters": _number(train.get("num_trainable_params")),
+        "train_seconds": _number(train.get("train_time")),
+        "peak_mb": round((_number(train.get("accelerator_memory_max")) or 0) / 2**20) or None,
+        "seed": _number(config.get("seed")),
     }
-    return Published(run.get("experiment_name", path.stem), float(scores[-1]), 0, facts=facts)
+    return Published(str(run.get("experiment_name") or path.stem), score, 0, facts=facts)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a finite number; None for anything else, since other people's files may hold anything there."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if plain else None
 
 
 def _lm_eval(folder: Path, paths: list[Path]) -> dict[str, list[Published]]:

@@ -24,6 +24,7 @@ from lorax.reports import columns
 from lorax.reports.columns import Column
 from lorax.reports.published.read import Published, read_folder
 from lorax.reports.text import markdown, numbers
+from lorax.reports.text.cells import to_csv
 from lorax.reports.text.document import Document, Part
 from lorax.stats.effects import holm, mcnemar, two_proportions, wilson
 from lorax.stats.letters import compact_letters
@@ -132,12 +133,24 @@ def conclusion(result: Separability) -> list[str]:
         "No per-item answers were published: pairs are compared unpaired, which costs power.",
     ]  # fmt: skip
     if "lr" in table:
-        rate, count = Counter(table["lr"].dropna()).most_common(1)[0]
-        lines.append(
-            f"{count} of {len(table)} rows share the learning rate {rate:g}; the others have their own: "
-            "the rows were not tuned alike."
-        )
+        lines.append(_rates(table))
     return lines
+
+
+def _rates(table: pd.DataFrame) -> str:
+    """Say at which learning rates the rows ran: all at one, or each at its own, they were not tuned alike."""
+    known = table["lr"].dropna()
+    unknown = len(table) - len(known)
+    if known.empty:
+        return f"No file names its learning rate: whether the {len(table)} rows were tuned alike is not known."
+    rate, count = Counter(known).most_common(1)[0]
+    tail = f"; {unknown} name none" if unknown else ""
+    if count == len(known):
+        return f"{count} of {len(table)} rows share the learning rate {rate:g}{tail}: none was tuned for its method."
+    others = f"{len(known) - count} {'has its' if len(known) - count == 1 else 'have their'} own"
+    return (
+        f"{count} of {len(table)} rows share the learning rate {rate:g}; {others}{tail}: the rows were not tuned alike."
+    )
 
 
 def _count(number: int) -> str:
@@ -161,7 +174,7 @@ def write_imported(folder: str | Path, results_dir: str | Path, items: int | Non
     paths = [Path(results_dir) / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
     text = markdown.render(Document(f"{folder}: what these scores can tell apart", parts))
     write_atomic(paths[0], text)
-    write_atomic(paths[1], pd.concat(frames).to_csv(index=False, lineterminator="\n"))
+    write_atomic(paths[1], to_csv(pd.concat(frames)))
     return text, paths
 
 

@@ -59,8 +59,8 @@ def escape(text: str) -> str:
     r"""Return plain text with LaTeX's special characters escaped and minus signs as such.
 
     Examples:
-        >>> escape("lora_ga 95 %"), escape("-0.4 [-2.0, 1e-3]")
-        ('lora\\_ga 95 \\%', '$-$0.4 [$-$2.0, 1e-3]')
+        >>> escape("lora_ga 95 %"), escape("-0.4 [-2.0, 1e-3] +-1")
+        ('lora\\_ga 95 \\%', '$-$0.4 [$-$2.0, 1e-3] $\\pm$1')
     """
-    plain = "".join(_ESCAPED.get(character, character) for character in text)
+    plain = "".join(_ESCAPED.get(character, character) for character in text.replace("+-", "±"))
     return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", plain)
