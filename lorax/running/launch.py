@@ -14,7 +14,7 @@ from typing import Any
 from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import Unwritable
-from lorax.running.memory import give_back, is_out_of_memory
+from lorax.running.launchers.memory import give_back, is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun, now, prepare
 
@@ -34,7 +34,7 @@ def run_pack(
         overrides: each run's words on the command line, for its provenance.
 
     Returns:
-        For each run: run_id, status, message.
+        For each run: run_id, status, message, scores.
     """
     runs = [prepare(config) for config in configs]
     for run, words in zip(runs, overrides or [], strict=False):
@@ -62,7 +62,8 @@ def train_pack(configs: list[RunConfig], overrides: list[list[str]]) -> list[dic
 def _result(run: PreparedRun) -> dict[str, Any]:
     record = run.stored()
     status = record.status if record else "failed"
-    return {"run_id": run.run_id, "status": status, "message": record.error if record else "no record"}
+    result = {"run_id": run.run_id, "status": status, "message": record.error if record else "no record"}
+    return result | {"scores": record.scores if record else {}}
 
 
 def _attempt(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> None:
