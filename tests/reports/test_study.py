@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lorax.errors import UserError
-from lorax.records import Store
+from lorax.records import RunRecord, Store
 from lorax.reports import conclusions
 from lorax.reports.frames.items import descriptions, item_scores
 from lorax.reports.rescore import rescored, runs_of_study, verdict_changes, write_rescored
@@ -189,3 +189,21 @@ def test_at_the_floor_or_ceiling_nothing_is_named_and_nothing_advised(tmp_path, 
     assert "no arm leads at any shared learning rate" in text
     assert ("is below the majority class's share (25.0 %)" in text) == (end == "floor")
     assert "is at the majority class's share" not in text and f"near the {end} arms look alike" in text
+
+
+def test_the_launcher_is_named_and_what_a_pack_may_change():
+    from lorax.reports.study import _launched
+
+    def run(launcher, lanes=0, dtype="bf16-autocast"):
+        pack = {"lanes": list(range(lanes))} if lanes else None
+        return RunRecord("r", "n", "finished", {}, {"dtype": dtype}, provenance={"launcher": launcher, "pack": pack})
+
+    assert _launched([run(None)]) == []
+    assert _launched([run("solo"), run("BasicLauncher")]) == [
+        "Launcher BasicLauncher and solo: every final run was trained alone."
+    ]
+    packed = [run("PackedLauncher", 8), run("PackedLauncher", 4), run("PackedLauncher")]
+    assert _launched(packed) == [
+        "Launcher PackedLauncher: 2 final runs in packs of 4 to 8, 1 alone. A packed run has the id of the same run "
+        "alone, and its losses up to rounding: bf16-autocast within about 1e-3."
+    ]
