@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig, conf_dir, register_schema, resolve
 from lorax.errors import UserError
-from lorax.running.command_line import hydra_words
+from lorax.running.command.words import hydra_words
 from lorax.running.messages import explain, unexpected
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    from lorax.running.launchers.workers import end_with
     from lorax.running.preflight import preflight
-    from lorax.running.workers import end_with
 
     hydra = HydraConfig.get()
     single = hydra.mode is None or hydra.mode.name == "RUN"
@@ -56,6 +57,21 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         if refused or isinstance(error, UserError | OSError):
             return {"status": "refused", "message": explain(error)}
         return {"status": "failed", "message": unexpected(error)}
+
+
+def objective(result: Mapping[str, Any]) -> float:
+    """Return the number that another sweeper (Optuna, Ax, Nevergrad) looks at: the score on validation.
+
+    Higher is better wherever the task's metric says so (`hydra.sweeper.direction=maximize`). A diverged run is nan.
+
+    Raises:
+        UserError: the job failed.
+    """
+    if result.get("status") not in ("finished", "diverged"):
+        raise UserError(str(result.get("message")))
+    scores = result.get("scores") or {}
+    score = (scores.get("validation") or {}).get("score")
+    return math.nan if score is None or result["status"] == "diverged" else float(score)
 
 
 def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: bool = False) -> dict[str, Any]:
@@ -124,6 +140,7 @@ def _outcome() -> tuple[int, str]:
         return 2, explain(error)
 
 
+_SWEEPER = "hydra_plugins.lorax.sweeper.LoraxSweeper"
 _CODES = {"refused": 2, "failed": 1}
 
 
@@ -133,9 +150,18 @@ def _hydra_main() -> dict[str, Any]:
 
     result: dict[str, Any] = {}
 
-    def task(cfg: DictConfig) -> dict[str, Any]:
+    def task(cfg: DictConfig) -> dict[str, Any] | float:
+        from hydra.core.hydra_config import HydraConfig
+
+        mode, sweeper = HydraConfig.get().mode, HydraConfig.get().sweeper
+        chooses = mode is not None and mode.name == "MULTIRUN" and str(sweeper.get("_target_")) != _SWEEPER
+        if chooses and cfg.get("evaluate") == "test":
+            raise UserError(
+                "this sweeper chooses by a job's score, and only validation may choose: evaluate=validation"
+            )
+        result.clear()
         result.update(job(cfg))
-        return dict(result)
+        return objective(result) if chooses else dict(result)
 
     register_schema()
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()

@@ -46,8 +46,8 @@ class PackedLauncher(Launcher):
         """Run all jobs; results in the order of `job_overrides`."""
         from lorax.config import resolve
         from lorax.running.launch import train_pack
+        from lorax.running.launchers.workers import train_packs
         from lorax.running.packing import make_packs
-        from lorax.running.workers import train_packs
 
         load = self.hydra_context.config_loader.load_sweep_config
         configs = [resolve(load(self.config, list(job))) for job in job_overrides]

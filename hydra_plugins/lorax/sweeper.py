@@ -30,6 +30,10 @@ class LoraxSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over and make the launcher."""
+        from lorax.running.launchers.cluster import name_jobs
+
+        study = config.get("study") or {}
+        name_jobs(config, str(study.get("name") or config.get("name")))
         self.hydra_context: HydraContext = hydra_context
         self.config: DictConfig = config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(

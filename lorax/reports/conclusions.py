@@ -23,20 +23,19 @@ _SAYS = {"better": "scores higher than", "worse": "scores lower than", "equivale
 
 def verdicts(result: StudyResult) -> list[str]:
     """Return a sentence for every comparison that reached a verdict, and one on the pairs."""
-    lines = [
+    ends = {task: end for task in result.tasks if (end := extreme(result, task))}
+    lines = [f"Nothing can be found: every run of {task} is at the {end} of the metric." for task, end in ends.items()]
+    lines += [
         f"{c.task}: {c.arm} {_SAYS[c.verdict]} {c.reference}: {_effect(c)}."
         for c in result.comparisons
-        if c.verdict in _SAYS
+        if c.verdict in _SAYS and c.task not in ends
     ]
-    ends = [(task, end) for task in result.tasks if (end := extreme(result, task))]
-    if not lines and len(ends) == len(result.tasks):
-        return [f"Nothing can be found: every run of {task} is at the {end} of the metric." for task, end in ends]
     if not lines:
         lines = [f"No difference from {result.reference} was found, and no equivalence shown."]
     for task in result.tasks:
         pairs = [pair for pair in result.pairs if pair.task == task]
         apart = sum(pair.separated for pair in pairs)
-        if pairs:
+        if pairs and task not in ends:
             lines.append(
                 f"{task}: {apart} of {len(pairs)} pairs of arms are separated (letters: pairs with {result.reference} "
                 "as their verdict, the others by Holm's procedure over these)."

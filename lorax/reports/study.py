@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorax.records import Store, write_atomic
+from lorax.records import RunRecord, Store, write_atomic
 from lorax.reports import conclusions, diagnostics
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
@@ -124,6 +124,7 @@ def protocol(study: Study) -> list[str]:
         f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of equivalence "
         f"{numbers.points(spec.margin)} points; detectable: the difference that a row's own spread would show with "
         f"80 % power. {_fixed(study)}",
+        *_launched(runs),
     ]
     lines.insert(0, sentence(spec.estimand, spec.tuning is not None))
     if result is None:
@@ -144,6 +145,35 @@ def _fixed(study: Study) -> str:
         f"All this was fixed on {study.fixed_at} ({known}), when {len(early)} of {len(runs)} runs had started, "
         f"{sum(record.run_id in early for record in finals)} of them final ones."
     )
+
+
+def _launched(runs: Sequence[RunRecord]) -> list[str]:
+    """Say which launcher the final runs went through, how many lanes their packs had, and what that means for them."""
+    names = sorted({str(name) for run in runs if (name := run.provenance.get("launcher"))})
+    lanes = sorted(len(pack["lanes"]) for run in runs if (pack := run.provenance.get("pack")))
+    if not names:
+        return []
+    if not lanes:
+        return [f"Launcher {' and '.join(names)}: every final run was trained alone."]
+    sizes = f"{lanes[0]}" if lanes[0] == lanes[-1] else f"{lanes[0]} to {lanes[-1]}"
+    close = [f"{dtype} within about {EQUAL_TO[dtype]}" for dtype in EQUAL_TO if dtype in {_dtype(run) for run in runs}]
+    alone = len(runs) - len(lanes)
+    return [
+        f"Launcher {' and '.join(names)}: {len(lanes)} final runs in packs of {sizes}"
+        + (f", {alone} alone. " if alone else ". ")
+        + "A packed run has the id of the same run alone, and its losses up to rounding"
+        + (f": {', '.join(close)}." if close else ".")
+    ]
+
+
+def _dtype(run: RunRecord) -> str:
+    return str(run.identity.get("dtype") or run.model.get("dtype"))
+
+
+EQUAL_TO = {"float64": "1e-12", "float32": "1e-5", "bf16-autocast": "1e-3"}
+"""Precision -> how far a packed run's test loss may lie from that of the same run alone, where it was measured.
+
+AdaLoRA under bf16 lies further: it prunes by the order of close scores."""
 
 
 def factor_tables(lines: Mapping[str, Sequence[Line]]) -> list[Table]:

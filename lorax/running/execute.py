@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorax.probing import CALIBRATED
 from lorax.records import Unwritable
 from lorax.running.device import Placement, resolve_placement
-from lorax.running.memory import is_out_of_memory
+from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names, smallest
 from lorax.running.prepared import PreparedRun, now

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lorax.config import Schema, Train, conf_dir, methods_without_yaml
 from lorax.errors import LONGEST, UserError, near, one_line
-from lorax.running.command_line import config_folders
-from lorax.running.yaml_files import first_unreadable
+from lorax.running.command.words import config_folders
+from lorax.running.command.yaml_files import first_unreadable
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
@@ -58,6 +58,12 @@ def composition_message(error: BaseException) -> str:
     told, _, rest = text.partition("\n    full_key:")  # OmegaConf's: what is wrong, then where
     if rest:
         return f"{rest.strip().splitlines()[0]}: {told}" if rest.strip() else told
+    if "HYDRA_FULL_ERROR" in text:
+        return (
+            f"{text.partition(', set env var')[0]}: {cause.splitlines()[0]}"
+            if cause
+            else text.partition(", set env")[0]
+        )
     return _first(text)
 
 

@@ -11,10 +11,13 @@ from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import Store, Unwritable, canonical
 from lorax.running.identity import consumed_fields
+from lorax.running.launchers.cluster import cancelled_on_stop, finished_before, is_cluster
 from lorax.running.messages import one_line
 from lorax.running.prepared import default_rate
 
 if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
     from hydra_plugins.lorax.sweeper import LoraxSweeper
 
 LISTED = 5
@@ -94,7 +97,27 @@ def launch(sweeper: LoraxSweeper, jobs: Sequence[list[str]], start: int) -> list
     """Hand jobs to the launcher; return each one's overrides, status, run_id and message."""
     if not jobs:
         return []
-    returns = sweeper.launcher.launch([list(job) for job in jobs], initial_job_idx=start)
+    if is_cluster(sweeper.config):
+        return _launch_on_cluster(sweeper, jobs, start)
+    return _read(jobs, sweeper.launcher.launch([list(job) for job in jobs], initial_job_idx=start))
+
+
+def _launch_on_cluster(sweeper: LoraxSweeper, jobs: Sequence[list[str]], start: int) -> list[dict[str, Any]]:
+    """Submit the jobs without a finished record; take what is queued out of the queue again when stopped."""
+    known = finished_before([resolve(sweeper.compose(list(job))) for job in jobs])
+    if known:
+        print(f"{len(known)} of {len(jobs)} jobs finished before: not submitted", flush=True)
+    left = [list(job) for place, job in enumerate(jobs) if place not in known]
+    done: list[dict[str, Any]] = []
+    if left:
+        with cancelled_on_stop(sweeper.config):
+            done = _read(left, sweeper.launcher.launch(left, initial_job_idx=start))
+    fresh = iter(done)
+    return [{"overrides": list(job), **known[at]} if at in known else next(fresh) for at, job in enumerate(jobs)]
+
+
+def _read(jobs: Sequence[list[str]], returns: Sequence[JobReturn]) -> list[dict[str, Any]]:
+    """Return the results that a launcher hands back, failures among them."""
     results = []
     for job, done in zip(jobs, returns, strict=True):
         value = done._return_value  # the property would print and raise at the first failure

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from lorax.errors import UserError
-from lorax.records import Store, run_id
+from lorax.records import RunRecord, Store, run_id
 from lorax.reports import conclusions
 from lorax.reports.frames.items import descriptions, item_scores
 from lorax.reports.frames.study import final_runs
@@ -223,3 +223,41 @@ def test_a_halved_study_shows_its_screening(tmp_path, make_study):
     text, paths = write_study(store, "demo")
     assert {"screening.png", "learning_rate.png"} <= {path.name for path in paths}
     assert "Successive halving, alike for all: all rates at 20 steps" in text
+
+
+@pytest.mark.parametrize(("score", "end"), [(0.0, "floor"), (1.0, "ceiling")])
+def test_at_the_floor_or_ceiling_nothing_is_named_and_nothing_advised(tmp_path, make_study, monkeypatch, score, end):
+    import made_study
+
+    truth = {arm: (best, score, 1e9, trained) for arm, (best, _, _, trained) in made_study.TRUTH.items()}
+    monkeypatch.setattr(made_study, "TRUTH", truth)
+    arms = [{"init": "lora", "label": "lora"}, {"init": "pissa", "label": "pissa"}]
+    store = Store(tmp_path)
+    make_study(store, arms, made={"spread": 0})
+    for record in store.read("demo"):
+        record.task["majority"] = 0.25
+        store.write(record)
+    text = words(store)
+    assert f"Nothing can be found: every run of words is at the {end} of the metric." in text
+    assert "seeds in all" not in text and "leads at every" not in text and "points over" not in text
+    assert "no arm leads at any shared learning rate" in text
+    assert ("is below the majority class's share (25.0 %)" in text) == (end == "floor")
+    assert "is at the majority class's share" not in text and f"near the {end} arms look alike" in text
+
+
+def test_the_launcher_is_named_and_what_a_pack_may_change():
+    from lorax.reports.study import _launched
+
+    def run(launcher, lanes=0, dtype="bf16-autocast"):
+        pack = {"lanes": list(range(lanes))} if lanes else None
+        return RunRecord("r", "n", "finished", {}, {"dtype": dtype}, provenance={"launcher": launcher, "pack": pack})
+
+    assert _launched([run(None)]) == []
+    assert _launched([run("solo"), run("BasicLauncher")]) == [
+        "Launcher BasicLauncher and solo: every final run was trained alone."
+    ]
+    packed = [run("PackedLauncher", 8), run("PackedLauncher", 4), run("PackedLauncher")]
+    assert _launched(packed) == [
+        "Launcher PackedLauncher: 2 final runs in packs of 4 to 8, 1 alone. A packed run has the id of the same run "
+        "alone, and its losses up to rounding: bf16-autocast within about 1e-3."
+    ]

@@ -110,3 +110,45 @@ def test_number_of_items_is_worked_out_or_asked_for():
     assert infer_items([k / 1319 for k in (0, 7, 694, 1319)]) == 1319
     with pytest.raises(UserError, match="items=<n>"):
         infer_items([0.12345678901, 0.3333], most=1000)
+
+
+def test_files_below_and_files_without_facts_are_read(tmp_path):
+    """Others' files: a folder deeper, no rate, no configuration at all, values of another kind."""
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        peft_json(tmp_path / place, "same", 0.5)
+    path = tmp_path / "b" / "same.json"
+    for damage in ({"optimizer_kwargs": {}}, {"optimizer_kwargs": None, "seed": "x"}, {}, None, []):
+        data = json.loads(path.read_text())
+        data["run_info"]["train_config"] = damage
+        path.write_text(json.dumps(data))
+        rows = read_folder(tmp_path, 10)["test accuracy"]
+        assert [row.name for row in rows] == ["a/same", "b/same"]
+        assert [row.facts["lr"] for row in rows] == [1e-4, None]
+        assert "1 of 2 rows share the learning rate 0.0001; 1 name none" in "\n".join(conclusion(separate(rows)))
+        write_imported(tmp_path, tmp_path / "results", 10)
+
+
+@pytest.mark.parametrize(
+    ("rates", "line"),
+    [
+        ([None, None, None], "No file names its learning rate"),
+        ([1e-4, 1e-4, 1e-4], "3 of 3 rows share the learning rate 0.0001: none was tuned for its method."),
+        (
+            [1e-4, 1e-4, 1e-3],
+            "2 of 3 rows share the learning rate 0.0001; 1 has its own: the rows were not tuned",
+        ),
+        ([1e-4, 1e-4, None], "2 of 3 rows share the learning rate 0.0001; 1 name none: none was tuned"),
+    ],
+)
+def test_what_is_said_of_the_rates(tmp_path, rates, line):
+    for at, lr in enumerate(rates):
+        peft_json(tmp_path, f"m{at}", at / 10, lr)
+    assert line in "\n".join(conclusion(separate(read_folder(tmp_path, 10)["test accuracy"])))
+
+
+@pytest.mark.parametrize("accuracy", ["0.5", 1.5, -0.1, None, [], True])
+def test_a_score_that_is_none_is_named_with_its_file(tmp_path, accuracy):
+    peft_json(tmp_path, "odd", accuracy)
+    with pytest.raises(UserError, match="odd.json: test accuracy .*between 0 and 1"):
+        read_folder(tmp_path, 10)

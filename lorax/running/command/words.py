@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from lorax.errors import UserError, near
-from lorax.running.yaml_files import read_mapping, refuse_unfolding
+from lorax.running.command.yaml_files import read_mapping, refuse_unfolding
 
 _MODES = {
     "-m", "--multirun", "-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info", "-sc", "--shell-completion",
@@ -36,7 +36,7 @@ def hydra_words(words: Sequence[str]) -> list[str]:
             raise UserError(f"{word}: a word of {len(word):,} characters")
         value = before in _TAKE_A_VALUE and ("=" not in word or Path(word).exists())
         (options if word.startswith("-") or value else overrides).append(word)
-    _check_options(options)
+    _check_options([*options, *overrides])
     overrides = [_study_word(word) for word in overrides]
     if any(word.startswith("+study=") for word in overrides):
         overrides = [_field_of_study(word) for word in overrides]
@@ -49,7 +49,7 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     return options + overrides
 
 
-def _check_options(options: list[str]) -> None:
+def _check_options(words: list[str]) -> None:
     """Refuse what Hydra's own parser would refuse, in one line instead of its usage."""
     from hydra._internal.utils import get_args_parser
 
@@ -61,7 +61,7 @@ def _check_options(options: list[str]) -> None:
         raise UserError(f"{unknown[1]}: no such option; {near(unknown[1], known)}" if unknown else message)
 
     parser.error = refuse  # type: ignore[method-assign, assignment]
-    given = parser.parse_args(options)
+    given = parser.parse_args(words)
     modes = [given.run, given.cfg is not None, given.multirun, given.shell_completion, given.info is not None]
     if given.resolve and given.cfg is None and not given.help:
         raise UserError("--resolve: shows values of `--cfg job`; give both")

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lorax.records import Store
-from lorax.running.memory import is_out_of_memory
-from lorax.running.workers import Work, train_packs
+from lorax.running.launchers.memory import is_out_of_memory
+from lorax.running.launchers.workers import Work, train_packs
 
 GRID = ["-m", "base=false", "rank=2", "hydra/launcher=packed", "hydra.launcher.lanes=6", "seed=0,1,2,3,4,5"]
 
