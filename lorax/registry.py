@@ -41,6 +41,29 @@ def check_types(cls: type, values: Mapping[str, Any], group: str) -> None:
             raise UserError(f"{group}.{key}={value}: must be {wanted}")
 
 
+def build_typed(cls: type, values: Mapping[str, Any], group: str, others: Mapping[str, Any] | None = None) -> Any:
+    """Return the instance; a value that the class itself refuses is refused in the class's words.
+
+    Args:
+        cls: a dataclass.
+        values: its fields as a user gave them; their kinds are checked.
+        group: how a message calls the class's fields.
+        others: further fields, which are right.
+
+    Raises:
+        UserError: a value of the wrong kind, or one that the class does not take.
+    """
+    try:
+        built = cls(**{**(others or {}), **values})
+    except UserError:
+        raise
+    except Exception:
+        check_types(cls, values, group)
+        raise
+    check_types(cls, values, group)
+    return built
+
+
 _WORDS: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null",
     list: "a list", tuple: "a list", dict: "a mapping", Sequence: "a list", Mapping: "a mapping",
@@ -130,8 +153,7 @@ class Registry(Generic[Interface]):
         for key, value in values.items():
             if key not in known:
                 raise UserError(f"{self.group}.{key}={value}: {name} has no such field; {near(key, known)}")
-        check_types(cls, values, self.group)
-        return cls(**values)
+        return build_typed(cls, values, self.group)
 
     def _import_all(self) -> None:
         """Import the package's modules, then other packages' entry points; of these one that fails is left out."""

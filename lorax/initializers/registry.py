@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from lorax.errors import UserError, near
-from lorax.registry import Registry, check_types
+from lorax.registry import Registry, build_typed
 
 ENTRY_POINTS = "lorax.initializers"
 """Group of entry points by which another package brings initialisers: each names a module or a registered class."""
@@ -75,8 +75,7 @@ def build(name: str, *, shared: Mapping[str, Any] | None = None, own: Mapping[st
             hint = f"; {hint}" if hint.startswith("did") else ""
             raise UserError(f"init={name} has no field {key!r} (its fields: {listed}){hint}")
     common = {key: value for key, value in (shared or {}).items() if key in known and value is not None}
-    check_types(cls, given, "init")
-    return cls(**(common | given))
+    return build_typed(cls, given, "init", common)
 
 
 def consumed(initializer: Any) -> dict[str, Any]:
