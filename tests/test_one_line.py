@@ -69,7 +69,7 @@ def test_yaml_that_cannot_be_read(lorax, capsys, tmp_path_factory, text, parts):
         (["model.layers=[1]"], ["model.layers=[1]", "whole number"]),
         (["init.name=[]"], ["init.name=[]", "text"]),
         (["init.lr_prior=abc"], ["init.lr_prior=abc", "number"]),
-        (["init=svft", "init.width=wide"], ["init.width=wide", "whole number"]),
+        (["init=svft", "init.width=wide"], ["width=wide", "whole number"]),
         (["+rnak=16"], ["rnak", "'rank'"]),
         (["++train.warmpu=0.2"], ["train.warmpu", "'train.warmup'"]),
         (["+train.warm=0.2"], ["train.warm"]),
