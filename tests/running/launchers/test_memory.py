@@ -111,7 +111,7 @@ def is_worker(child):
 
 @pytest.mark.slow
 def test_a_real_kill_of_a_worker_and_then_of_its_parent(tmp_path):
-    words = ["model=toy", "task=toy", "steps=1000", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
+    words = ["model=toy", "task=toy", "steps=300", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
     words += ["-m", "base=false", "rank=2", "seed=0,1,2,3", "hydra/launcher=packed", "hydra.launcher.processes=2"]
     words = [sys.executable, "-m", "lorax.run", *words, "hydra.launcher.lanes=2", f"results_dir={tmp_path}/results"]
     environment = os.environ | {"LORAX_CACHE": str(tmp_path / "cache")}
