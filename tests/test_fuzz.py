@@ -60,12 +60,16 @@ def try_all(seeds, lorax, capsys, tmp_path):
 
 def test_a_hundred_inputs_are_refused_or_would_run(lorax, capsys, tmp_path, monkeypatch):
     """What is accepted is not trained here: composing, reading and checking is what is tried."""
-    from lorax.running import sweep
+    from lorax.running import study, sweep
+    from lorax.studies import plan
 
     done = {"status": "finished", "run_id": "0", "message": None}
     monkeypatch.setattr(sys.modules["lorax.run"], "run_one", lambda *words, **options: done)
     monkeypatch.setattr(sweep, "launch", lambda sweeper, jobs, start: [])
     monkeypatch.setattr(sweep, "_show_tables", lambda configs: None)
+    # A study is read and checked; each of its arms is composed in the slow tier alone.
+    monkeypatch.setattr(plan, "bind", lambda spec, **facts: spec)
+    monkeypatch.setattr(study._JobFacts, "with_items", lambda self, spec: spec)
     try_all(range(100), lorax, capsys, tmp_path)
 
 

@@ -57,6 +57,7 @@ def test_what_is_stopped_leaves_the_queue(tmp_path, monkeypatch, stop):
     assert (tmp_path / "cancelled").read_text() == "12 13\n"
 
 
+@pytest.mark.slow
 def test_a_finished_grid_is_not_submitted_again(lorax, capsys, monkeypatch):
     """The launcher is Hydra's basic one under a cluster's name: only what it is handed matters."""
     from lorax.running import sweep
