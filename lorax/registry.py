@@ -25,7 +25,8 @@ Interface = TypeVar("Interface")
 def check_types(cls: type, values: Mapping[str, Any], group: str) -> None:
     """Refuse values that are not of the kind that their fields are annotated with.
 
-    A field whose annotation cannot be read, or names a class of its own, is left to the class.
+    A field whose annotation cannot be read, or names a class of its own, is left to the class. A field's metadata may
+    hold a `way`: what the user can do instead.
 
     Raises:
         UserError: names group, field, value and the kinds that are taken.
@@ -38,7 +39,8 @@ def check_types(cls: type, values: Mapping[str, Any], group: str) -> None:
         kinds = _kinds(hints.get(key, Any))
         if kinds and not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds))
-            raise UserError(f"{group}.{key}={value}: must be {wanted}")
+            way = next((item.metadata.get("way") for item in fields(cls) if item.name == key), None)
+            raise UserError(f"{group}.{key}={value}: must be {wanted}" + (f"; {way}" if way else ""))
 
 
 def build_typed(cls: type, values: Mapping[str, Any], group: str, others: Mapping[str, Any] | None = None) -> Any:
