@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,18 +15,19 @@ import torch
 
 from lorax.adapters.install import install
 from lorax.adapters.kinds import shape_of
-from lorax.adapters.selection.called import FirstForward
 from lorax.adapters.selection.coverage import Coverage, coverage_of
+from lorax.adapters.selection.reached import watch
 from lorax.adapters.selection.whole import parameters_of
 from lorax.adapters.selection.wrappers import refuse_wrapped
-from lorax.adapters.targets import said_of, select
+from lorax.adapters.targets import as_given, said_of, select
 from lorax.architecture.heads import CLASSES, HEAD, said_of_heads, trained_whole
 from lorax.errors import UserError
-from lorax.initializers.registry import build, consumed, names
+from lorax.initializers.registry import build, consumed, instance, names
 from lorax.probing import CALIBRATED
 from lorax.probing.probe import layer_generator
 from lorax.probing.probe_layers import probe_layers
 from lorax.probing.ranks import several, take_from_first
+from lorax.probing.unreached import without_unreached
 from lorax.records import knobs
 
 if TYPE_CHECKING:
@@ -93,16 +95,14 @@ def attach(
         >>> adapters.count_trainable()
         28
     """
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout={dropout}: a number from 0 up to, not including, 1 is needed")
-    if not isinstance(init, str):
-        if fields:
-            raise UserError(f"init is an instance with its own fields; {', '.join(fields)} cannot be given beside it")
-        method = init
-    else:
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"dropout={dropout!r}: a number from 0 up to, not including, 1 is needed")
+    if isinstance(init, str):
         shared = {"rank": rank, "alpha": alpha} | {key: fields.pop(key) for key in knobs.METHOD if key in fields}
         method = build(init, shared=shared, own=fields)
-    named = targets if isinstance(targets, str) else list(targets)
+    else:
+        method = instance(init, fields)
+    named = as_given(targets)
     info = {"init": consumed(method), "targets": named, "seed": seed}
     refuse_wrapped(model)
     heads, fresh = trained_whole(model, train_head, targets) if method.trains else ([], None)
@@ -113,15 +113,18 @@ def attach(
     left_out = selection.left_out
     if train_head is False:  # as asked for
         left_out = {name: HEAD if why == CLASSES else why for name, why in left_out.items()}
-    coverage = coverage_of(model, selection.chosen, left_out, heads, targets)
-    plans = make_factors(model, method, selection.chosen, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
+    if batches is not None and method.needs & CALIBRATED:
+        batches = list(batches)
+    make = partial(make_factors, model, method, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
+    plans, unreached = without_unreached(make, selection.chosen, named=targets != "all-linear")
+    coverage = coverage_of(model, plans, left_out | unreached, heads, targets)
     adapters = install(model, plans, recenter=recenter, dropout=dropout, info=info)
     adapters.rates, adapters.rule = dict(method.rates), method.rule()
     adapters.train_whole(whole)
     adapters.coverage = coverage
     if several() and method.needs & CALIBRATED:
         take_from_first(adapters.state_dict().values())
-    adapters.installation.on_restore(FirstForward(model, adapters.installation.layers).remove)
+    watch(adapters.installation)
     _say(coverage, said_of(selection.doubtful), said_of_heads(heads, fresh) if train_head is None else None)
     if adapters.rule is not None:
         warnings.warn(
@@ -247,4 +250,8 @@ def _say(coverage: Coverage, *lines: str | None) -> None:
 def _opened(cache: Cache | str | os.PathLike[str] | None) -> Cache | None:
     from lorax.probing.cache import Cache
 
-    return cache if cache is None or isinstance(cache, Cache) else Cache(cache)
+    if cache is None or isinstance(cache, Cache):
+        return cache
+    if not isinstance(cache, str | os.PathLike):
+        raise UserError(f"cache={cache!r}: a folder or a Cache is needed")
+    return Cache(cache)

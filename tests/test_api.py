@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorax
-from lorax.initializers.registry import build
+from lorax.initializers.registry import build, get
 
 
 def llama(seed=0):
@@ -215,3 +215,39 @@ def test_works_on_a_plain_module_with_a_shared_weight():
     assert torch.equal(model(x), base) and adapters.names() == ["a", "b"]
     with pytest.raises(lorax.UserError):
         adapters.merge()
+
+
+@pytest.mark.parametrize(
+    "given,line",
+    [
+        ({"targets": None}, "targets=None: 'all-linear', a list"),
+        ({"targets": 3}, "targets=3: 'all-linear', a list"),
+        ({"targets": ["0", 1]}, r"targets=\['0', 1\]: 'all-linear', a list"),
+        ({"dropout": None}, "dropout=None: a number"),
+        ({"dropout": "0.1"}, "dropout='0.1': a number"),
+        ({"cache": 3}, "cache=3: a folder or a Cache"),
+        ({"train_head": 1}, "train_head=1: True, False, None or a list"),
+        ({"init": None}, "init=None: a registered name"),
+        ({"init": get("pissa")}, "init=the class PiSSA: a registered name"),
+        ({"init": build("pissa"), "zeta": 1}, "zeta cannot be given beside it"),
+    ],
+)
+def test_an_argument_of_another_type_is_one_line(given, line):
+    model = nn.Sequential(nn.Linear(8, 6))
+    with pytest.raises(lorax.UserError, match=line) as caught:
+        lorax.attach(model, **{"rank": 2, "init": "pissa"} | given)
+    assert len(str(caught.value)) <= 300 and model[0].weight.requires_grad and type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", [nn.Linear(8, 8)]])
+def test_what_is_no_module_is_one_line(model, tmp_path):
+    with pytest.raises(lorax.UserError, match=f"model: an nn.Module is needed, not {type(model).__name__}"):
+        lorax.attach(model, rank=2)
+    lorax.attach(nn.Sequential(nn.Linear(8, 8)), rank=2).save(tmp_path, quiet=True)
+    with pytest.raises(lorax.UserError, match="model: an nn.Module is needed"):
+        lorax.load(model, tmp_path)
+
+
+def test_a_model_that_is_itself_a_layer_says_so():
+    with pytest.raises(lorax.UserError, match=r"the model is itself a layer, .* put it in an nn.Sequential"):
+        lorax.attach(nn.Linear(8, 8), rank=2)

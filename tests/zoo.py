@@ -137,3 +137,26 @@ causal("ernie4_5", "Ernie4_5", **C, head_dim=8)
 causal("nemotron", "Nemotron", **C)
 causal("stablelm", "StableLm", **C)
 causal("seedoss", "SeedOss", **C, head_dim=8)
+
+# other tasks, other ways to hold experts, other kinds of input
+causal("jetmoe", "JetMoe", **C, num_local_experts=4, num_experts_per_tok=2, kv_channels=8)
+causal("granitemoehybrid", "GraniteMoeHybrid", **C, num_local_experts=4, num_experts_per_tok=2,
+       shared_intermediate_size=24, layer_types=["mamba", "attention"], mamba_n_heads=8, mamba_d_head=8,
+       mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8)  # fmt: skip
+causal("lfm2moe", "Lfm2Moe", **MOE, num_dense_layers=1, layer_types=["conv", "full_attention"])
+add("bert_tokens", "BertForTokenClassification", "BertConfig",
+    lambda: {"input_ids": IDS.clone(), "labels": IDS % 3}, **E)  # fmt: skip
+classifier("mixtral_cls", "Mixtral", **C, num_local_experts=4, num_experts_per_tok=2, num_labels=3)
+classifier("gpt2_cls", "GPT2", vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, num_labels=3,
+           pad_token_id=0)  # fmt: skip
+add("mbart", "MBartForConditionalGeneration", "MBartConfig", text, **BART, max_position_embeddings=64, pad_token_id=1)
+add("swin", "SwinForImageClassification", "SwinConfig",
+    lambda: {"pixel_values": noise(4, 3, 32, 32), "labels": CLASSES}, image_size=32, patch_size=4, embed_dim=16,
+    depths=[1, 1], num_heads=[2, 4], window_size=4, num_labels=3)  # fmt: skip
+add("llava", "LlavaForConditionalGeneration", "LlavaConfig", text, text_config=C | {"model_type": "llama"},
+    vision_config=VISION | {"image_size": 32, "patch_size": 16, "model_type": "clip_vision_model"},
+    image_token_index=95)  # fmt: skip
+add("whisper_cls", "WhisperForAudioClassification", "WhisperConfig",
+    lambda: {"input_features": noise(4, 8, 40), "labels": CLASSES}, **BART, num_mel_bins=8, max_source_positions=20,
+    max_target_positions=30, num_labels=3, classifier_proj_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    decoder_start_token_id=1)  # fmt: skip

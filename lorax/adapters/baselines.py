@@ -46,6 +46,7 @@ class FullModel:
         self.model = model
         self.info = dict(info or {})
         self.generator: torch.Generator | None = None
+        self._detached = False
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self.coverage: Coverage | None = None
         layers = targets if targets is not None else {**dict(model.named_modules()), **expert_layers(model)}
@@ -153,6 +154,7 @@ class FullModel:
         self._put(self._start)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
+        self._detached = True
         return self.model
 
     @contextmanager
@@ -190,7 +192,11 @@ class FullModel:
         """Write the trained parameters to a folder that `lorax.load` reads; prints and returns the size.
 
         What else requires a gradient in the model now (a new head) travels along.
+
+        Raises:
+            UserError: it was detached: the model holds W0 again.
         """
+        self._refuse_detached("save")
         now = dict(self.model.named_parameters())
         state = {name: p.detach().clone() for name, p in now.items() if name in self._named or p.requires_grad}
         exchanged = {name.rpartition(".")[0] for name, p in self._named.items() if now.get(name) is not p}
@@ -217,7 +223,12 @@ class FullModel:
         """Write the model as it is now; see `lorax.exports.merged.write_model`."""
         from lorax.exports.merged import write_model
 
+        self._refuse_detached("export")
         write_model(self.model, path, verify, tokenizer)
+
+    def _refuse_detached(self, verb: str) -> None:
+        if self._detached:
+            raise UserError(f"cannot {verb}: this was detached, the model is the base again; {verb} before detach()")
 
     def _put(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():

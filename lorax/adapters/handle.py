@@ -200,7 +200,8 @@ class Adapters:
             UserError: an adapter that is no change of a weight.
         """
         by_layer, fold = self.layer_adapters(), self.recenter == "fold"
-        return {name: weights.delta(self.layer(name), by_layer[name], fold) for name in self._chosen(names)}
+        with weights.own_precision(self.model):
+            return {name: weights.delta(self.layer(name), by_layer[name], fold) for name in self._chosen(names)}
 
     @torch.no_grad()
     def frozen_weight(self, name: str) -> Tensor:
@@ -208,7 +209,8 @@ class Adapters:
 
         It is W0 - eta B0 M0 A0 for recentred factors, else W0.
         """
-        return weights.frozen_weight(self.linear(name), self.layer_adapters()[name], self.recenter == "fold")
+        with weights.own_precision(self.model):
+            return weights.frozen_weight(self.linear(name), self.layer_adapters()[name], self.recenter == "fold")
 
     @torch.no_grad()
     def merge(self) -> Adapters:
@@ -219,10 +221,12 @@ class Adapters:
         """
         if self._merged:
             return self
+        self._refuse_detached("merge")
         self._refuse_other_lanes("merge")
         layers = {name: self.linear(name) for name in self._layers}
         self.installation.refuse_tied(layers, "merge")
-        weights.merge(layers.values(), self.number)
+        with weights.own_precision(self.model):
+            weights.merge(layers.values(), self.number)
         self.pack.off.add(self.number)
         self._merged = True
         return self
@@ -304,6 +308,7 @@ class Adapters:
         """
         from lorax.adapters.files.format import save
 
+        self._refuse_detached("save")
         return save(self, path, quiet=quiet)
 
     def export_peft(
@@ -320,7 +325,9 @@ class Adapters:
         from lorax.adapters.files.export import adapted_model
         from lorax.exports.peft import export_peft
 
-        return export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base)
+        self._refuse_detached("export")
+        with weights.own_precision(self.model):
+            return export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base)
 
     def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
         """Write a whole checkpoint of the model with W' in its weights, for plain `from_pretrained`.
@@ -329,10 +336,15 @@ class Adapters:
         """
         from lorax.adapters.files.export import export_merged
 
+        self._refuse_detached("export")
         export_merged(self, path, verify=verify, tokenizer=tokenizer)
 
     def _chosen(self, names: Iterable[str] | None) -> list[str]:
         return self.names() if names is None else [names] if isinstance(names, str) else list(names)
+
+    def _refuse_detached(self, verb: str) -> None:
+        if not self._layers:
+            raise UserError(f"cannot {verb}: these adapters were detached, and are gone; {verb} before detach()")
 
     def _refuse_other_lanes(self, verb: str) -> None:
         if len(self.pack.lanes) > 1:

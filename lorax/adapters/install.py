@@ -24,6 +24,7 @@ from lorax.adapters.pack_state import PackState
 from lorax.adapters.selection.fast_path import FastPath
 from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.adapters.targets import find_targets
+from lorax.adapters.weights import own_precision
 from lorax.errors import UserError, near
 
 __all__ = ["Adapters", "find_targets", "install"]
@@ -166,8 +167,9 @@ def _fold(installation: Installation, adapters: Adapters) -> None:
     shifted = {name: adapter for name, adapter in adapters.layer_adapters().items() if adapter.shifts_base}
     try:
         installation.refuse_tied(shifted, "fold into")
-        for name, adapter in shifted.items():
-            adapters.linear(name).fold(adapter)
+        with own_precision(installation.model):
+            for name, adapter in shifted.items():
+                adapters.linear(name).fold(adapter)
     except UserError:
         installation.remove(0)  # the layers that were folded get their weight back
         raise

@@ -110,7 +110,7 @@ class AdaptedLinear(AdaptedLayer):
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """Return the dtype in which the layer's products run: autocast's where that is on, else x's own."""
         device = x.device.type
-        if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, self.weight.dtype):
+        if device != "meta" and torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, self.weight.dtype):
             return torch.get_autocast_dtype(device)
         return x.dtype
 

@@ -83,9 +83,26 @@ def select(
     if not chosen:
         why = next((f" ({name}: {reason})" for name, reason in left_out.items()), "")
         hint = near("", _suffixes(linear)) if linear else "the model has no linear layer of a known kind"
+        if is_linear(model):
+            hint = "the model is itself a layer, which cannot be replaced in it: put it in an nn.Sequential"
         raise UserError(f"targets={targets!r} leave no layer to adapt{why}; {hint}")
     doubtful = [] if modules else sorted(n for n in chosen & named.keys() if how_read(n, named) is not None)
     return Selection({name: linear[name] for name in sorted(chosen)}, dict(sorted(left_out.items())), doubtful)
+
+
+def as_given(targets: object) -> str | list[str]:
+    """Return targets as a text or a list of texts.
+
+    Raises:
+        UserError: they are neither.
+    """
+    if isinstance(targets, str):
+        return targets
+    given = list(targets) if isinstance(targets, Iterable) else []
+    texts = [target for target in given if isinstance(target, str)]
+    if len(texts) < len(given) or not isinstance(targets, Iterable):
+        raise UserError(f"targets={targets!r}: 'all-linear', a list of layer names or a regular expression is needed")
+    return texts
 
 
 def said_of(doubtful: Sequence[str]) -> str | None:
@@ -181,7 +198,9 @@ def _by_suffix(
             if reasons:
                 raise UserError(f"target {target!r} cannot be adapted: {reasons[0]}")
             if kinds:
-                raise UserError(f"target {target!r} is {' and '.join(sorted(kinds))}, not a linear layer")
+                inside = {name: linear[name] for name in linear if f".{target}." in f".{name}"}
+                hint = f"; inside it: {', '.join(_suffixes(inside)[:6])}" if inside else ""
+                raise UserError(f"target {target!r} is {' and '.join(sorted(kinds))}, not a linear layer{hint}")
             refuse_parameter(model, target)
             raise UserError(f"target {target!r} matches no layer; {near(target, _options(target, linear))}")
         chosen |= matching

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.kinds import factor_dtype
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.linear import AdaptedLinear
 from lorax.errors import UserError
+
+
+def own_precision(model: nn.Module) -> AbstractContextManager[object]:
+    """Return a context without autocast: a caller's, around a whole loop, would round what is written into weights."""
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def delta(layer: AdaptedLayer, adapter: LayerAdapter, fold: bool) -> Tensor:

@@ -88,6 +88,8 @@ def trained_whole(
         return [], None
     if isinstance(wanted, str):
         wanted = [wanted]
+    if not isinstance(wanted, Sequence):
+        raise UserError(f"train_head={wanted!r}: True, False, None or a list of module names is needed")
     owners = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
     chosen: set[str] = set()
     for target in wanted:

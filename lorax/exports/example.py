@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor] | None:
     return {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in inputs.items()}
 
 
+_WRAPPED = {"forward", "_original_forward"}
+"""Attributes of a module around whose forward accelerate put its own."""
 RUN_UP_TO = 50_000_000
 """A model with more parameters is not run unless inputs are given."""
 
@@ -57,12 +60,27 @@ def run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _own_precision(model):
             torch.manual_seed(0)
             return first_tensor(model(**inputs))
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _own_precision(model: nn.Module) -> Iterator[None]:
+    """Leave autocast off: also the one that accelerate, and so Trainer, puts around a model's forward for good."""
+    kept = [(vars(module), vars(module)["forward"]) for module in model.modules() if _WRAPPED <= vars(module).keys()]
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    for own, _ in kept:
+        own["forward"] = own["_original_forward"]
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for own, forward in kept:
+            own["forward"] = forward
 
 
 def relative_error(theirs: Tensor, ours: Tensor) -> float:

@@ -57,8 +57,8 @@ def export_peft(
         UserError: rank below 1; something trained that PEFT's format cannot hold; a folder that cannot be
             written, or that stock PEFT computes differently from this model. No folder is left then.
     """
-    if rank is not None and (isinstance(rank, bool) or rank < 1):
-        raise UserError(f"rank={rank}: must be at least 1")
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+        raise UserError(f"rank={rank!r}: a whole number of at least 1 is needed")
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     errors, inexact = {}, {}
     for name, layer in adapted.layers.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lorax.errors import UserError, near
@@ -76,6 +76,24 @@ def build(name: str, *, shared: Mapping[str, Any] | None = None, own: Mapping[st
             raise UserError(f"init={name} has no field {key!r} (its fields: {listed}){hint}")
     common = {key: value for key, value in (shared or {}).items() if key in known and value is not None}
     return build_typed(cls, given, "init", common)
+
+
+def instance(init: Any, given: Mapping[str, Any]) -> Any:
+    """Return an initialiser that was given as an instance.
+
+    Args:
+        init: as given.
+        given: the fields that came beside it.
+
+    Raises:
+        UserError: it is no initialiser, or fields were given beside it.
+    """
+    if isinstance(init, type) or not is_dataclass(init):
+        what = f"the class {init.__name__}" if isinstance(init, type) else repr(init)
+        raise UserError(f"init={what}: a registered name (lorax.names() lists them) or an instance is needed")
+    if given:
+        raise UserError(f"init is an instance with its own fields; {', '.join(given)} cannot be given beside it")
+    return init
 
 
 def consumed(initializer: Any) -> dict[str, Any]:

@@ -95,12 +95,14 @@ def token_counts(batch: Any, loss: Loss | None, number: int = 0) -> list[Tensor]
 
 
 def first_few(names: Sequence[str], shown: int = 8) -> str:
-    """Return the first names for a message, and how many there are besides.
+    """Return the first names for a message, as many as fit in a line, and how many there are besides.
 
     Examples:
         >>> first_few(["a", "b", "c"], shown=2)
         'a, b and 1 more'
     """
+    while shown > 1 and len(", ".join(names[:shown])) > 180:
+        shown -= 1
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 

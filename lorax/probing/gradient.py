@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lorax.adapters.kinds import oriented
 from lorax.errors import UserError
-from lorax.probing.calibration_pass import Loss, first_few, one_pass
+from lorax.probing.calibration_pass import Loss, one_pass
 from lorax.probing.ranks import add_over_ranks
+from lorax.probing.unreached import Unreached
 
 
 def layer_gradients(
@@ -105,7 +106,7 @@ class GradientSums:
             raise UserError("calibration: no batch with a counted label; a gradient method needs batches=...")
         unreached = [name for name, weight in self._weights.items() if id(weight) not in self._sums]
         if unreached:
-            raise UserError(f"calibration: the loss does not reach {first_few(unreached)}; leave them out of targets")
+            raise Unreached(unreached)
         for gradient in self._sums.values():
             gradient.div_(self._total)
         return {name: oriented(self._targets[name], self._sums[id(weight)]) for name, weight in self._weights.items()}

@@ -63,7 +63,13 @@ class Probe:
 
     @cached_property
     def weight(self) -> Tensor:
-        """W0, (m, n)."""
+        """W0, (m, n).
+
+        Raises:
+            UserError: it is not there, or not finite.
+        """
+        if self.device.type == "meta":
+            raise UserError(f"layer {self.name}: its weight is on the meta device, without values; load them first")
         return svd.finite(effective(self._module).to(self.dtype), f"layer {self.name}: its weight")
 
     @property

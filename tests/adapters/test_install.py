@@ -19,6 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import lorax
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
 
@@ -178,3 +179,41 @@ def test_train_switches_only_these_adapters(net, make):
     adapters.eval()
     assert not any(lane.training for lane in adapters.layer_adapters().values())
     assert "trainable" in repr(adapters) and "rank=3" in str(model)
+
+
+@pytest.mark.parametrize("init", ["pissa", "full", "none"])
+def test_what_was_detached_is_not_saved(net, init, tmp_path):
+    model = net()
+    arm = lorax.attach(model, init) if init != "pissa" else lorax.attach(model, init, rank=2)
+    arm.detach()
+    for write in (arm.save, arm.export_merged, arm.export_peft):
+        with pytest.raises(UserError, match=r"detached|no low-rank form"):
+            write(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == [] and arm.detach() is model
+    if init == "pissa":
+        with pytest.raises(UserError, match="cannot merge: these adapters were detached"):
+            arm.merge()
+
+
+@pytest.mark.parametrize("recenter", ["carry", "fold"])
+def test_a_callers_autocast_does_not_round_what_is_written(net, make, shake, recenter):
+    with torch.autocast("cpu", torch.bfloat16):
+        model = net(torch.float32)
+        adapters = shake(install(model, make("pissa", find_targets(model)), recenter=recenter))
+        deltas, frozen = adapters.delta(), adapters.frozen_weight("up")
+        adapters.merge()
+    twin = net(torch.float32)
+    wanted = shake(install(twin, make("pissa", find_targets(twin)), recenter=recenter))
+    assert all(torch.equal(deltas[name], value) for name, value in wanted.delta().items())
+    assert torch.equal(frozen, wanted.frozen_weight("up"))
+    wanted.merge()
+    assert all(torch.equal(model.get_submodule(name).weight, twin.get_submodule(name).weight) for name in deltas)
+
+
+def test_shapes_can_be_had_on_the_meta_device(net):
+    with torch.device("meta"):
+        model = net(torch.float32)
+    with pytest.raises(UserError, match="layer down: its weight is on the meta device, without values"):
+        lorax.attach(model, "pissa", rank=2)
+    lorax.attach(model, "lora", rank=2)
+    assert model(torch.zeros(3, 6, device="meta")).shape == (3, 5)

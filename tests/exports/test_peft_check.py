@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -213,3 +214,30 @@ def test_a_tampered_folder_is_not_what_the_check_reads(adapters, tmp_path):
     with pytest.raises(UserError, match=f"{Q}: stock PEFT makes another change"):
         check.check_export(adapted_model(adapters), tmp_path / "a", dict.fromkeys(adapters.names()), None)
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["bias"] == "none"
+
+
+def test_the_comparison_runs_in_the_models_own_precision(adapters, tmp_path):
+    """Trainer with bf16 leaves accelerate's autocast around the model's forward; a caller may have one too."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "bf16"
+    try:
+        model = accelerator.prepare_model(adapters.model)
+    finally:
+        accelerate.state.AcceleratorState._reset_state(True)
+    forward = model.forward
+    assert model is adapters.model and "_original_forward" in vars(model)
+    adapters.export_peft(tmp_path / "a")
+    adapters.export_merged(tmp_path / "b")
+    with torch.autocast("cpu", torch.bfloat16):
+        adapters.export_peft(tmp_path / "c")
+        adapters.export_merged(tmp_path / "d")
+    assert model.forward == forward
+    tensors = [load_file(tmp_path / name / "adapter_model.safetensors") for name in "ac"]
+    assert all(torch.equal(value, tensors[1][key]) for key, value in tensors[0].items())
+
+
+@pytest.mark.parametrize("rank", [0, -1, True, 2.0, "4"])
+def test_a_rank_that_is_none_is_one_line(adapters, rank, tmp_path):
+    with pytest.raises(UserError, match=f"^rank={rank!r}: a whole number of at least 1 is needed$"):
+        adapters.export_peft(tmp_path / "a", rank=rank)
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from lorax.adapters.install import find_targets
 from lorax.errors import UserError
 from lorax.probing.gradient import layer_gradients
+from lorax.probing.unreached import Unreached
 
 
 class Net(nn.Module):
@@ -113,3 +114,8 @@ def test_labels_weight_batches_by_the_tokens_their_loss_counts(family):
         torch.testing.assert_close(gradients[name], whole[name], rtol=1e-9, atol=1e-12)
     with pytest.raises(UserError, match="batch 0: a mapping with labels"):
         layer_gradients(model, targets, None, [ids])
+
+
+def test_many_long_names_fit_in_one_line():
+    line = str(Unreached([f"model.encoder.layers.{i}.attention.output.dense.{'x' * 40}" for i in range(9)]))
+    assert len(line) <= 300 and line.endswith("more; leave them out of targets")

@@ -30,6 +30,8 @@ class FirstForward:
         self._model = model
         self._waiting = {name: layer.acts_in for name, layer in layers.items()}
         self._called: set[str] = set()
+        self.missed: list[str] = []
+        """What the warning named."""
         for module in dict.fromkeys(self._waiting.values()):
             module.register_forward_pre_hook(self)
         model.register_forward_hook(self._finish)
@@ -38,35 +40,37 @@ class FirstForward:
         """Note the call of a layer."""
         if torch.compiler.is_compiling():
             return
-        _drop(layer._forward_pre_hooks, self)
+        drop(layer._forward_pre_hooks, self)
         for name in [name for name, other in self._waiting.items() if other is layer]:
-            self._called.add(_kind(name))
+            self._called.add(kind_of_name(name))
             del self._waiting[name]
 
     def _finish(self, model: nn.Module, inputs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        missed = [name for name in self._waiting if _kind(name) not in self._called]
+        self.missed = [name for name in self._waiting if kind_of_name(name) not in self._called]
         self.remove()
-        if missed:
+        if self.missed:
             warnings.warn(
-                f"the first forward pass did not call {abbreviated(missed)}: adapters there neither act nor train on "
-                "such data; leave them out of targets",
+                f"the first forward pass did not call {abbreviated(self.missed)}: adapters there neither act nor train "
+                "on such data; leave them out of targets",
                 stacklevel=2,
             )
 
     def remove(self) -> None:
         """Take all hooks away."""
         for layer in self._waiting.values():
-            _drop(layer._forward_pre_hooks, self)
+            drop(layer._forward_pre_hooks, self)
         self._waiting.clear()
-        _drop(self._model._forward_hooks, self._finish)
+        drop(self._model._forward_hooks, self._finish)
 
 
-def _drop(hooks: dict[int, Any], hook: Any) -> None:
+def drop(hooks: dict[int, Any], hook: Any) -> None:
+    """Take a hook away, from a copied module too, whose handles are not the copy's."""
     for key in [key for key, value in hooks.items() if value == hook]:
         del hooks[key]
 
 
-def _kind(name: str) -> str:
+def kind_of_name(name: str) -> str:
+    """Return a layer's name without its numbers: of the block, of the expert."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)

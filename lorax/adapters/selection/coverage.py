@@ -167,13 +167,14 @@ Place = tuple[str, nn.Module, Hashable, int]
 def _by_expert(place: Place, chosen: Collection[str], left_out: Collection[str]) -> list[Place]:
     """Return a stack of experts' weights expert by expert, where some of them are named."""
     name, owner, key, size = place
-    stack = owner._parameters.get(name.rpartition(".")[2])
+    stack = owner._parameters.get(name.rpartition(".")[2], owner._parameters.get("weight"))
     if stack is None or stack.ndim != 3:
         return [place]
-    experts = [f"{name}.{e}" for e in range(len(stack))]
-    if not any(expert in chosen or expert in left_out for expert in experts):
-        return [place]
-    return [(expert, owner, (key, expert), size // len(stack)) for expert in experts]
+    for parameter in (name, f"{name}.weight"):  # one that is called weight goes by its module's name here
+        experts = [f"{parameter}.{e}" for e in range(len(stack))]
+        if any(expert in chosen or expert in left_out for expert in experts):
+            return [(expert, owner, (key, expert), size // len(stack)) for expert in experts]
+    return [place]
 
 
 def _weights(modules: Mapping[str, nn.Module]) -> list[Place]:

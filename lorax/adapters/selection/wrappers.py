@@ -20,6 +20,8 @@ def refuse_wrapped(model: nn.Module) -> None:
     Raises:
         UserError: names what it is wrapped in or holds, and what to do.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: an nn.Module is needed, not {type(model).__name__}")
     for kind, line in _WRAPPERS:
         found = next(((name, module) for name, module in model.named_modules() if kind(module)), None)
         if found is not None:

@@ -348,6 +348,8 @@ def test_what_is_not_possible_is_said_by_name(tmp_path):
         UserError, match=r"target 'mlp.gate.weight' is a parameter of MixtralTopKRouter, float64 \(3, 16"
     ):
         attach(model, targets=["mlp.gate.weight"])
+    with pytest.raises(UserError, match="is MixtralExperts, not a linear layer; inside it: down_proj, gate_up_proj$"):
+        attach(model, targets=["experts"])
     tied = made("mixtral")
     tied.model.layers[0].mlp.copy = nn.Linear(1, 1)
     tied.model.layers[0].mlp.copy.weight = tied.model.layers[0].mlp.experts.down_proj

@@ -143,3 +143,14 @@ def test_heads_of_models_in_a_wrapper_are_left_out():
 
     selection = select(Wrapper())
     assert selection.left_out == {"inner.lm_head": "output head"} and "value" in selection.chosen
+
+
+def test_experts_whose_parameter_is_called_weight_count_as_adapted():
+    sizes = SIZES | {"num_key_value_heads": 2, "kv_channels": 4, "num_local_experts": 3, "num_experts_per_tok": 2}
+    model = T.JetMoeForCausalLM(T.JetMoeConfig(**sizes))
+    total = weights(model)
+    found = lorax.attach(model, rank=2).coverage
+    assert found.adapted + sum(found.sizes.values()) == found.total == total
+    assert found.left_out == {"lm_head": "output head", "model.embed_tokens": "embedding"}
+    part = lorax.attach(T.JetMoeForCausalLM(model.config), rank=2, targets=["0.mlp.output_linear.weight.1"]).coverage
+    assert part.adapted == 8 * 12 and part.adapted + sum(part.sizes.values()) == part.total
