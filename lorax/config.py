@@ -11,7 +11,7 @@ import math
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -202,9 +202,15 @@ def resolve(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig(**{key: data[key] for key in known})
         check(config)
+        config = replace(config, results_dir=_expanded(config.results_dir), save=config.save and _expanded(config.save))
     except KeyError as error:
         raise UserError(f"{error.args[0]}: every run needs it; it cannot be taken out with ~") from None
     return config
+
+
+def _expanded(path: str) -> str:
+    """Return a path with `~` as the home folder; shells leave it as it is after a `=`."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _refuse_unknown(data: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from lorax.config import conf_dir
 from lorax.errors import LONGEST, UserError, one_line
+from lorax.running.command.words import hydra_words
 from lorax.studies.parse import from_mapping
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -66,6 +68,8 @@ def test_yaml_that_cannot_be_read(lorax, capsys, tmp_path_factory, text, parts):
         (["--multirum"], ["--multirum", "'--multirun'"]),
         (["--config-dir=/nope"], ["/nope"]),
         (["model.hidden=abc"], ["model.hidden=abc", "whole number"]),
+        (["model.layers=10000"], ["model.layers=10000", "between 1 and 256"]),
+        (["-m", "model.attention=egaer", "seed=0,1"], ["model.attention=egaer", "'eager'"]),
         (["model.layers=[1]"], ["model.layers=[1]", "whole number"]),
         (["init.name=[]"], ["init.name=[]", "text"]),
         (["init.lr_prior=abc"], ["init.lr_prior=abc", "number"]),
@@ -104,6 +108,34 @@ def test_command_lines(lorax, capsys, monkeypatch, words, parts):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("task.path=~/mine.jsonl", "task.path='~/mine.jsonl'"),
+        ("task.path=d\u00e4ten (1)=b.jsonl", "task.path='d\u00e4ten (1)=b.jsonl'"),
+        (r"targets=.*\.(q|v)_proj", r"targets='.*\.(q|v)_proj'"),
+        ("task.path=a.jsonl,~/b.jsonl", "task.path=a.jsonl,'~/b.jsonl'"),
+        ("rank=range(1,3)", "rank=range(1,3)"),
+        ("label='(a)'", "label='(a)'"),
+        ("~init", "~init"),
+        ("lr=${oc.env:HOME}", "lr=${oc.env:HOME}"),
+    ],
+)
+def test_values_that_hydra_takes_only_in_quotes_get_them(word, expected):
+    assert hydra_words([word]) == [expected]
+
+
+def test_a_tilde_is_the_home_folder_of_paths(lorax, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    rows = "".join(json.dumps({"prompt": f"p{at}", "answer": "a"}) + "\n" for at in range(40))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine.jsonl").write_text(rows)
+    words = ["task=jsonl", "task.path=~/mine.jsonl", "steps=1", "task.max_new_tokens=1", "base=false", "save=~/kept"]
+    assert lorax("task.n_train=16", *words, results="~/res") == 0
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"mine.jsonl", "res", "kept"}
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize(("given", "value"), [("8G", 8 * 2**30), ("500MB", 500 * 2**20), (" 12 kib", 12288), ("7", 7)])
 def test_the_size_of_the_cache_has_units(monkeypatch, given, value):
     from lorax.probing.cache import Cache
@@ -132,10 +164,12 @@ TOY = yaml.safe_load((conf_dir() / "study/toy.yaml").read_text())
         ({"test_items": 0}, "test_items=0"),
         ({"assumed_sd": float("nan")}, "assumed_sd=nan: a finite number"),
         ({"assumed_sd": -1}, "assumed_sd=-1: must be above 0"),
+        ({"assumed_sd": 1e308}, "at most 1"),
         ({"assumed_sd": True}, "assumed_sd=True"),
         ({"blocks": {"x": 2}}, r"blocks\.x=2: a list"),
         ({"blocks": {"x": ["lora", 3]}}, r"blocks\.x"),
         ({"per_task": {"toy": 3}}, r"per_task\.toy=3: a mapping"),
+        ({"fixed": {"results_dir": "elsewhere"}}, r"fixed\.results_dir: .*command line"),
         ({"fixed": {3: 4}}, "3 is no key"),
         ({"fixed": {"train": {"clip": 1}}}, r"write train\.<field>"),
         ({"tasks": [[]]}, "tasks"),

@@ -29,6 +29,16 @@ CHOICES = ("auto", "eager", "sdpa", "sdpa_fp32", "flex_attention", "flash_attent
 BY_DEVICE = {"cpu": "sdpa_fp32", "cuda": "sdpa", "mps": "sdpa"}
 
 
+def check(asked: Any) -> None:
+    """Refuse a name of no implementation.
+
+    Raises:
+        UserError: with near misses.
+    """
+    if asked not in (None, *CHOICES):
+        raise UserError(f"model.attention={asked}: {near(asked, CHOICES)}")
+
+
 def choose(asked: str | None, device: str) -> str:
     """Return the attention implementation to load with.
 
@@ -39,8 +49,7 @@ def choose(asked: str | None, device: str) -> str:
     Raises:
         UserError: unknown implementation, with near misses.
     """
-    if asked not in (None, *CHOICES):
-        raise UserError(f"model.attention={asked}: {near(asked, CHOICES)}")
+    check(asked)
     if asked in (None, "auto"):
         asked = BY_DEVICE.get(device.split(":")[0], "sdpa")
     if asked == "sdpa_fp32":

@@ -50,9 +50,15 @@ def _words(folder: Path, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, at most 200 characters, or its type where it has none."""
+    """Return what an error's message begins with, at most 200 characters: its first line, and those that a colon opens.
+
+    A lone key or name says nothing without the kind of error.
+    """
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    first = text.splitlines()[0] if text else ""
+    words = " ".join(text.split()) if first.endswith(":") else first
+    words = f"{type(error).__name__} {words}".strip() if len(words.split()) < 2 else words
+    return words[:200]
 
 
 def check_files(folder: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorax.errors import UserError, near
+from lorax.models.attention import check as check_attention
 from lorax.registry import Registry
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def build(spec: Mapping[str, Any]) -> Family:
     kind = spec.get("kind")
     if kind is not None and kind not in (*KINDS, "auto"):
         raise UserError(f"model.kind={kind}: {near(kind, [*KINDS, 'auto'])}")
+    check_attention(spec.get("attention"))
     return _families.build(spec)
 
 

@@ -49,6 +49,9 @@ class Toy:
             raise UserError(f"model.kind={self.kind}: toy is causal or classification")
         if self.hidden < 8 or self.hidden % 8:
             raise UserError(f"model.hidden={self.hidden}: must be a multiple of 8")
+        for key, most in (("hidden", 8192), ("layers", 256), ("context", 131_072)):
+            if not 1 <= getattr(self, key) <= most:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be between 1 and {most:,}")
 
     def digest(self) -> str:
         """Return a digest of what the weights are drawn from."""

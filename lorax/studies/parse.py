@@ -251,16 +251,17 @@ def _check(spec: StudySpec, where: str) -> None:
             line = f"{arm.match.to}: that arm is matched itself; name its target"
             raise UserError(f"{where}.arms.{arm.label}.match.to={line}")
     settings = {"fixed": spec.fixed, **{f"per_task.{task}": given for task, given in spec.per_task.items()}}
+    owned = OWNED | {"results_dir": "where a study's records lie is said on the command line"}
     for place, given in (settings | {f"arms.{arm.label}": arm.overrides for arm in spec.arms}).items():
         for key in given:
-            if key in OWNED:
-                raise UserError(f"{where}.{place}.{key}: {OWNED[key]}")
+            if key in owned:
+                raise UserError(f"{where}.{place}.{key}: {owned[key]}")
     if not 0 < spec.margin < 1:
         raise UserError(f"{where}.margin={spec.margin:g}: a fraction between 0 and 1 (0.01 is one point)")
     if not 0 < spec.alpha < 0.5:
         raise UserError(f"{where}.alpha={spec.alpha:g}: must be between 0 and 0.5")
-    if not spec.assumed_sd > 0:
-        raise UserError(f"{where}.assumed_sd={spec.assumed_sd:g}: must be above 0")
+    if not 0 < spec.assumed_sd <= 1:
+        raise UserError(f"{where}.assumed_sd={spec.assumed_sd:g}: must be above 0 and at most 1")
     if len(set(spec.tasks)) < len(spec.tasks):
         raise UserError(f"{where}.tasks={list(spec.tasks)}: a task occurs twice")
     if spec.metric not in METRICS:

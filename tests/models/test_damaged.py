@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from lorax.errors import UserError
 from lorax.models import digest, load, skeleton
 from lorax.models import smollm2 as smol
+from lorax.models.checks import first_line
 
 CODE = """
 from pathlib import Path
@@ -222,3 +224,19 @@ def test_a_changed_file_of_a_model_s_package_is_one_line(tmp_path, monkeypatch):
     words.write_text("a c")
     assert package.package_file("made", "1", ".safetensors") == weights
     package._changed_file.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ValueError("Validation error for field 'x':\n    TypeError: expected int"),
+            "for field 'x': TypeError: expected",
+        ),
+        (KeyError("nope"), "KeyError 'nope'"),
+        (ValueError(""), "ValueError"),
+        (OSError("one reason\nand a tail"), "^one reason$"),
+    ],
+)
+def test_what_a_checkpoint_s_error_says_is_kept(error, line):
+    assert re.search(line, first_line(error))

@@ -37,7 +37,7 @@ def hydra_words(words: Sequence[str]) -> list[str]:
         value = before in _TAKE_A_VALUE and ("=" not in word or Path(word).exists())
         (options if word.startswith("-") or value else overrides).append(word)
     _check_options([*options, *overrides])
-    overrides = [_study_word(word) for word in overrides]
+    overrides = [_quoted(_study_word(word)) for word in overrides]
     if any(word.startswith("+study=") for word in overrides):
         overrides = [_field_of_study(word) for word in overrides]
         if not {word.split("=")[0] for word in options} & _MODES:
@@ -98,6 +98,31 @@ def _study_word(word: str) -> str:
     name = "file_" + re.sub(r"\W", "_", path.stem)
     ConfigStore.instance().store(group="study", name=name, node=read_mapping(path))
     return f"+study={name}"
+
+
+def _quoted(word: str) -> str:
+    """Quote values that Hydra's grammar takes only in quotes: `~/mine`, `dätä.jsonl`, `(q|v)_proj`, `a=b`.
+
+    What has quotes, brackets or a comma within parentheses already means something and stays as it is.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    is_plain = re.fullmatch(r"[+\w./@-]+", key) and re.fullmatch(r"[^'\"\[\]{}\n]*[^'\"\[\]{}\n\\]", value)
+    if not equals or not is_plain or not _UNREAD.search(value) or ("(" in value and "," in value):
+        return word
+    parser, pieces = OverridesParser.create(), value.split(",")
+    for at, piece in enumerate(pieces):
+        try:
+            parser.parse_overrides([f"{key}={piece}"])
+        except HydraException:
+            pieces[at] = f"'{piece}'"
+    return f"{key}={','.join(pieces)}"
+
+
+_UNREAD = re.compile(r"[^\x20-\x7e]|[~()=&#;<>!^`]")
+"""Characters that Hydra's grammar does not know, or not everywhere in a value."""
 
 
 def _field_of_study(word: str) -> str:

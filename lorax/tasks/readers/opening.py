@@ -21,6 +21,12 @@ KINDS = {
 """Suffix, in any case -> how the file is read."""
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes after the kind's own: `train.jsonl.gz`."""
+_MAGIC = {
+    b"\x1f\x8b": "packed with gzip", b"BZh": "packed with bzip2", b"\xfd7zXZ\0": "packed with xz",
+    b"(\xb5/\xfd": "packed with zstandard", b"PAR1": "parquet", b"ARROW1": "arrow",
+    b"PK\x03\x04": "an archive or a workbook (zip)",
+}  # fmt: skip
+"""First bytes of files that are no text -> what they are."""
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 
 
@@ -103,6 +109,9 @@ def decoded(raw: bytes, where: str, line: int = 1) -> str:
     Raises:
         UserError: not UTF-8, or NUL bytes; names the line.
     """
+    content = next((name for magic, name in _MAGIC.items() if line == 1 and raw.startswith(magic)), None)
+    if content is not None:
+        raise UserError(f"{where}: {content} by its content, whatever its suffix says; give it the suffix that it has")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{where}: UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8")
     try:

@@ -118,6 +118,7 @@ def labelled(path, labels):
 @pytest.mark.parametrize("labels, names", [
     ([1, 0], ("0", "1")), ([1.0, 0.0], ("0.0", "1.0")), ([True, False], ("false", "true")),
     (["007", "7"], ("007", "7")), (["v1.5", "v2"], ("v1.5", "v2")), (["2024-01", "2024-02"], ("2024-01", "2024-02")),
+    (["1" * 40, "1e300"], ("1" * 40, "1e300")),
 ])  # fmt: skip
 def test_classes(tmp_path, labels, names):
     assert labelled(tmp_path / "a.jsonl", labels).labels == names
@@ -127,7 +128,11 @@ def test_classes(tmp_path, labels, names):
     (["5.000", "3.800", "0.25"], r"numbers on a scale \(0.25, 3.800\), not classes"),
     ([1.5, 2.0], "numbers on a scale"),
     ([1, 1.0], "classes '1' and '1.0' differ only in how they are written"),
+    ([".5", "1.", "2e-5"], "numbers on a scale"),
+    ([1e-5, 2.0], "numbers on a scale"),
     (["TRUE", "true"], "classes 'TRUE' and 'true' differ only"),
+    (["a b", "a  b"], "classes 'a  b' and 'a b' differ only"),
+    (["caf\u00e9", "cafe\u0301"], "differ only in how they are written"),
     ([["a"], ["a", "b"]], "line 1: field 'label' is a list of 1 texts"),
     ([float("nan"), "a"], "line 1: field 'label' is empty"),
 ])  # fmt: skip
