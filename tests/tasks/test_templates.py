@@ -67,9 +67,9 @@ def test_a_line_whose_fields_are_all_empty_is_left_out(template, empty, expected
     ({"template": "{input!r}"}, "takes a field's name and nothing else"),
     ({"template": "{{input}}"}, "names no field"),
     ({"template": ""}, "names no field"),
-    ({"template": {"input": ""}}, "must be a text or null; one text in two pairs of quotes"),
+    ({"template": {"input": ""}}, "one text; quote it twice"),
     ({"template": "{instruction} {output}"}, "{output} is the answer; a prompt must not hold it"),
-    ({"prompt": ["instruction", "input"]}, "must be a text; task.template joins several fields"),
+    ({"prompt": ["instruction", "input"]}, "task.template joins several fields"),
 ])  # fmt: skip
 def test_bad_templates_are_one_line(tmp_path, spec, words):
     with pytest.raises(UserError) as caught:
