@@ -25,8 +25,7 @@ Interface = TypeVar("Interface")
 def check_types(cls: type, values: Mapping[str, Any], group: str) -> None:
     """Refuse values that are not of the kind that their fields are annotated with.
 
-    A field whose annotation cannot be read, or names a class of its own, is left to the class. A field's metadata may
-    hold a `way`: what the user can do instead.
+    A field whose annotation cannot be read, or names a class of its own, is left to the class.
 
     Raises:
         UserError: names group, field, value and the kinds that are taken.
@@ -39,8 +38,7 @@ def check_types(cls: type, values: Mapping[str, Any], group: str) -> None:
         kinds = _kinds(hints.get(key, Any))
         if kinds and not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds))
-            way = next((item.metadata.get("way") for item in fields(cls) if item.name == key), None)
-            raise UserError(f"{group}.{key}={value}: must be {wanted}" + (f"; {way}" if way else ""))
+            raise UserError(f"{group}.{key}={value}: must be {wanted}")
 
 
 def build_typed(cls: type, values: Mapping[str, Any], group: str, others: Mapping[str, Any] | None = None) -> Any:

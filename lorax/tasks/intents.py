@@ -23,7 +23,7 @@ class Intents(TextClassification):
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError(f"task={self.name}: give task.path=<folder or hub id>")
-        self._check_paths()
+        self._check_texts()
         for key in ("template", "columns", "quotes"):
             if getattr(self, key) is not None:
                 raise UserError(f"task.{key}: {self.name} is read as its authors write it; task=text_classification")

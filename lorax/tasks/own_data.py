@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,6 @@ from lorax.tasks.templates import Template
 
 QUOTES = ("auto", "syntax", "text")
 LONGEST_PATH = 1000
-_JOIN = {"way": "task.template joins several fields"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Files:
     """A file for each split, instead of or beside `path`."""
     validation: str | None = None
     test: str | None = None
-    template: str | None = field(default=None, metadata={"way": "one text in two pairs of quotes: '\"{a} {b}\"'"})
+    template: str | None = None
     """Text with fields in braces that makes the prompt, instead of one field; see `Template`."""
     columns: list[str] | None = None
     """Names of the columns, for CSV and TSV files without a header."""
@@ -48,7 +47,7 @@ class Files:
     n_heldout: int | None = 64
 
     def __post_init__(self) -> None:
-        self._check_paths()
+        self._check_texts()
         if not (self.path or self.train):
             raise UserError(f"task={self.name}: give task.path=<file, folder or hub id>")
         if (self.quotes or "auto") not in QUOTES:
@@ -58,12 +57,15 @@ class Files:
         if self.template is not None:
             assert self.joined.fields
 
-    def _check_paths(self) -> None:
-        """Refuse paths that no system takes."""
-        for key in ("path", "train", "validation", "test"):
-            found = getattr(self, key)
-            if found and len(found) > LONGEST_PATH:
-                raise UserError(f"task.{key}={found[:40]}...: {len(found):,} characters are no path")
+    def _check_texts(self) -> None:
+        """Refuse what is no text where one is needed, and paths that no system takes."""
+        for item in fields(self):
+            found = getattr(self, item.name)
+            if item.type in ("str", "str | None") and not isinstance(found, str | None) and item.name != "template":
+                way = "; task.template joins several fields" if item.name in ("prompt", "text") else ""
+                raise UserError(f"task.{item.name}={found}: one text is needed{way}")
+            if item.name in ("path", "train", "validation", "test") and found and len(found) > LONGEST_PATH:
+                raise UserError(f"task.{item.name}={found[:40]}...: {len(found):,} characters are no path")
 
     @cached_property
     def joined(self) -> Template:
@@ -96,7 +98,7 @@ class TextToText(Files):
     """Prompts and answers from JSONL, JSON, CSV, TSV or parquet files, or a hub dataset."""
 
     name: str = "jsonl"
-    prompt: str = field(default="prompt", metadata=_JOIN)
+    prompt: str = "prompt"
     """The field that holds the prompt."""
     answer: str = "answer"
     """The field that holds the answer."""
@@ -169,7 +171,7 @@ class TextClassification(Files):
     """Texts and classes from the same sources; the model gets a fresh head with one output per class."""
 
     name: str = "text_classification"
-    text: str = field(default="text", metadata=_JOIN)
+    text: str = "text"
     """The field that holds the text."""
     label: str = "label"
     """The field that holds the class."""
