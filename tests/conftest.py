@@ -10,6 +10,14 @@ pytest_plugins = ["made_study", "small_training"]
 SMALL = ["model=toy", "task=toy", "steps=4", "track=none", "dtype=float32", "task.n_test=20", "name=small"]
 
 
+LONG = ("test_study.py", "test_robust.py", "test_run.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The long ones first: with two workers, none is left alone with one at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture
 def lorax(monkeypatch, tmp_path_factory, tmp_path):
     """Run the command line in this process; return its exit code. `small=False`: nothing but `words`."""

@@ -11,7 +11,13 @@ from lorax.studies.registration import frozen
 from lorax.studies.study import read_study
 
 STUDY = ["study=toy", "hydra/launcher=packed", "track=none"]
-QUICK = ["study.seeds=[0,1]", "study.fixed.batch_size=4", "task.n_validation=24", "task.n_test=24"]
+QUICK = [
+    "study.seeds=[0,1]",
+    "study.fixed.steps=6",
+    "study.fixed.batch_size=4",
+    "task.n_validation=24",
+    "task.n_test=24",
+]
 
 
 @pytest.mark.parametrize(
