@@ -205,9 +205,12 @@ class Store:
             self._clear(name, run_id, over)
             yield record
             over = self.finished(name, run_id) is not None
+        except UserError:  # refused: nothing was begun, and nothing stays
+            over = True
+            raise
         finally:
             held.release()
-            if over:  # who still waits for the removed file then reads the record: no two work on one run
+            if over:  # who still waits for the removed file asks again for the path: no two work on one run
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
 
