@@ -52,8 +52,8 @@ def evaluate(
         modality: None: that of the model; `CausalText(loaded, verify=False)` gives the same answers, slowly.
 
     Returns:
-        For each lane, rows {split, id, score, tolerant, loss, completion, answer} in the order of
-        the split.
+        For each lane, rows {split, row, id, score, tolerant, loss, completion, answer} in the order of the split;
+        `row` is the place in the split, `id` the digest of the prompt.
 
     Raises:
         UserError: adapters that were not installed together; an example that the model cannot take.
@@ -77,7 +77,7 @@ def evaluate(
             for lane_items, lane_predictions in zip(items, predictions, strict=True):
                 for index, row, prediction in zip(indices, chosen, lane_predictions, strict=True):
                     scored = modality.score(task, row, prediction)
-                    lane_items[index] = {"split": split, "id": row.example.id, **scored}
+                    lane_items[index] = {"split": split, "row": index, "id": row.example.id, **scored}
     return items
 
 

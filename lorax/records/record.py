@@ -62,7 +62,8 @@ class RunRecord:
     label: str = ""
     """The name of its row in tables, where the user or a study gave one; else empty."""
     task: dict[str, Any] = field(default_factory=dict)
-    """name, kind, metric, direction, majority, n_train, n_validation, n_test, digest, version."""
+    """name, kind, metric, direction, majority, n_train, n_validation, n_test, digest, version; asked: split -> digest of
+    its prompts and expected answers (`Task.asked`)."""
     model: dict[str, Any] = field(default_factory=dict)
     """name, digest, parameters, dtype, attention."""
     scores: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +77,8 @@ class RunRecord:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     """Optional measurements: alignment, captured energy, ||dW||/||W0||, forgetting, ..."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """commit, dirty, versions, device, threads, launcher, pack, overrides, started, finished."""
+    """commit, dirty, versions, device, processor, threads, launcher, pack, overrides, started, finished; in a study
+    chain: the line of its chain that was the last one when the run began."""
     schema: int = SCHEMA
     items_digest: str | None = None
     """SHA-256 of the file of items beside the record; "" where there is none, None in older records."""
@@ -113,6 +115,11 @@ class RunRecord:
         """Return one number of `scores[split]`, or None where it was not measured."""
         entry = self.scores.get(split)
         return None if entry is None else entry.get(key)
+
+
+def digest_of(record: RunRecord) -> str:
+    """Return the digest that a record's file holds, or would hold."""
+    return content_digest(_finite(asdict(record)))
 
 
 def content_digest(data: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lorax.errors import UserError, near
-from lorax.records import claims, journal
+from lorax.records import chain, claims, journal
 from lorax.records.guarded_json import Damaged, read_lines
 from lorax.records.integrity import ITEMS, read_believed, read_record
 from lorax.records.record import RunRecord
@@ -98,7 +98,7 @@ class Store:
     def write_all(self, runs: Iterable[tuple[RunRecord, Iterable[dict[str, Any]] | None]]) -> None:
         """Write the records of one pack; a kill at any moment leaves none of them, or all once one is claimed again."""
         files: list[tuple[str, journal.Files]] = []
-        name = ""
+        name, written_records = "", []
         for record, items in runs:
             path, name = self.path(record.name, record.run_id), record.name
             written: journal.Files = []
@@ -109,12 +109,37 @@ class Store:
             else:  # those that lie there, if any, stay
                 kept = path.with_suffix(ITEMS)
                 digest = hashlib.sha256(kept.read_bytes()).hexdigest() if kept.is_file() else ""
-            written.append((path, replace(record, items_digest=digest).to_json().encode()))
+            written_records.append(replace(record, items_digest=digest))
+            written.append((path, written_records[-1].to_json().encode()))
             files.append((record.run_id, written))
+        chained = chain.chain_path(self.root, check_name(name)) if name else None
+        if chained is None or not chained.is_file():
+            self._write(name, files)
+            return
+        with chain.chain_lock(self.root, name):
+            self._write(name, files)
+            chain.enter(chained, written_records)
+
+    def _write(self, name: str, files: list[tuple[str, journal.Files]]) -> None:
         if len(files) > 1:
             journal.write_pack(self.root / "state" / name, files)
         else:
             write_together(pair for _, written in files for pair in written)
+
+    def catch_up(self, name: str) -> int:
+        """Enter into the chain of a study what killed processes recorded and did not enter; return how many.
+
+        Nothing where the name has no chain.
+        """
+        chained = chain.chain_path(self.root, check_name(name))
+        if not chained.is_file():
+            return 0
+        with chain.chain_lock(self.root, name):
+            return chain.catch_up(chained, self.folder(name))
+
+    def chain_head(self, name: str) -> str | None:
+        """Return the digest of the last line of a study's chain, which its next run names; None without a chain."""
+        return chain.head(chain.chain_path(self.root, check_name(name)))
 
     def get(self, name: str, run_id: str) -> RunRecord | None:
         """Return the record of one run, or None.

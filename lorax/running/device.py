@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from lorax.errors import UserError
@@ -30,10 +34,26 @@ class Placement:
         cuda = self.device.startswith("cuda")
         return {
             "device": torch.cuda.get_device_name() if cuda else self.device,
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor(),
+            "architecture": platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         }
+
+
+@cache
+def processor() -> str:
+    """Return the processor's model, or what the system says of it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        words = ["sysctl", "-n", "machdep.cpu.brand_string"]  # macOS
+        said = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        if said:
+            return said
+    return platform.processor() or platform.machine()
 
 
 def resolve_placement(dtype: str, device: str) -> Placement:

@@ -101,6 +101,7 @@ class PreparedRun:
             provenance={
                 **source(), "versions": versions(), **provenance, "tag": config.tag,
                 **({} if self.overrides is None else {"overrides": self.overrides}),
+                **({} if (chain := self.store.chain_head(config.name)) is None else {"chain": chain}),
                 "finished": now(),
             },
         )  # fmt: skip

@@ -140,13 +140,15 @@ class Session:
         wanted = self.config.evaluate
         start = time.perf_counter()
         for split in ["validation", "test"] if wanted == "both" else [wanted]:
+            shots = bool(self.task.shots) and not self.trains
             answers = evaluate(
                 self.loaded, self.task, split, self.adapters if self.trains else None, self.heads,
-                batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.placement.autocast,
-                shots=bool(self.task.shots) and not self.trains,
+                batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.placement.autocast, shots=shots,
             )  # fmt: skip
+            asked = self.task.asked(split, shots)
             for run, items in zip(self.runs, answers, strict=True):
                 run.record.scores[split] = summarise(items)
+                run.record.task.setdefault("asked", {})[split] = asked
                 run.items.extend(items)
         return time.perf_counter() - start
 

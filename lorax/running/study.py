@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lorax.config import RunConfig, conf_dir, resolve
 from lorax.errors import UserError
 from lorax.records import Store
+from lorax.records.chain import chain_path
+from lorax.running.device import processor
+from lorax.running.identity import source
 from lorax.running.preflight import layer_shapes, load_task
 from lorax.running.prepared import default_rate, prepare
 from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
@@ -27,6 +31,9 @@ EXECUTION = (
 
 def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
     """Run, or go on with, the study of the sweeper's configuration; with `study.plan=true` only plan it.
+
+    `study.register=true` fixes the design and begins its chain without a run, so that the registration can be committed
+    first; `study.anchor=<commit>` then names that commit.
 
     Args:
         sweeper: composes configurations and holds the launcher.
@@ -53,18 +60,28 @@ def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
     spec = replace(spec, fixed=spec.fixed | design)
     jobs = _JobFacts(sweeper, execution)
     spec = planning.bind(spec, lr=jobs.rate, count=jobs.trained_values, consumes=jobs.consumed)
-    if not isinstance(data.get("plan", False), bool | None):
-        raise UserError(f"study.plan={data['plan']}: must be true or false")
+    for key in ("plan", "register"):
+        if not isinstance(data.get(key, False), bool | None):
+            raise UserError(f"study.{key}={data[key]}: must be true or false")
     if data.get("plan"):
         seconds = seconds_per_run(spec, store, sweeper, execution)
         print("\n".join(planning.plan(jobs.with_items(spec), seconds).lines))
         return
     checked(sweeper, [[*job.overrides, *execution] for job in one_of_each(spec)])
-    freeze(spec, store.root)
+    path = freeze(spec, store.root, made_with(), None if data.get("anchor") is None else str(data["anchor"]))
     print("\n".join(planning.plan(jobs.with_items(spec)).lines), flush=True)
+    if data.get("register"):
+        print(f"registered: commit {path} and {chain_path(store.root, spec.name)}, then run with study.anchor=<commit>")
+        return
     _run_rounds(sweeper, spec, store, execution)
     print(draw(store, spec.name))
     publish(store, spec.name, str(sweeper.config.track))
+
+
+def made_with() -> dict[str, Any]:
+    """Return what a registration says of the code and the machine; threads: as asked for, None where torch decides."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return {**source(), "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": threads}}
 
 
 def _run_rounds(sweeper: LoraxSweeper, spec: StudySpec, store: Store, execution: list[str]) -> None:
@@ -76,6 +93,7 @@ def _run_rounds(sweeper: LoraxSweeper, spec: StudySpec, store: Store, execution:
     printed: set[str] = set()
     started = 0
     while True:
+        store.catch_up(spec.name)
         records = store.read(spec.name) if store.folder(spec.name).is_dir() else []
         current = next_round(spec, records)
         _print_new(current.notes, printed)

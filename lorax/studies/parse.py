@@ -16,6 +16,8 @@ from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.judge import PROCEDURES
 from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
 
+COMMANDS = ("plan", "register", "anchor")
+"""Keys that say what a command does with a study, and are no part of it."""
 METRICS = ("score", "tolerant")
 LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
 SEEDS = {"method": tuple(range(8)), "rate": tuple(range(6))}
@@ -35,7 +37,7 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}={data}: a mapping is needed, `key: value` on each line")
-    data = {key: value for key, value in dict(data).items() if key != "plan"}
+    data = {key: value for key, value in dict(data).items() if key not in COMMANDS}
     _known(data, StudySpec, where, without={"centres", "matched", "consumes"})
     for key, kinds in _SHAPES.items():
         _shaped(data.get(key), kinds, f"{where}.{key}")

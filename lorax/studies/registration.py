@@ -1,17 +1,23 @@
-"""The design of a study: fixed in a file before its first run, and read back from it."""
+"""The design of a study: fixed in a file before its first run, and read back from it.
+
+    <results_dir>/studies/<name>.json             the design, its digest, when it was fixed, where its chain begins
+    <results_dir>/studies/<name>.chain.jsonl      design, code, machine, then every record (`records.chain`)
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lorax.errors import UserError
 from lorax.records import canonical, check_name, read_json, write_atomic
+from lorax.records.chain import Entry, append, chain_lock, chain_path, read_chain
+from lorax.studies.analysis import analysis
 from lorax.studies.parse import from_mapping
 from lorax.studies.spec import WHEN_ABSENT, StudySpec
 
@@ -30,15 +36,27 @@ def digest(spec: StudySpec) -> str:
     return hashlib.sha256(canonical(_design(spec)).encode()).hexdigest()[:16]
 
 
-def freeze(spec: StudySpec, results_dir: str | Path) -> Path:
-    """Fix the design before the first run; later calls check that it is still the same.
+def freeze(
+    spec: StudySpec, results_dir: str | Path, made_with: Mapping[str, Any] | None = None, anchor: str | None = None
+) -> Path:
+    """Fix the design before the first run and begin its chain; later calls check that it is still the same.
 
-    The file also holds the time, so that a report can state whether any run had started before.
+    The file also holds the time, so that a report can state whether any run had started before. A study that was fixed
+    before there were chains gets none.
+
+    Args:
+        spec: the study, bound.
+        results_dir: where records and tables are.
+        made_with: commit, dirty and machine of this command; the chain holds them, and says where they change.
+        anchor: a commit of the user's repository that holds this registration; the chain names it from now on.
 
     Raises:
-        UserError: the study was fixed with another design; names the first value that differs and the file.
+        UserError: the study was fixed with another design; names the first value that differs and the file. Or the
+            anchor is no commit's name.
     """
-    path = frozen_path(results_dir, spec.name)
+    path, root = frozen_path(results_dir, spec.name), Path(results_dir)
+    if anchor is not None and not re.fullmatch(r"[0-9a-f]{7,64}", anchor):
+        raise UserError(f"study.anchor={anchor}: the name of a commit is needed, 7 to 64 hexadecimal digits")
     if path.is_file():
         old, new = _design(frozen(results_dir, spec.name)), _design(spec)
         for key in sorted(old.keys() | new.keys()):
@@ -48,11 +66,48 @@ def freeze(spec: StudySpec, results_dir: str | Path) -> Path:
                     f"study {spec.name}: {key} was fixed as {was} before the first run and is now {given} "
                     f"({path}); give the changed study another name"
                 )
-    since = fixed_at(results_dir, spec.name) if path.is_file() else datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"digest": digest(spec), "fixed": since, "spec": spec.plain()}, indent=1) + "\n"
-    if not path.is_file() or path.read_text() != text:
-        write_atomic(path, text)
+    with chain_lock(root, spec.name):
+        written = read_json(path) if path.is_file() else {}
+        chain = _chain(spec, root, dict(made_with or {}), anchor, written)
+        since = written.get("fixed") if written else chain[0].at
+        begins = {"chain": chain[0].digest} if chain else {}
+        stored = {"digest": digest(spec), "fixed": since, **begins, "spec": spec.plain()}
+        text = json.dumps(stored, indent=1) + "\n"
+        if not path.is_file() or path.read_text() != text:
+            write_atomic(path, text)
     return path
+
+
+def _chain(
+    spec: StudySpec, root: Path, made_with: dict[str, Any], anchor: str | None, registered: Mapping[str, Any]
+) -> list[Entry]:
+    """Begin a study's chain, or enter what is new about this command; return its lines."""
+    path = chain_path(root, spec.name)
+    lines = read_chain(path)
+    if lines and not registered and all(line.kind != "record" for line in lines):  # taken back before its first run
+        path.unlink()
+        lines = []
+    if registered and "chain" not in registered and not lines:
+        if anchor is not None:
+            raise UserError(f"study.anchor={anchor}: {spec.name} was fixed before there were chains and has none")
+        return []
+    code = {"analysis": analysis(), **made_with}
+    new: list[dict[str, Any]] = []
+    if not lines:
+        new.append({"kind": "design", "study": spec.name, "design": digest(spec), **code})
+    elif lines[0].facts.get("design") != digest(spec):
+        raise UserError(
+            f"study {spec.name}: its chain began with design {lines[0].facts.get('design')}, now it is {digest(spec)} "
+            f"({path}); give the changed study another name"
+        )
+    else:
+        last = next((line.facts for line in reversed(lines) if line.kind in ("design", "start")), {})
+        if canonical({key: last.get(key) for key in code}) != canonical(code):
+            new.append({"kind": "start", **code})
+    if anchor is not None and not any(line.facts.get("commit") == anchor for line in lines if line.kind == "anchor"):
+        new.append({"kind": "anchor", "commit": anchor})
+    append(path, new)
+    return read_chain(path)
 
 
 def fixed_at(results_dir: str | Path, name: str) -> str | None:

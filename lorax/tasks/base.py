@@ -106,6 +106,17 @@ class Task:
         """Digest of everything that decides a score: examples, order, prompts, scoring."""
         return _digest(self)
 
+    def asked(self, split: str, shots: bool = False) -> str:
+        """Return the digest of what the rows of a split ask, to the letter and in order, with their expected answers.
+
+        A record holds it for every split that it was scored on. The texts themselves lie in the task's data: an item's
+        `row` is the place in its split, and its `id` the digest of its prompt, white space and case aside.
+        """
+        total = hashlib.sha256(canonical([self.system, self.labels]).encode())
+        for example in (*(self.shots if shots else ()), *self.examples(split)):
+            total.update(f"\0{example.prompt}\0{example.answer}\0{example.gold}".encode())
+        return total.hexdigest()[:32]
+
     def examples(self, split: str) -> tuple[Example, ...]:
         """Return one split by name."""
         return getattr(self, split)

@@ -127,8 +127,9 @@ _UNREAD = re.compile(r"[^\x20-\x7e]|[~()=&#;<>!^`]")
 
 def _field_of_study(word: str) -> str:
     """Let `study.<field>=` set a field that the study's YAML leaves to its default."""
+    from lorax.studies.parse import COMMANDS
     from lorax.studies.spec import StudySpec
 
-    names = {item.name for item in fields(StudySpec)} | {"plan"}
+    names = {item.name for item in fields(StudySpec)} | {*COMMANDS}
     match = re.match(r"study\.(\w+)[.=]", word)
     return f"++{word}" if match and match[1] in names else word
