@@ -21,6 +21,9 @@ python -m lorax.tables import=<folder>        intervals and separability for PEF
                                               or lm-evaluation-harness samples_*.jsonl
 python -m lorax.tables verify=<name>          check ids, scores against items, digests, design, leftovers; `all`: every
                                               name. Exit status 0: clean, 1: findings, a line each (json=true: as JSON)
+python -m lorax.tables audit=<name>           check a study's evidence: all that verify checks, the chain, copies, dropped
+                                              and unused runs, siblings, dates, machines, commits; `all`: every name.
+                                              Exit status 0: it holds together, 1: it does not (json=true: as JSON)
 options: results_dir=<folder> (default: results)   items=<n> with import=   split=validation with rescore="""
 
 
@@ -39,6 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
             text, clean = verify_text(_store(options), options["verify"], _flag(options, "json"))
             print(text, end="")
             return 0 if clean else 1
+        if "audit" in options:
+            from lorax.reports.audit.audit import audit_text
+
+            text, whole = audit_text(_store(options), options["audit"], _flag(options, "json"))
+            print(text, end="")
+            return 0 if whole else 1
         print(run(name, options), end="")
     except BrokenPipeError:  # `| head` has seen enough
         return 0
@@ -116,7 +125,7 @@ def _flag(options: dict[str, str], key: str) -> bool:
 
 
 def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
-    known = ("import", "rescore", "verify", "results_dir", "items", "split", "json")
+    known = ("import", "rescore", "verify", "audit", "results_dir", "items", "split", "json")
     names, options = [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -128,7 +137,7 @@ def _parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
             raise UserError(f"{key}= needs a value")
         else:
             options[key] = value
-    if len(names) + sum(key in options for key in ("import", "rescore", "verify")) > 1:
+    if len(names) + sum(key in options for key in ("import", "rescore", "verify", "audit")) > 1:
         raise UserError(f"one table at a time, got {', '.join(arguments)}")
     for name in [*names, *([options["rescore"]] if "rescore" in options else [])]:
         check_name(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,11 @@ from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind
 from lorax.studies.registration import freeze, frozen
 from lorax.studies.rounds import next_round
+
+
+def now():
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
 
 # arm -> (best rate, score there, width of the response in decades, trained parameters)
 TRUTH = {
@@ -42,9 +48,11 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
     for split in splits:
         n = (items or ITEMS)[split]
         solved_of[split] = np.random.default_rng(7).permutation(n) < round(score * n)
+    spreads = {split: random.uniform(0.5, 1.5, len(solved)) for split, solved in solved_of.items()}
     rows = [
         {"split": split, "id": f"i{i}", "score": float(ok), "tolerant": float(ok), "answer": str(i + 1),
-         "completion": f"#### {i + 1}" if ok else "####"}
+         "completion": f"#### {i + 1}" if ok else "####",
+         "loss": (1 - score) * float(spreads[split][i] / spreads[split].mean())}
         for split, solved in solved_of.items()
         for i, ok in enumerate(solved)
     ]  # fmt: skip
@@ -84,7 +92,7 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
         scores={} if diverged else entries, curve=curve,
         init_report={"eta": 2.0, "step0_error": 3e-8}, costs={"trainable": trained},
         diagnostics={} if frozen_arm else {"cosine_first": top, "relative_norm": 0.01 * score, "forgetting": 0.1 * top},
-        provenance={"commit": commit, "dirty": False, "device": "cpu", "finished": "2026-01-01"},
+        provenance={"commit": commit, "started": now(), "dirty": False, "device": "cpu", "finished": now()},
     )  # fmt: skip
     if job.stage == "cost":
         record.costs |= {"init_seconds": 2 * best, "step_ms": 30.0, "peak_mb": 300}
@@ -110,6 +118,7 @@ def run_study(store, arms, *, tasks=("words",), stop=None, seeds=(0, 1, 2, 3, 4)
             break
         for job in this.jobs:
             record, rows = made_record(job, **(made or {}))
+            record.provenance["chain"] = store.chain_head("demo")
             store.write(record, rows)
             records.append(record)
     return frozen(store.root, "demo")

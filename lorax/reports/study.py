@@ -10,6 +10,7 @@ import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
 from lorax.reports import conclusions, diagnostics
+from lorax.reports.audit.audit import foot
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
 from lorax.reports.frames.asymmetries import footnotes
@@ -45,7 +46,7 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     drawings, folder = draw_all(study, scores, values), store.root / "figures" / name
     paths = save_all(drawings, folder)
     pictures = [Picture(drawn.caption, (folder / f"{drawn.name}.svg").read_bytes()) for drawn in drawings]
-    report = document(study, descriptions(study, scores), pictures)
+    report = document(study, descriptions(study, scores), pictures, foot(store, study))
     pages = {
         "md": markdown.render(report),
         "csv": to_csv(values),
@@ -58,13 +59,16 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     return pages["md"], paths
 
 
-def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] = ()) -> Document:
-    """Return the report: results, what they say, settings and costs, descriptions, threats, figures.
+def document(
+    study: Study, described: pd.DataFrame, pictures: Sequence[Picture] = (), audited: Sequence[str] = ()
+) -> Document:
+    """Return the report: results, what they say, settings and costs, descriptions, threats, figures, the audit.
 
     Args:
         study: from `studies.study.read_study`.
         described: from `frames.items.descriptions`.
         pictures: the figures, for formats that can hold them.
+        audited: what `audit.foot` says.
     """
     differences = asymmetries(study)
     lines, _ = footnotes(differences, study.spec.reference)
@@ -95,6 +99,8 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
     parts.append(Part("Threats to validity", threats(study, differences)))
     if pictures:
         parts.append(Part("Figures", left_out(study), pictures=pictures))
+    if audited:
+        parts.append(Part("Audit", audited))
     return Document(study.spec.name, parts, study.spec.question)
 
 

@@ -77,6 +77,11 @@ def verify(store: Store, name: str) -> Verified:
     Raises:
         UserError: there are no such records.
     """
+    return verified_records(store, name)[0]
+
+
+def verified_records(store: Store, name: str) -> tuple[Verified, list[RunRecord]]:
+    """Do what `verify` does; return the records that may be believed as well."""
     folder = store.folder(name)
     if not folder.is_dir():
         raise UserError(f"no records called {name!r} in {store.root}; {near(name, store.names())}")
@@ -114,7 +119,7 @@ def verify(store: Store, name: str) -> Verified:
         )
     for path, text in _left_over(store, name, {record.run_id for record in records if record.status != "failed"}):
         add("leftover", path, text)
-    return result
+    return result, records
 
 
 def _twins(records: list[RunRecord]) -> Iterator[tuple[RunRecord, RunRecord]]:
