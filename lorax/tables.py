@@ -21,8 +21,8 @@ python -m lorax.tables import=<folder>        intervals and separability for PEF
                                               or lm-evaluation-harness samples_*.jsonl
 python -m lorax.tables verify=<name>          check ids, scores against items, digests, design, leftovers; `all`: every
                                               name. Exit status 0: clean, 1: findings, a line each (json=true: as JSON)
-python -m lorax.tables audit=<name>           check a study's evidence: all that verify checks, the chain, copies, dropped
-                                              and unused runs, siblings, dates, machines, commits; `all`: every name.
+python -m lorax.tables audit=<name>           check a study's evidence: as verify, and chain, copies, dropped and unused
+                                              runs, siblings, dates, machines, commits; `all`: every name.
                                               Exit status 0: it holds together, 1: it does not (json=true: as JSON)
 options: results_dir=<folder> (default: results)   items=<n> with import=   split=validation with rescore="""
 

@@ -1,4 +1,4 @@
-"""The chain of a study: its design, then every record in the order in which it finished, each line naming the one before.
+"""The chain of a study: its design, then every record as it finished, each line naming the one before.
 
     <results_dir>/studies/<name>.chain.jsonl      one JSON object a line, only ever appended to
 

@@ -62,8 +62,8 @@ class RunRecord:
     label: str = ""
     """The name of its row in tables, where the user or a study gave one; else empty."""
     task: dict[str, Any] = field(default_factory=dict)
-    """name, kind, metric, direction, majority, n_train, n_validation, n_test, digest, version; asked: split -> digest of
-    its prompts and expected answers (`Task.asked`)."""
+    """name, kind, metric, direction, majority, n_train, n_validation, n_test, digest, version; asked: split -> digest
+    of its prompts and expected answers (`Task.asked`)."""
     model: dict[str, Any] = field(default_factory=dict)
     """name, digest, parameters, dtype, attention."""
     scores: dict[str, Any] = field(default_factory=dict)

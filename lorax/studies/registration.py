@@ -1,7 +1,7 @@
 """The design of a study: fixed in a file before its first run, and read back from it.
 
-    <results_dir>/studies/<name>.json             the design, its digest, when it was fixed, where its chain begins
-    <results_dir>/studies/<name>.chain.jsonl      design, code, machine, then every record (`records.chain`)
+`studies/<name>.json` holds the design, its digest, when it was fixed and where its chain begins;
+`studies/<name>.chain.jsonl` is that chain (`records.chain`): design, code, machine, then every record.
 """
 
 from __future__ import annotations

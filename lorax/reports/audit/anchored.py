@@ -65,7 +65,8 @@ def _code(case: Case) -> None:
     first = case.chain[0] if case.chain else None
     made = _commit(repository, str(first.facts.get("commit") or "")) if first else None
     if first and made and (at := _time(first.at)) and at < made - _CLOCKS:
-        text = f"the chain began at {first.at} with commit {str(first.facts['commit'])[:9]}, which is of {made.isoformat()}"
+        commit = str(first.facts["commit"])[:9]
+        text = f"the chain began at {first.at} with commit {commit}, which is of {made.isoformat()}"
         case.add("breaks", "dates", text)
 
 
@@ -75,7 +76,9 @@ def _anchor(case: Case, repository: Path, anchor: str) -> None:
     if made is None:
         shallow = _git(repository, "rev-parse", "--is-shallow-repository") == b"true\n"
         level = "warning" if shallow else "breaks"
-        case.add(level, "anchor", f"{anchor[:12]} is no commit of {repository}" + (" (a shallow clone)" if shallow else ""))
+        case.add(
+            level, "anchor", f"{anchor[:12]} is no commit of {repository}" + (" (a shallow clone)" if shallow else "")
+        )
         return
     raw = _file(repository, anchor, frozen_path(case.store.root, case.name))
     if raw is None:
@@ -96,8 +99,8 @@ def _anchor(case: Case, repository: Path, anchor: str) -> None:
     if scored:
         case.add("warning", "anchor", f"{text}, but {counted(scored, 'run')} had been scored on test by then")
     else:
-        case.add("note", "anchor", f"{text}, when {over or 'no'} runs were over and none scored on test; what that date "
-                 "is worth is what others know of the commit")  # fmt: skip
+        text = f"{text}, when {over or 'no'} runs were over and none scored on test"
+        case.add("note", "anchor", f"{text}; what that date is worth is what others know of the commit")
 
 
 def _history(case: Case, repository: Path) -> None:
@@ -106,8 +109,8 @@ def _history(case: Case, repository: Path) -> None:
     for commit in _versions(repository, design):
         raw = _file(repository, commit, design)
         if raw is not None and (was := _digest(raw)) not in (None, case.registered.get("digest")):
-            text = f"commit {commit[:9]} holds design {was}, now it is {case.registered.get('digest')}: {_changed(raw, case)}"
-            case.add("breaks", "design", text, design)
+            text = f"commit {commit[:9]} holds design {was}, now it is {case.registered.get('digest')}"
+            case.add("breaks", "design", f"{text}: {_changed(raw, case)}", design)
     now = path.read_bytes() if path.is_file() else b""
     for commit in _versions(repository, path):
         raw = _file(repository, commit, path)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorax.errors import UserError
-from lorax.records import Store
+from lorax.records import RunRecord, Store
 from lorax.reports.audit import anchored, circumstances, copies, counts, evidence, items, registered, siblings
 from lorax.reports.audit.case import LEVELS, Case, Finding, counted
-from lorax.reports.verify import verified_records
+from lorax.reports.verify import Verified, verified_records
 from lorax.studies.registration import frozen, frozen_path
 from lorax.studies.study import Study, read_study
 
@@ -84,7 +84,8 @@ def audit(store: Store, name: str, study: Study | None = None, git: bool = True)
         UserError: there is nothing of that name.
     """
     if not store.folder(name).is_dir() and frozen_path(store.root, name).is_file():
-        verified, records = None, []  # registered, no run yet
+        verified: Verified | None = None
+        records: list[RunRecord] = []  # registered, no run yet
     else:
         verified, records = verified_records(store, name)
     case = Case(store, name, records, study or _study(store, name, bool(records)))

@@ -26,7 +26,9 @@ def check(case: Case) -> None:
     if bare:
         among = {record.run_id for record in case.scored}
         n = sum(record.run_id in among for record in bare)
-        text = f"{len(bare):,} of {counted(len(records), 'record')} hold no commit ({n or 'none'} of them scored on test)"
+        text = (
+            f"{len(bare):,} of {counted(len(records), 'record')} hold no commit ({n or 'none'} of them scored on test)"
+        )
         case.add("warning", "commits", f"{text}: which code made them is not known")
     if dirty := sum(bool(record.provenance.get("dirty")) for record in records):
         text = f"{dirty:,} of {counted(len(records), 'record')} made with uncommitted changes in the code"

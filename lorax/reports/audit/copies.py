@@ -21,7 +21,7 @@ _CLOSE = 1e-6
 def check(case: Case, answers: dict[str, Answers]) -> None:
     """Compare runs of one task: other seeds must give other losses, other arms too.
 
-    Curves that are equal to the bit are `verify`'s; here are those that were written with other digits, and copied items.
+    Curves that are equal to the bit are `verify`'s; here are those with other last digits, and copied items.
 
     Args:
         case: what is looked at.
@@ -36,29 +36,32 @@ def check(case: Case, answers: dict[str, Answers]) -> None:
     for name, records in by_task.items():
         losses, curves = _losses(records, answers), [_curve(record) for record in records]
         for i, one in enumerate(records):
+            near = np.isclose(losses[i + 1 :], losses[i], rtol=_CLOSE, atol=0).sum(axis=1)
             equal = (losses[i + 1 :] == losses[i]).sum(axis=1)
             shared = (np.isfinite(losses[i + 1 :]) & np.isfinite(losses[i])).sum(axis=1)
             for at, other in enumerate(records[i + 1 :]):
-                if shared[at] >= _LEAST and equal[at] > _SHARE * shared[at]:
-                    if _seed(one) != _seed(other):
-                        said.add((one.run_id, other.run_id))
-                        _copied(case, one, other, f"losses of {{}}, to the last digit in {equal[at]} of {shared[at]} items")
-                    elif equal[at] == shared[at]:
+                if _seed(one) == _seed(other):
+                    if shared[at] >= _LEAST and equal[at] == shared[at]:
                         alike[name, case.arm(one), case.arm(other)].append(_seed(one))
-                if _seed(one) != _seed(other) and method(one) == method(other) and _near(curves[i], curves[i + 1 + at]):
+                    continue
+                if shared[at] >= _LEAST and near[at] > _SHARE * shared[at]:
+                    said.add((one.run_id, other.run_id))
+                    digits = "to the last digit" if near[at] == equal[at] else "but for the last digits"
+                    _copied(case, one, other, f"losses of {{}}, {digits}, in {near[at]} of {shared[at]} items")
+                if method(one) == method(other) and _near(curves[i], curves[i + 1 + at]):
                     _copied(case, one, other, "curve of {}, but for the last digits")
         _same_completions(case, records, answers, said)
     for (name, first, second), seeds in alike.items():
-        case.add(
-            "warning", "copies", f"{name}: {first} and {second} have the same loss in every item (seeds {listed(seeds)}): "
-            "what differs between these arms changed nothing, or one is a copy of the other",
-        )  # fmt: skip
+        text = f"{name}: {first} and {second} have the same loss in every item (seeds {listed(seeds)})"
+        text += ": what differs between these arms changed nothing, or one is a copy of the other"
+        case.add("warning", "copies", text)
 
 
-def _copied(case: Case, one: RunRecord, other: RunRecord, what: str) -> None:
+def _copied(case: Case, one: RunRecord, other: RunRecord, what: str, level: str = "breaks") -> None:
     named = f"{case.arm(one)} seed {_seed(one)}, run {one.run_id}"
-    text = f"{case.arm(other)} seed {_seed(other)} has the {what.format(named)}: two seeds cannot"
-    case.add("breaks", "copies", text, case.store.path(case.name, other.run_id))
+    text = f"{case.arm(other)} seed {_seed(other)} has the {what.format(named)}: two seeds "
+    text += "cannot" if level == "breaks" else "hardly can"
+    case.add(level, "copies", text, case.store.path(case.name, other.run_id))
 
 
 def _seed(record: RunRecord) -> Any:
@@ -88,12 +91,10 @@ def _same_completions(
     for twins in same.values():
         for other in twins[1:]:
             first = twins[0]
-            seeds = [_seed(record) for record in (first, other)]
-            if seeds[0] != seeds[1] and (first.run_id, other.run_id) not in said:
-                case.add(
-                    "warning", "copies", f"{case.arm(other)} seed {seeds[1]} gives every answer of {case.arm(first)} "
-                    f"seed {seeds[0]}, run {first.run_id}, the wrong ones too", case.store.path(case.name, other.run_id),
-                )  # fmt: skip
+            if _seed(first) != _seed(other) and (first.run_id, other.run_id) not in said:
+                wrong = answers[other.run_id].wrong
+                _copied(case, one=first, other=other, what=f"answers of {{}}, {wrong} different wrong ones too",
+                        level="breaks" if wrong >= 2 * _LEAST else "warning")  # fmt: skip
 
 
 def _curve(record: RunRecord) -> np.ndarray:

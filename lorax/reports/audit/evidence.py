@@ -17,7 +17,9 @@ def check(case: Case, verified: Verified) -> None:
         case.add(_LEVELS[one.kind], kind, one.text, case.store.root / Path(one.file))
     if verified.without_items:
         case.add(
-            "warning", "items", f"{counted(verified.without_items, 'scored record')} without items: nothing to score again"
+            "warning",
+            "items",
+            f"{counted(verified.without_items, 'scored record')} without items: nothing to score again",
         )
     if verified.without_digest:
         case.add(

@@ -96,7 +96,7 @@ def check(case: Case, answers: dict[str, Answers]) -> None:
                 continue
             text = (
                 f"{name}: {listed(dict.fromkeys(map(case.arm, runs)))} ({counted(len(runs), 'final run')}) scored on "
-                f"{counted(len(ids), 'test item')}, of which {len(ids & usual):,} are among the {len(usual):,} of the others"
+                f"{counted(len(ids), 'test item')}, {len(ids & usual):,} of them among the {len(usual):,} of the others"
             )
             designed = case.study is not None and _differs_by_design(case, name, runs, sets[usual])
             case.add("warning" if designed else "breaks", "items", text + (": so by its design" if designed else ""))

@@ -33,7 +33,9 @@ def check(case: Case) -> None:
         else:
             fixed = case.registered.get("fixed")
             what = f"its date, {fixed}, rests on that file alone" if fixed else "it holds no date"
-            case.add("warning", "chain", f"registered before the chain existed: {what}, the order of runs on their dates")
+            case.add(
+                "warning", "chain", f"registered before the chain existed: {what}, the order of runs on their dates"
+            )
         return
     _lines(case)
     _design(case)
@@ -46,7 +48,12 @@ def _lines(case: Case) -> None:
     path = chain_path(case.store.root, case.name)
     unfit = [line.number for line in case.chain if not line.fits]
     if unfit:
-        case.add("breaks", "chain", f"line {listed(unfit)} does not name the line before: a line was changed or left out", path)
+        case.add(
+            "breaks",
+            "chain",
+            f"line {listed(unfit)} does not name the line before: a line was changed or left out",
+            path,
+        )
     if case.chain[0].kind != "design" or any(line.kind == "design" for line in case.chain[1:]):
         case.add("breaks", "chain", "a design that is not the first line, or a first line that is no design", path)
     for before, after in zip(case.chain, case.chain[1:], strict=False):
@@ -59,7 +66,9 @@ def _lines(case: Case) -> None:
         case.add("warning", "chain", f"{text}: of a killed process, or put there by hand")
     begun = [line for line in case.chain if line.kind == "start"]
     if begun:
-        case.add("note", "chain", f"the study went on {counted(len(begun), 'time')} with other code or on another machine")
+        case.add(
+            "note", "chain", f"the study went on {counted(len(begun), 'time')} with other code or on another machine"
+        )
 
 
 def _design(case: Case) -> None:
@@ -98,25 +107,30 @@ def _records(case: Case) -> None:
     for run, of_run in lines.items():
         ended = [line for line in of_run if line.facts.get("status") != "failed"]
         if run not in there and ended:
-            facts = ended[-1].facts
-            test = "" if facts.get("test") is None else f", {100 * float(facts['test']):.1f} % on test"
+            facts, last = ended[-1].facts, ended[-1]
+            seed = None if facts.get("seed") is None else f"seed {facts['seed']}"
+            test = None if facts.get("test") is None else f"{100 * float(facts['test']):.1f} % on test"
+            what = listed(filter(None, (facts.get("label"), seed, facts.get("tag"), test)))
             case.add(
                 "breaks", "dropped",
-                f"run {run} ({facts.get('label')} seed {facts.get('seed')}, {facts.get('tag')}{test}) finished as line "
-                f"{ended[-1].number}, {ended[-1].at}, and has no record",
+                f"run {run} ({what}) finished as line {last.number}, {last.at}, and has no record",
             )  # fmt: skip
         scores = {line.facts.get("test") for line in ended}
         if len(ended) > 1:
             numbers = listed(line.number for line in ended)
-            same = "with the same test score" if len(scores) == 1 else f"with test scores {listed(sorted(map(str, scores)))}"
+            same = (
+                "with the same test score"
+                if len(scores) == 1
+                else f"with test scores {listed(sorted(map(str, scores)))}"
+            )
             text = f"run {run} finished {len(ended)} times, lines {numbers}, {same}: its record was taken away between"
             case.add("warning" if len(scores) == 1 else "breaks", "chain", text)
     for record in case.records:
         where = case.store.path(case.name, record.run_id)
-        of_run = lines.get(record.run_id)
+        of_run = lines.get(record.run_id, [])
         if not of_run:
-            case.add("breaks", "chain", "finished and was never entered: put there, or of a killed process, whose command "
-                     "enters it when it is started again", where)  # fmt: skip
+            text = "finished and was never entered: put there, or of a killed process (its next start enters it)"
+            case.add("breaks", "chain", text, where)
             continue
         if of_run[-1].facts.get("record") != digest_of(record):
             case.add("breaks", "record", f"not as it was entered in line {of_run[-1].number} of the chain", where)
@@ -137,11 +151,14 @@ def _heads(case: Case) -> None:
         if places.get(str(record.provenance["chain"]), len(case.chain)) >= last.get(record.run_id, len(case.chain) + 1)
     ]
     if wrong:
-        text = f"{counted(len(wrong), 'record')} name a line that the chain does not have before theirs ({wrong[0].run_id} ...)"
+        text = f"{counted(len(wrong), 'record')} name a line that the chain does not have before theirs"
+        text += f" ({wrong[0].run_id} ...)"
         case.add("breaks", "chain", f"{text}: it was written anew")
     if bare := len(case.records) - len(named):
         early = [record for record in case.records if not record.provenance.get("chain")]
-        text = f"{counted(bare, 'record')} name no line of the chain ({early[0].run_id} ...): made before it, or by hand"
+        text = (
+            f"{counted(bare, 'record')} name no line of the chain ({early[0].run_id} ...): made before it, or by hand"
+        )
         case.add("warning", "chain", text)
 
 
@@ -157,8 +174,8 @@ def _dates(case: Case) -> None:
     times = sorted(time for time in starts.values() if time)
     early = sum(time < fixed for time in times)
     if early:
-        text = f"{early:,} of {counted(len(times), 'run')} had started when the design was fixed, {case.registered['fixed']}"
-        case.add("warning", "dates", text)
+        text = f"{early:,} of {counted(len(times), 'run')} had started when the design was fixed"
+        case.add("warning", "dates", f"{text}, {case.registered['fixed']}")
     elif times and times[0] - fixed > _IDLE:
         text = (
             f"fixed={case.registered['fixed']}, {(times[0] - fixed).days:,} days before the first run: "

@@ -47,7 +47,9 @@ def check(case: Case) -> None:
 def _say(case: Case, name: str, design: dict[str, Any], shared: list[str], tasks: list[str]) -> None:
     records = list(_records(case.store, name))
     scored = [record for record in records if record.score("test") is not None]
-    dates = sorted(str(record.provenance.get("started") or record.provenance.get("finished") or "") for record in records)
+    dates = sorted(
+        str(record.provenance.get("started") or record.provenance.get("finished") or "") for record in records
+    )
     when = f"from {dates[0][:16]} to {dates[-1][:16]}" if dates and dates[0] else "at an unknown time"
     seeds = sorted({str(record.config.get("seed")) for record in scored}, key=lambda seed: (len(seed), seed))
     what = "study" if design else "runs"
@@ -55,8 +57,8 @@ def _say(case: Case, name: str, design: dict[str, Any], shared: list[str], tasks
     fixed = f", fixed {when_fixed}" if design else ""
     case.add(
         "warning", "siblings",
-        f"{what} {name!r} compares {listed(shared, 8)} on {listed(tasks)} too{fixed}: {counted(len(scored), 'run')} scored "
-        f"on test, {counted(len(seeds), 'seed')} ({listed(seeds, 8)}), run {when}",
+        f"{what} {name!r} compares {listed(shared, 8)} on {listed(tasks)} too{fixed}: "
+        f"{counted(len(scored), 'run')} scored on test, {counted(len(seeds), 'seed')} ({listed(seeds, 8)}), run {when}",
     )  # fmt: skip
 
 
