@@ -1,13 +1,13 @@
 """Classes by name: methods, task families, model families. A class registers itself in the file that defines it.
 
-The folder of a package is the list. When a name is looked up, the module of that name is imported if there is one;
-else every module of the package whose name does not begin with an underscore, and then other packages' entry points.
+The folder of a package, with its subfolders, is the list. When a name is looked up, the module of that name is
+imported if there is one; else every module there whose name does not begin with an underscore, and then other packages'
+entry points.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -128,8 +128,8 @@ class Registry(Generic[Interface]):
             UserError: unknown name; the line holds the near misses.
         """
         if name not in self._classes and str(name).isidentifier():
-            module = f"{self.package}.{name}"
-            if importlib.util.find_spec(module) is not None:
+            module = next((place for place in self._modules() if place.rpartition(".")[2] == name), None)
+            if module is not None:
                 importlib.import_module(module)
         if name not in self._classes and name not in self.names():
             raise UserError(f"{self.group}={name} is unknown: {near(name, self.names())}")
@@ -159,10 +159,8 @@ class Registry(Generic[Interface]):
         """Import the package's modules, then other packages' entry points; of these one that fails is left out."""
         if self._is_complete:
             return
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_"):
-                importlib.import_module(f"{self.package}.{module.name}")
+        for module in self._modules():
+            importlib.import_module(module)
         self._is_complete = True
         for entry in entry_points(group=self.entry_points) if self.entry_points else ():
             try:
@@ -170,3 +168,13 @@ class Registry(Generic[Interface]):
             except Exception as error:
                 line = str(error).splitlines()[0] if str(error) else type(error).__name__
                 warnings.warn(f"{self.group}={entry.name} ({entry.value}) cannot be loaded: {line}", stacklevel=4)
+
+    def _modules(self) -> list[str]:
+        """Return the names of the modules in the package's folder and its subfolders."""
+        found: list[str] = []
+        folders = [self.package]
+        for folder in folders:
+            for module in pkgutil.iter_modules(importlib.import_module(folder).__path__):
+                if not module.name.startswith("_"):
+                    (folders if module.ispkg else found).append(f"{folder}.{module.name}")
+        return found

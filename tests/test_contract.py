@@ -17,6 +17,8 @@ METHODS += [
     ("svft", {"pattern": "banded", "width": 1}),
     ("svft", {"pattern": "random", "width": 1}),
     ("svft", {"pattern": "top_k", "width": 1}),
+    ("svf", {"param": "sigmoid", "normalise": True}),
+    ("corda", {"mode": "kpm"}),
 ]
 SHAPES = {"square": (16, 16), "wide": (12, 24), "tall": (24, 12)}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -59,14 +61,17 @@ def test_contract(name, fields, dtype, layout, shape, recenter):
     base = model["layer"](x).detach()
     adapters = lorax.attach(model, init=name, rank=3, recenter=recenter, loss=loss, batches=[x], **fields)
 
-    # step 0 is the pretrained output: exact under carry, within the weight's rounding under fold
-    start = model["layer"](x).detach()
-    assert torch.equal(start, base) if recenter == "carry" else relative(start, base) < STEP0[dtype]
-
-    # exactly the declared tensors train, as many as the formula says, in float32 or better
+    # step 0 is the pretrained output: exact under carry, within the weight's rounding under fold, unless declared
     used = {key: value for key, value in fields.items() if key not in ("loss", "batches")}
     shared = {key: used.pop(key) for key in list(used) if key in ("alpha", "scaling", "zeta_rule", "gamma")}
     initializer = build(name, shared={"rank": 3} | shared, own=used)
+    start = model["layer"](x).detach()
+    if not initializer.starts_at_base:
+        assert float(adapters.delta()["layer"].norm()) > 0
+    else:
+        assert torch.equal(start, base) if recenter == "carry" else relative(start, base) < STEP0[dtype]
+
+    # exactly the declared tensors train, as many as the formula says, in float32 or better
     assert adapters.count_trainable() == initializer.count(m, n)
     trained = adapters.parameters()
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
@@ -113,12 +118,13 @@ def test_contract(name, fields, dtype, layout, shape, recenter):
 def test_the_same_seed_gives_the_same_factors_whatever_else_is_adapted(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 12))
+    x = torch.randn(8, 20)
 
     def go(targets):
         def loss(model, batch):
             return model(batch).square().mean()
 
-        adapters = lorax.attach(model, init=name, rank=3, targets=targets, loss=loss, batches=[torch.ones(2, 20)])
+        adapters = lorax.attach(model, init=name, rank=3, targets=targets, loss=loss, batches=[x])
         state = {key: value.clone() for key, value in adapters.state_dict().items() if key.startswith("2.")}
         adapters.detach()
         return state
@@ -127,7 +133,7 @@ def test_the_same_seed_gives_the_same_factors_whatever_else_is_adapted(name):
     assert all(torch.equal(first[key], second[key]) and torch.equal(first[key], alone[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", ["pissa", "milora", "lora_ga"])
+@pytest.mark.parametrize("name", ["pissa", "milora", "lora_ga", "olora", "orthogonal", "corda"])
 def test_carry_and_fold_are_one_trajectory(name):
     def go(recenter):
         model = module("linear", 16, 24, True, torch.float64)

@@ -105,6 +105,8 @@ def test_a_start_that_is_not_the_base_is_measured_run_by_run(lorax, order):
     )
     assert single[0] == packed[0] == 0 and single[0.05] > 1e-4
     assert packed[0.05] == pytest.approx(single[0.05], rel=1e-3)
+    said = {r.config["init"]["noise"]: r.init_report.get("starts_at_base") for r in records("packed").values()}
+    assert said == {0: None, 0.05: False}
 
 
 def test_what_only_a_run_resolves_still_tells_jobs_and_rows_apart(lorax):

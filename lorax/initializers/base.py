@@ -52,6 +52,11 @@ class Initializer(Protocol):
         ...
 
     @property
+    def starts_at_base(self) -> bool:
+        """Whether the adapted model is the base model at step 0; records and tables name the methods where not."""
+        ...
+
+    @property
     def idle(self) -> frozenset[str]:
         """Fields without effect at the present values of the others: left out of the run id."""
         ...
@@ -117,6 +122,11 @@ class Method:
     def smallest(self) -> int:
         """No weight is too small."""
         return 1
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Step 0 is the base model."""
+        return True
 
     @property
     def idle(self) -> frozenset[str]:

@@ -42,6 +42,11 @@ class LoRAXS(Ranked):
         """The weight's top triplets."""
         return frozenset({"svd"})
 
+    @property
+    def starts_at_base(self) -> bool:
+        """Not with noise in the core."""
+        return self.noise == 0
+
     def count(self, m: int, n: int) -> int:
         """Return r^2."""
         return self.rank**2

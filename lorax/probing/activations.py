@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lorax.adapters.kinds import factor_dtype, kind_of
 from lorax.errors import UserError
-from lorax.probing.calibration_pass import Loss, first_few, one_pass
+from lorax.probing.calibration_pass import Loss, one_pass
 from lorax.probing.ranks import add_over_ranks
+from lorax.probing.unreached import UNSEEN, Unreached
 
 
 def layer_activations(
@@ -59,6 +60,8 @@ class SecondMoments:
         self._tokens: dict[str, float] = {}
         self.counts: list[Tensor] = []
         """Of the current batch; see `calibration_pass.token_counts`."""
+        self.batches = 0
+        """How many were passed."""
 
     @contextmanager
     def collecting(self, model: nn.Module) -> Iterator[None]:
@@ -90,11 +93,11 @@ class SecondMoments:
         Raises:
             UserError: targets whose inputs were not met, or were all padding.
         """
-        if not self._sums:
+        if not self._sums and not self.batches:
             raise UserError("calibration: no batch; a method that looks at activations needs batches=...")
         unreached = [name for name in self._targets if not self._tokens.get(name)]
         if unreached:
-            raise UserError(f"calibration: no token reaches {first_few(unreached)}; leave them out of targets")
+            raise Unreached(unreached, "no token reaches", UNSEEN)
         return {name: self._sums[name].div_(self._tokens[name]) for name in self._targets}
 
     @torch.no_grad()

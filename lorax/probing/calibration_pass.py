@@ -52,6 +52,7 @@ def one_pass(
         for number, batch in enumerate(batches):
             if moments is not None:
                 moments.counts = token_counts(batch, loss, number)
+                moments.batches += 1
             output = loss(model, batch) if loss else model(**_inputs(model, batch, number, gradients is not None))
             if gradients is not None:
                 gradients.add(*_weighted_loss(model, batch, output, loss, number))

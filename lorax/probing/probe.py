@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters.experts.find import ExpertSlice
-from lorax.adapters.kinds import effective, factor_dtype, shape_of
+from lorax.adapters.kinds import bias_of, effective, factor_dtype, kind_of, shape_of
 from lorax.errors import UserError
 from lorax.probing import svd
 from lorax.probing.cache import Cache, Parts
@@ -56,6 +56,8 @@ class Probe:
         self.dtype = factor_dtype(module)
         self.device = effective(module).device
         self.generator = layer_generator(seed, name)
+        self.has_bias = not kind_of(module).plain or bias_of(module) is not None
+        """Whether the layer's output is, or may be, more than x W^T."""
         self.facts: dict[str, float] = {}
         """Numbers for the record that come with what was asked for: sine_bound, captured."""
         self._module, self._cache, self._calibration = module, cache, calibration

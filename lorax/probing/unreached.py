@@ -12,19 +12,22 @@ from lorax.errors import UserError
 from lorax.probing.calibration_pass import first_few
 
 UNREACHED = "the loss on the calibration batches does not reach it"
+UNSEEN = "no input of it is seen on the calibration batches"
 Made = TypeVar("Made")
 
 
 class Unreached(UserError):
-    """The loss does not reach some of the targets.
+    """The calibration pass does not reach some of the targets.
 
     Args:
         names: which.
+        what: what does not reach them.
+        reason: why such a layer is left out.
     """
 
-    def __init__(self, names: Collection[str]):
-        super().__init__(f"calibration: the loss does not reach {first_few(list(names))}; leave them out of targets")
-        self.names = list(names)
+    def __init__(self, names: Collection[str], what: str = "the loss does not reach", reason: str = UNREACHED):
+        super().__init__(f"calibration: {what} {first_few(list(names))}; leave them out of targets")
+        self.names, self.reason = list(names), reason
 
 
 def without_unreached(
@@ -51,5 +54,6 @@ def without_unreached(
         reached = chosen.keys() - set(error.names)
         if named or not reached or len(of_no_reached_kind(error.names, reached)) < len(error.names):
             raise
+        reason = error.reason
     others = {name: module for name, module in chosen.items() if name in reached}
-    return make(others), dict.fromkeys(chosen.keys() - reached, UNREACHED)
+    return make(others), dict.fromkeys(chosen.keys() - reached, reason)

@@ -86,6 +86,18 @@ def eta_of(record: RunRecord) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def moved_at_start(records: Iterable[RunRecord]) -> str | None:
+    """Say which methods are not the base model at step 0 by their design, or None where all are.
+
+    Examples:
+        >>> config, report = {"init": {"name": "lora_one"}}, {"starts_at_base": False}
+        >>> moved_at_start([RunRecord("a", "sweep", "finished", config, {}, init_report=report)])
+        'Step 0 is not the base model, by design: lora_one.'
+    """
+    moved = {method(record) for record in records if record.init_report.get("starts_at_base") is False}
+    return f"Step 0 is not the base model, by design: {', '.join(sorted(moved))}." if moved else None
+
+
 def entry(record: RunRecord, place: str) -> dict[str, Any]:
     """Return what the record says about its task or its model.
 

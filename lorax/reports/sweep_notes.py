@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorax.records import RunRecord
-from lorax.records.fields import is_frozen, learning_rate, shots, task
+from lorax.records.fields import is_frozen, learning_rate, moved_at_start, shots, task
 
 
 def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
@@ -31,6 +31,8 @@ def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dic
         for name, numbers in examples.items()
         if numbers != {0}
     ]
+    if (moved := moved_at_start(records)) is not None:
+        lines.append(moved)
     by_hand = {_explicit(record) for record in records if not is_frozen(record)}
     if by_hand == {True}:
         lines.append("The learning rate was given by hand for all methods: this is not a tuned comparison.")

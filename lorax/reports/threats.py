@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from lorax.records import RunRecord, canonical
-from lorax.records.fields import shots
+from lorax.records.fields import moved_at_start, shots
 from lorax.records.staleness import several_digests
 from lorax.reports.frames.asymmetries import Asymmetry
 from lorax.reports.frames.study import final_runs, test_scored
@@ -156,6 +156,8 @@ def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
         + (", and where test items differ, runs are paired by seed only." if place == "task" else ".")
         for place, name in sorted(several)
     ]
+    if (moved := moved_at_start(finals)) is not None:
+        lines.append(moved)
     models = "One model" if "model" not in {place for place, _ in several} else "Models of one name"
     lines.append(
         f"{models}, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "

@@ -162,6 +162,7 @@ class Session:
             "trained_dtype": " and ".join(dtypes) or None,
             "eta": values[0] if len(values) == 1 else [values[0], values[-1]] if values else None,
             "n_layers": len(adapters.layer_adapters()),
+            **({} if self.runs[lane].initializer.starts_at_base else {"starts_at_base": False}),
             "summary": _medians(layers),
             "layers": layers,
         }

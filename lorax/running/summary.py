@@ -41,9 +41,10 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
         report = record.init_report
         share = 100 * (costs.get("share") or 0)
         step0, rate = _number(report.get("step0_error")), learning_rate(record) or float("nan")
+        moved = " (by design)" if report.get("starts_at_base") is False else ""
         seconds = "  ".join(f"{name} {costs.get(name + '_seconds') or 0:.1f}" for name in ("init", "train", "eval"))
         shown += [
-            ("step 0", f"largest change of a logit {step0}, eta {_eta(report.get('eta'))}"),
+            ("step 0", f"largest change of a logit {step0}{moved}, eta {_eta(report.get('eta'))}"),
             (
                 "trained",
                 f"{costs['trainable']:,} parameters ({share:.2f} % of the model), lr {rate:g}",

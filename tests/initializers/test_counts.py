@@ -93,6 +93,13 @@ PUBLISHED = [
     ("llama2-7b", ["q_proj", "v_proj"], "lora", {"rank": 8}, 4_194_304),
     ("llama3.2-3b", ["q_proj", "v_proj"], "lora", {"rank": 32}, 9_175_040),
     ("llama3.2-3b", ["q_proj", "v_proj"], "milora", {"rank": 32}, 9_175_040),
+    ("llama3.2-3b", ["q_proj", "v_proj"], "dora", {"rank": 32}, 9_289_728),  # these three: PEFT's method comparison
+    ("llama3.2-3b", ["q_proj", "v_proj"], "lora_fa", {"rank": 32}, 3_670_016),
+    ("llama3.2-3b", ["q_proj", "v_proj"], "vera", {"rank": 256}, 129_024),
+    ("llama2-7b", "all-linear", "olora", {"rank": 8}, 19_988_480),
+    ("llama2-7b", "all-linear", "corda", {"rank": 128}, 319_815_680),
+    ("mistral-7b", ["gate_proj", "up_proj", "down_proj"], "svf", {}, 393_216),  # as Llama-3-8B, in its shapes
+    ("mistral-7b", "all-linear", "lora_sb", {"rank": 64}, 917_504),
     ("t5-base", "all-linear", "lora_ga", {"rank": 8}, 8 * 405_504),
     ("mistral-7b", "all-linear", "lora_xs", {"rank": 64}, 917_504),
     ("roberta-large", ROBERTA, "lora_xs", {"rank": 25}, 60_000),

@@ -23,6 +23,13 @@ def test_defaults_are_the_reference_at_every_rank(name, rank):
         ("lora_ga", {"zeta": 64}, 1 / 2),
         ("lora_ga", {"alpha": 32, "gamma": 16}, 1 / 2),
         ("svft", {}, 1),
+        ("olora", {"alpha": 32}, 1 / 2),
+        ("corda", {"alpha": 2}, 2),
+        ("eva", {"alpha": 2}, 1 / 2),
+        ("dora", {"alpha": 32}, 1 / 2),
+        ("lora_one", {"alpha": 32}, 1 / 2),
+        ("lora_one", {"gamma": 512}, 2),
+        ("lora_one", {"scaling": "standard"}, 8**0.5),
     ],
 )
 def test_alpha_and_zeta_act_as_their_formulas_say(name, fields, factor):

@@ -74,6 +74,21 @@ BAD = [
     ("pissa", {"svd": "fast"}, "svd=fast"),
     ("lora_xs", {"noise": -1}, "noise=-1"),
     ("svft", {"width": 1.5}, "width=1.5"),
+    ("svf", {"param": "sigmoyd"}, "param=sigmoyd is unknown: did you mean 'sigmoid'"),
+    ("svf", {"param": "sigmoid"}, "param=sigmoid needs normalise=true"),
+    ("svf", {"noise": float("inf")}, "noise=inf"),
+    ("svf", {"normalise": "yes"}, "init.normalise=yes: must be true or false"),
+    ("miss", {"rank": 0}, "rank=0: a positive whole number"),
+    ("miss", {"alpha": 1.0}, "init=miss has no field 'alpha'"),
+    ("lora_fa", {"projected": 2}, "init.projected=2: must be true or false"),
+    ("lora_one", {"gamma": -1.0}, "gamma=-1.0"),
+    ("lora_sb", {"step": 0}, "step=0: a finite number above 0"),
+    ("corda", {"mode": "imp"}, "mode=imp is unknown: did you mean 'ipm'"),
+    ("corda", {"damping": 0.0}, "damping=0.0"),
+    ("dora", {"distribution": "gauss"}, "did you mean 'gaussian'"),
+    ("vera", {"rank": 2.5}, "rank=2.5"),
+    ("vera", {"key": -1}, "key=-1: a whole number of at least 0"),
+    ("vera", {"d_initial": "x"}, "d_initial=x"),
 ]
 
 

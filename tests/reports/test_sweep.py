@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lorax.errors import UserError
@@ -70,6 +72,12 @@ def test_the_page_holds_scores_settings_and_notes(tmp_path):
     assert "toy: exact match, 200 items." in notes and any("not tuned on these runs" in note for note in notes)
     assert f"Failed {record('svft', seed=2, rank=None, status='failed').run_id}: boom" in notes
     assert paths[1].read_text().startswith("method,rank,toy_mean,toy_sd,toy_n,toy_failed,toy_diverged,eta,lr,")
+
+
+def test_methods_that_start_elsewhere_by_design_are_named():
+    moved = replace(record("lora_one"), init_report={"starts_at_base": False, "step0_error": 0.4})
+    assert "Step 0 is not the base model, by design: lora_one." in text_of([record(), moved])
+    assert "by design" not in text_of([record(), record("pissa")])
 
 
 def test_rows_tell_swept_settings_apart_and_only_those():

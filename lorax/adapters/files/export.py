@@ -94,11 +94,15 @@ def export_merged(adapters: Adapters, path: str | Path, verify: bool | None = No
 
 def _low_rank(adapters: Adapters, name: str) -> LowRank:
     layer, adapter = adapters.layer(name), adapters.layer_adapter(name)
-    if not isinstance(adapter, LowRankAdapter) or not isinstance(layer, AdaptedLinear):
+    factors = adapter.factors()
+    if factors is None or not isinstance(layer, AdaptedLinear):
         raise UserError(f"cannot export {name}: its adapter has no low-rank form")
     if not layer.kind.plain and not isinstance(layer, AdaptedExpert):
         raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
-    B, A = low_rank_pair(adapter)
+    if isinstance(adapter, LowRankAdapter):
+        B, A = low_rank_pair(adapter)
+    else:
+        B, A = factors.eta * core.left_multiply(factors.B, factors.M), factors.A
     fold = adapters.recenter == "fold"
     delta = partial(weights.delta, layer, adapter, fold)
     return LowRank(B, A, delta, layer.kind.matrix, layer.kind.transposed, rounded=fold and adapter.shifts_base)

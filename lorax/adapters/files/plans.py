@@ -9,12 +9,20 @@ from torch import Tensor
 
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.factors import Factors
+from lorax.adapters.vectors.magnitude import Magnitude
+from lorax.adapters.vectors.shared_matrices import SharedMatrices
+from lorax.adapters.vectors.singular_values import SingularValues
 from lorax.errors import UserError, near
 
 Restore = Callable[[Mapping[str, Any], Mapping[str, Tensor]], LayerPlan]
 """restore(what `LayerAdapter.describe` said, tensors by name) -> the plan."""
 
-_PLANS: dict[str, Restore] = {"factors": Factors.restore}
+_PLANS: dict[str, Restore] = {
+    "factors": Factors.restore,
+    "magnitude": Magnitude.restore,
+    "shared_matrices": SharedMatrices.restore,
+    "singular_values": SingularValues.restore,
+}
 
 
 def register_plan(name: str, restore: Restore) -> None:

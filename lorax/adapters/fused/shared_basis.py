@@ -47,7 +47,7 @@ class SharedBasisGroup:
         k = min(W.shape)
         if W.dtype != A.dtype or B.shape[1] != k or A.shape[0] != k:
             return None
-        sigma = ((B.mT @ W) * A).sum(1)
+        sigma = ((B.mT @ W) * A).sum(1) / A.square().sum(1)  # the rows of A may have any length
         z = torch.randn(W.shape[1], 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(W)
         missed = torch.linalg.norm(W @ z - B @ (sigma[:, None] * (A @ z)))  # on average 2 ||W - B diag(sigma) A||_F
         return sigma if missed <= 64 * torch.finfo(W.dtype).eps * torch.linalg.norm(W) else None

@@ -125,5 +125,22 @@ def test_calibration_leaves_it_out_of_all_linear_and_refuses_it_by_name():
         lorax.attach(Net(), "lora_ga", rank=2, loss=loss, batches=batches)  # other batches may reach the experts
 
 
+@pytest.mark.parametrize("init", ["eva", "corda"])
+def test_what_activations_do_not_show_is_left_out_alike(init):
+    def loss(model, x):
+        return model(x).square().mean()
+
+    model = Net()
+    model.experts = model.experts[:1]
+    model.spare = nn.Linear(6, 6)
+    with pytest.warns(UserWarning, match="left out spare .*no input of it is seen on the calibration batches"):
+        adapters = lorax.attach(model, init, rank=2, loss=loss, batches=[torch.randn(8, 6)])
+    assert "spare" not in adapters.names() and "blocks.0" in adapters.names()
+    with pytest.raises(lorax.UserError, match="no token reaches spare; leave them out of targets"):
+        other = Net()
+        other.spare = nn.Linear(6, 6)
+        lorax.attach(other, init, rank=2, loss=loss, batches=[torch.randn(8, 6)], targets=["spare", "blocks.0"])
+
+
 def test_names_of_one_kind():
     assert of_no_reached_kind(["layers.3.experts.1.up", "pooler"], ["layers.0.experts.0.up"]) == ["pooler"]
