@@ -75,7 +75,7 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
     reset_peak(placement.device)
     start = time.perf_counter()
     try:
-        run.factors = _build_factors(run, loaded)
+        run.factors = build_factors(run, loaded)
     except Exception as error:
         if show or isinstance(error, Unwritable) or is_out_of_memory(error):
             raise
@@ -86,7 +86,7 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
     return True
 
 
-def _build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
+def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     """Return {layer: factors}; nothing for methods without factors."""
     from lorax.adapters.selection.coverage import coverage_of
     from lorax.adapters.targets import select
