@@ -23,9 +23,9 @@ from lorax.forward.modality import modality_of
 from lorax.forward.readout import autocast, device_of
 from lorax.records import Unwritable
 from lorax.training.checkpoint import save_checkpoints
+from lorax.training.pack_update import PackUpdate
 from lorax.training.run import Outcome, Run, TrainPlan
 from lorax.training.state import RunState, restore
-from lorax.training.update import Update, make_updates
 
 if TYPE_CHECKING:
     from lorax.models.modality import Modality
@@ -62,25 +62,27 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
     states = [RunState(run, run.plan or plan, device_of(loaded.model)) for run in runs]
     _check(states)
     restore(states)
-    updates = make_updates(states)
+    updates = PackUpdate(states)
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
     for run in runs:
         run.adapters.train(True)
     try:
         with modality.open(), _bar(states, plan) as bar:
-            while moving := [update for update in updates if update.going]:
-                going = [state for update in moving for state in update.states]
+            while updates.advance():
+                going = updates.going
                 start = time.perf_counter()
-                losses = _step(modality, moving, going)
+                losses = _step(modality, updates, going)
                 elapsed = time.perf_counter() - start
                 for state in going:
                     state.add_time(elapsed)
                 if any(state.due for state in going):  # ended runs with the others, so that the pack resumes as it was
-                    _keep([checkpoint for update in updates for checkpoint in update.checkpoints()])
+                    updates.collect()
+                    _keep([checkpoint for update in updates.updates for checkpoint in update.checkpoints()])
                 bar.set_postfix(loss=f"{sum(losses) / len(going):.3f}", refresh=False)
                 bar.update(max(state.step for state in states) - bar.n)
     finally:
+        updates.release()
         for state in states:
             state.finish()
         set_widths([run.adapters for run in runs], [{} for _ in runs])
@@ -98,27 +100,41 @@ def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
         warnings.warn(f"{str(error)[:200]}; training goes on without this checkpoint", stacklevel=2)
 
 
-def _step(modality: Modality[Any], moving: list[Update], going: list[RunState]) -> list[float]:
+def _step(modality: Modality[Any], updates: PackUpdate, going: list[RunState]) -> list[float]:
     """Take one step with every run that is going; return their losses."""
     for state in going:
         state.before_forward()
-    with active([state.run.adapters for state in going], [state.run.head for state in going]):
-        losses = _gradients(modality, going)
-    penalties = _penalties(going)
-    for update in moving:
-        update.unscale()
+    losses, penalties = _differentiate(modality, updates, going)
     for state in going:
         state.after_backward()
-    norms = [update.gradient_norm() for update in moving]
-    given = [penalty for penalty in penalties if penalty is not None]
-    # The one wait for the device in a step.
-    numbers = torch.cat([losses, torch.stack([value.to(losses.dtype) for value in (*given, *norms)])]).tolist()
-    loss_of = dict(zip(going, numbers, strict=False))
-    rest = iter(numbers[len(going) :])
-    penalty_of = {state: None if value is None else next(rest) for state, value in zip(going, penalties, strict=True)}
-    for update, norm in zip(moving, rest, strict=True):
-        update.apply([loss_of[state] for state in update.states], norm, [penalty_of[state] for state in update.states])
-    return numbers[: len(going)]
+    norms = updates.norms()
+    updates.apply(losses, norms, penalties)
+    return _read(updates, losses, norms, penalties)
+
+
+def _differentiate(
+    modality: Modality[Any], updates: PackUpdate, going: list[RunState]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Accumulate the gradients of the step; return losses and penalties, which stay on the device."""
+    updates.start()
+    adapters, heads = [state.run.adapters for state in going], [state.run.head for state in going]
+    with active(adapters, heads), updates.held():
+        losses = _gradients(modality, going)
+    updates.complete()
+    penalties = _penalties(going)
+    updates.unscale()
+    return losses, penalties
+
+
+def _read(updates: PackUpdate, losses: Tensor, norms: Tensor, penalties: list[Tensor | None]) -> list[float]:
+    """Wait for the device, once in a step, and take note of the step; return the losses."""
+    given = [penalty.to(losses.dtype) for penalty in penalties if penalty is not None]
+    parts = [losses, norms.to(losses), *([torch.stack(given)] if given else [])]
+    numbers = torch.cat(parts).tolist()
+    rest = iter(numbers[len(losses) + len(norms) :])
+    read_penalties = [None if penalty is None else next(rest) for penalty in penalties]
+    updates.record(numbers[: len(losses)], numbers[len(losses) : len(losses) + len(norms)], read_penalties)
+    return numbers[: len(losses)]
 
 
 def _penalties(going: list[RunState]) -> list[Tensor | None]:
