@@ -97,13 +97,19 @@ def replay(
         running = [place for place in courses if not courses[place].sign]
         if not running:
             break
-        tasks = dict.fromkeys(task for task, _ in running)
-        for place in [*((task, reference) for task in tasks), *running]:
+        references = dict.fromkeys((task, reference) for task, _ in running)
+        for place in (*references, *running):
             series[place].seeds = n
             _settle(place, series[place], seen, rounds)
         if seen.missing:
             break
-        family.add({place: _compared(place, (place[0], reference), series, seen) for place in running})
+        sides = {place: _side(place, series[place], n, seen) for place in (*references, *running)}
+        looks = {}
+        for place in running:
+            (arm, of_arm), (other, of_other) = sides[place], sides[place[0], reference]
+            items = min(of_arm, of_other)
+            looks[place] = look(arm, other, 1 / items if items else 0.0)
+        family.add(looks)
     return Looked(dict(series), courses, tuple(seen.missing))
 
 
@@ -142,13 +148,11 @@ def _settle(place: Place, of: Series, seen: _Seen, rounds: int) -> None:
     of.best = None
 
 
-def _compared(arm: Place, reference: Place, series: Mapping[Place, Series], seen: _Seen) -> Look:
-    n, sides, items = series[arm].seeds, [], 0
-    for place in (arm, reference):
-        of, rows = series[place], seen.rows(place, series[place])
-        assert rows is not None  # nothing is missing at a look
-        test = np.array([[run.test for run in row] for row in rows])
-        sides.append(Side(np.broadcast_to(test, (len(rows), n)), np.isin(of.points, list(of.first)), of.at_edge))
-        least = min(run.items for row in rows for run in row)
-        items = min(items, least) if items else least
-    return look(*sides, 1 / items if items else 0.0)
+def _side(place: Place, of: Series, n: int, seen: _Seen) -> tuple[Side, int]:
+    """Return what an arm has after n seeds, and the fewest test items of its runs."""
+    rows = seen.rows(place, of)
+    assert rows is not None  # nothing is missing at a look
+    test = np.array([[run.test for run in row] for row in rows])
+    fixed = np.array([k in of.first for k in of.points])
+    items = min(run.items for row in rows for run in row)
+    return Side(test if of.seeded else np.repeat(test, n, axis=1), fixed, of.at_edge), items
