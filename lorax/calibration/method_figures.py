@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lorax.calibration import method_worlds, written
-from lorax.calibration.methods import ALPHA, detected, measure, peeked, stopped
-from lorax.calibration.report import percent, table, yes
+from lorax.calibration import item_effects, method_worlds, moderated, until_decided, written
+from lorax.calibration import method_tables as extra
+from lorax.calibration.methods import ALPHA, detected, measure, peeked
+from lorax.calibration.report import percent, table, with_error, yes
 from lorax.calibration.worlds import World
 
 POWER = (0.74, 0.88)
@@ -31,9 +32,9 @@ def figures(quick: bool = False, seed: int = 0) -> dict[str, Any]:
         "differing": _rows([*differing, *(world for world in equal if world.effects)], tables, seed),
         "detected": [] if quick else [r for e in ("method", "rate") for r in _detected(tables, seed, e)],
         "peeked": {} if quick else peeked(method_worlds.LOOKED, tables // 4, seed),
-        "stopped": {}
-        if quick
-        else {name: stopped(world, tables // 5, seed) for name, world in method_worlds.stopping().items()},
+        "until_decided": [] if quick else until_decided.rows(method_worlds.until_decided(), tables // 2, seed),
+        "items": [] if quick else item_effects.rows(method_worlds.favoured(), tables // 2, seed),
+        "moderated": [] if quick else moderated.compared(method_worlds.spreads(), 2 * tables, seed),
         "incomplete": {}
         if quick
         else {
@@ -47,6 +48,7 @@ def figures(quick: bool = False, seed: int = 0) -> dict[str, Any]:
             {"estimand": estimand, **written.agreement(small, 1 if quick else 40, seed, estimand)}
             for estimand in ("method", "rate")
         ],
+        "written_looks": written.same_looks(replace(small, seeds=8), 1 if quick else 20, seed),
     }
 
 
@@ -84,7 +86,15 @@ def not_kept(found: dict[str, Any]) -> list[str]:
         f"{row['world']}: {', '.join(broken(row))}" + (f" ({row['named']})." if row["named"] else ".")
         for row in found["equal"] + found["differing"]
         if not row["pass"]
+    ] + [
+        f"{row['world']}: {percent(row['false'])} of studies with a false difference at some look."
+        for row in found.get("until_decided", ())
+        if _too_often(row)
     ]
+
+
+def _too_often(row: dict[str, Any]) -> bool:
+    return bool(row["false"] > ALPHA + 3 * (ALPHA * (1 - ALPHA) / row["tables"]) ** 0.5)
 
 
 def _detected(tables: int, seed: int, estimand: str) -> list[dict[str, Any]]:
@@ -95,7 +105,9 @@ def kept(found: dict[str, Any]) -> bool:
     """Whether estimand `method` kept its level in every world that is not named, and written records say the same."""
     rows = found["equal"] + found["differing"]
     level = all(row["pass"] or row["named"] for row in rows)
-    return level and all(part["equal"] == part["verdicts"] for part in found["written"])
+    level &= not any(_too_often(row) for row in found.get("until_decided", ()))
+    parts = [*found["written"], *([found["written_looks"]] if "written_looks" in found else [])]
+    return level and all(part["equal"] == part["verdicts"] for part in parts)
 
 
 def text(found: dict[str, Any]) -> list[str]:
@@ -114,7 +126,8 @@ def text(found: dict[str, Any]) -> list[str]:
         f"eleven comparisons, {found['tables']} studies a row (half as many with 16 seeds or more comparisons). "
         "False, peaks: studies in which an arm of the reference's peak is called better or worse (or one that differs, "
         "with the wrong sign); should be 5 % at most. False, lattice: the same against the best lattice points, which "
-        "is what `method` promises. Coverage: single 95 % intervals, lattice. Half: their half width in points.",
+        "is what `method` promises. Coverage: single 95 % intervals, lattice. Half: their half width in points. After +-: "
+        "Monte Carlo error, one sd; that of a coverage is at most 1 point.",
         _level(found["equal"]),
     ]
     if found["differing"]:
@@ -130,7 +143,12 @@ def text(found: dict[str, Any]) -> list[str]:
             table(
                 ["estimand", "sd of the arm's runs", "printed, points", "found"],
                 [
-                    [r["estimand"], f"{100 * r['spread']:.1f}", f"{100 * r['effect']:.1f}", percent(r["found"])]
+                    [
+                        r["estimand"],
+                        f"{100 * r['spread']:.1f}",
+                        f"{100 * r['effect']:.1f}",
+                        with_error(r["found"], found["tables"]),
+                    ]
                     for r in found["detected"]
                 ],
             ),
@@ -139,30 +157,28 @@ def text(found: dict[str, Any]) -> list[str]:
         looked = found["peeked"]
         parts += [
             "Looking at the verdicts after every seed from 3 to 20, equal peaks off the lattice, and stopping at the "
-            f"first difference: false in {percent(looked['method'])} of studies under `method`, "
-            f"{percent(looked['rate'])} under `rate`. Looking at 5 seeds and going on to the number that the report "
-            f"says would decide, under `rate`: {percent(looked['followed'])}. **Neither estimand allows looking "
-            "twice**; the promised 5 % hold for a number of seeds that was fixed before.",
+            f"first difference: false in {with_error(looked['method'], found['tables'] // 4)} of studies under `method`, "
+            f"{with_error(looked['rate'], found['tables'] // 4)} under `rate`. Looking at 5 seeds and going on to the "
+            f"number that would decide at the present estimate, under `rate`: "
+            f"{with_error(looked['followed'], found['tables'] // 4)}. **Neither estimand allows looking twice** with a "
+            "fixed number of seeds; `seeds: until_decided` does, below.",
         ]
-    if found.get("stopped"):
-        parts += [
-            "Looking after every seed from 3 to 30 by the e-process of `lorax.stats.sequential` and stopping an arm "
-            "when it is decided (three rates an arm; no study runs by it yet). Median: seeds at which half of the "
-            "differing arms are decided.",
-            table(
-                ["world", "false, peaks", "found", "median seeds"],
-                [
-                    [name, percent(r["false"]), percent(r["found"]), _seeds(r["median"])]
-                    for name, r in found["stopped"].items()
-                ],
-            ),
-        ]
+    if found.get("until_decided"):
+        parts += extra.until_decided(found["until_decided"], found["written_looks"])
+    if found.get("items"):
+        parts += extra.items(found["items"])
+    if found.get("moderated"):
+        parts += extra.moderated(found["moderated"])
     if found["incomplete"]:
         parts += [
-            "Runs that are missing, equal peaks off the lattice, 8 seeds, through `judge`:",
+            f"Runs that are missing, equal peaks off the lattice, 8 seeds, {found['tables'] // 10} studies a row, through "
+            "`judge`:",
             table(
                 ["missing", "false, method", "false, rate"],
-                [[words, percent(r["method"]), percent(r["rate"])] for words, r in found["incomplete"].items()],
+                [
+                    [words, *(with_error(r[estimand], found["tables"] // 10) for estimand in ("method", "rate"))]
+                    for words, r in found["incomplete"].items()
+                ],
             ),
         ]
     if not_kept(found):
@@ -184,8 +200,8 @@ def _level(rows: Sequence[dict[str, Any]]) -> str:
             [
                 row["world"],
                 row["estimand"],
-                f"{percent(row['false_tables'])} +- {100 * row['error']:.1f}",
-                percent(row["false_lattice"]),
+                with_error(row["false_tables"], row["tables"]),
+                with_error(row["false_lattice"], row["tables"]),
                 percent(row["coverage"]),
                 _points(row["half"]),
                 percent(row["equivalent"]),
@@ -203,19 +219,15 @@ def _found(rows: Sequence[dict[str, Any]]) -> str:
             [
                 row["world"],
                 row["estimand"],
-                "-" if row["found"] is None else percent(row["found"]),
-                f"{percent(row['false_tables'])} +- {100 * row['error']:.1f}",
-                "-" if row["false_equivalent"] is None else percent(row["false_equivalent"]),
+                "-" if row["found"] is None else with_error(row["found"], row["tables"]),
+                with_error(row["false_tables"], row["tables"]),
+                "-" if row["false_equivalent"] is None else with_error(row["false_equivalent"], row["tables"]),
                 percent(row["coverage"]),
                 _points(row["half"]),
             ]
             for row in rows
         ],
     )
-
-
-def _seeds(value: float | None) -> str:
-    return "more than 30" if value is None else f"{value:g}"
 
 
 def _points(value: float | None) -> str:

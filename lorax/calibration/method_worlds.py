@@ -9,6 +9,7 @@ from lorax.calibration.worlds import World
 
 UNEQUAL: dict[str, Any] = {"spread": (0.008, 0.014, 0.025, 0.04), "step": (0.005, 0.01, 0.02, 0.03)}
 OWN: dict[str, Any] = {"shared": 0.0, "own": 0.015}
+QUIET: dict[str, Any] = {"spread": (0.002,), "items": 0.003, "common": 0.002, "own": 0.008}
 ALIKE = World("equal peaks, off the lattice")
 
 
@@ -50,14 +51,13 @@ def differing() -> list[World]:
     worlds += [
         World(f"3 points apart, unequal, {seeds} seeds", seeds=seeds, effects=three, **UNEQUAL) for seeds in (8, 12, 16)
     ]
-    quiet: dict[str, Any] = {"spread": (0.002,), "items": 0.003, "common": 0.002, "own": 0.008}
     worlds += [
-        World("at the margin, quiet, 8 seeds", effects=(0.01, -0.01) * 5, **quiet),
-        World("bimodal reference, quiet arms, 3 seeds", seeds=3, split=0.03, **quiet),
-        World("bimodal reference, quiet arms, 8 seeds", split=0.03, **quiet),
+        World("at the margin, quiet, 8 seeds", effects=(0.01, -0.01) * 5, **QUIET),
+        World("bimodal reference, quiet arms, 3 seeds", seeds=3, split=0.03, **QUIET),
+        World("bimodal reference, quiet arms, 8 seeds", split=0.03, **QUIET),
     ]
     worlds += [
-        World(f"one run in ten collapses, {seeds} seeds", seeds=seeds, collapse=0.1, margin=0.02, **quiet)
+        World(f"one run in ten collapses, {seeds} seeds", seeds=seeds, collapse=0.1, margin=0.02, **QUIET)
         for seeds in (5, 8)
     ]
     return worlds
@@ -72,15 +72,53 @@ def quick() -> list[World]:
     ]
 
 
-def stopping() -> dict[str, World]:
-    """Worlds in which seeds are added until every arm is decided; two arms differ by 3 points."""
-    worlds: dict[str, dict[str, Any]] = {
-        "3 points apart, the others equal": {},
-        "the same, unequal": UNEQUAL,
-        "the same, heavy tails": {"heavy": True},
+def until_decided() -> list[tuple[World, str]]:
+    """Worlds in which seeds are added until every arm is decided, from 3 to 30, each with its estimand."""
+    alike: dict[str, dict[str, Any]] = {
+        "off the lattice": {},
+        "on the lattice": {"on_grid": True},
+        "unequal spreads and curves": UNEQUAL,
+        "unequal, on the lattice": UNEQUAL | {"on_grid": True},
+        "unequal, quiet reference, own validation": UNEQUAL | OWN | {"reference_spread": 0.008},
+        "steep, 3 points a step": {"step": (0.03,)},
+        "cliff above the peak, unequal": UNEQUAL | {"cliff": 3.0},
+        "heavy tails, unequal": UNEQUAL | {"heavy": True},
+        "bimodal reference": {"split": 0.03, "effects": (-0.015,) * 11},
+        "bimodal reference, quiet arms": QUIET | {"split": 0.03, "effects": (-0.015,) * 11},
+        "31 comparisons, unequal": UNEQUAL | {"arms": 31},
+    }
+    apart: dict[str, dict[str, Any]] = {
+        "3 points apart": {},
+        "3 points apart, on the lattice": {"on_grid": True},
+        "3 points apart, unequal": UNEQUAL,
+        "3 points apart, heavy tails": {"heavy": True},
+    }
+    worlds = [(name, changes, "method") for name, changes in alike.items()]
+    worlds += [(name, {"effects": (0.03, -0.03)} | changes, "method") for name, changes in apart.items()]
+    worlds += [("every rate alike", {"step": (0.0,)}, "rate"), ("every rate alike, 3 points apart",
+               {"step": (0.0,), "effects": (0.03, -0.03)}, "rate")]  # fmt: skip
+    return [(World(f"until decided, {name}", seeds=30, **changes), estimand) for name, changes, estimand in worlds]
+
+
+def favoured() -> list[World]:
+    """Equal peaks, of which some arms and rates are favoured by the test items in every run."""
+    return [World(f"items favour arms, {seeds} seeds", seeds=seeds) for seeds in (8, 16)] + [
+        World("items favour arms, unequal, 8 seeds", **UNEQUAL)
+    ]
+
+
+def spreads() -> dict[str, World]:
+    """Worlds for the moderated t: every rate alike, two arms 3 points apart, spreads alike or fourfold different."""
+    flat: dict[str, Any] = {"step": (0.0,), "effects": (0.03, -0.03)}
+    kinds: dict[str, dict[str, Any]] = {
+        "spreads alike": {},
+        "spreads fourfold different": {"spread": (0.008, 0.032)},
+        "one arm in four four times as noisy": {"spread": (0.008, 0.008, 0.008, 0.032), "reference_spread": 0.008},
     }
     return {
-        name: World(f"stopping, {name}", seeds=30, effects=(0.03, -0.03), **changes) for name, changes in worlds.items()
+        f"{name}, {seeds} seeds": World(f"moderated, {name}, {seeds} seeds", seeds=seeds, **flat, **changes)
+        for name, changes in kinds.items()
+        for seeds in (3, 5, 8)
     }
 
 

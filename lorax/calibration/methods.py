@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from lorax.calibration.protocol import judged, selected, windows
+from lorax.calibration.protocol import judged, windows
 from lorax.calibration.worlds import Batch, World, draws
 from lorax.stats import power
 from lorax.stats.rule import VERDICTS, decide
-from lorax.stats.sequential import FIRST, decided, evidence
 
 ALPHA, ITEMS = 0.05, 500
 _BETTER, _WORSE, _EQUIVALENT = (VERDICTS.index(name) for name in ("better", "worse", "equivalent"))
@@ -175,39 +174,6 @@ def peeked(world: World, tables: int, seed: int = 0, first: int = 3) -> dict[str
     return {name: float(np.concatenate(found).mean()) for name, found in hits.items()}
 
 
-def stopped(world: World, tables: int, seed: int = 0) -> dict[str, float | None]:
-    """Stop each arm when the e-process between methods decides it; rates are the pilot's pick and its neighbours.
-
-    Args:
-        world: with as many seeds as may be run; its `effects` are of the first arms.
-        tables: how many.
-        seed: of the simulation.
-
-    Returns:
-        `false`: tables in which an arm of the reference's peak, or one that differs with the wrong sign, is called
-        different at any look. `found`: differing arms called so rightly; `median`: seeds at which half of them are,
-        None where the seeds end before.
-    """
-    wrong, found, seeds = [], [], []
-    for batch in draws(world, tables, seed):
-        rates = selected(batch)[..., None] + np.arange(-1, 2)
-        scores = np.take_along_axis(batch.test, rates[..., None], axis=2)
-        sign = decided(*evidence(scores[:, 1:], scores[:, :1], 1 / ITEMS), ALPHA)
-        truth = np.sign(np.where(np.abs(batch.peak) > 1e-9, batch.peak, 0))
-        last = sign[..., -1]
-        wrong.append(((last != 0) & (last != truth)).any(axis=-1))
-        apart = truth != 0
-        right = (last == truth)[apart]
-        found.append(right)
-        seeds.append(np.where(right, FIRST + (sign != 0).argmax(axis=-1)[apart], np.inf))
-    median = float(np.median(np.concatenate(seeds)))
-    return {
-        "false": float(np.concatenate(wrong).mean()),
-        "found": float(np.concatenate(found).mean()),
-        "median": median if np.isfinite(median) else None,
-    }
-
-
 def _followed(batch: Batch, world: World, start: int) -> np.ndarray:
     """Return the tables in which doing as the report says, arm by arm, ends in a false difference."""
     level, tables = ALPHA / world.arms, len(batch.peak)
@@ -222,7 +188,7 @@ def _followed(batch: Batch, world: World, start: int) -> np.ndarray:
         more = Batch(
             *(
                 getattr(batch, f)[table : table + 1]
-                for f in ("pilot", "validation", "test", "peak", "lattice", "spread")
+                for f in ("pilot", "validation", "test", "peak", "lattice", "spread", "level")
             )
         )
         _, later, _ = judged(replace(more, test=more.test[..., : need.seeds]), "rate", world.margin, items=ITEMS)

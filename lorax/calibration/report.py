@@ -152,6 +152,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def with_error(value: float, studies: int) -> str:
+    """Return a share of so many independent studies in per cent, with its Monte Carlo error."""
+    share = min(max(value, 1 / studies), 1 - 1 / studies)
+    return f"{percent(value)} +- {100 * (share * (1 - share) / studies) ** 0.5:.1f}"
+
+
 def yes(kept: bool) -> str:
     """Return how a row says whether its bound is kept."""
     return "yes" if kept else "NO"

@@ -71,6 +71,8 @@ class Batch:
     """(tables, arms) true difference of the best lattice points: the estimand `method`."""
     spread: np.ndarray
     """(tables, arms) sd of each arm."""
+    level: np.ndarray
+    """(tables, arms + 1, rates) expected scores, but for a second group of runs and collapses."""
 
 
 def draws(world: World, tables: int, seed: int = 0, batch: int = 200) -> Iterator[Batch]:
@@ -105,6 +107,7 @@ def _draw(w: World, tables: int, g: np.random.Generator) -> Batch:
         np.broadcast_to(peak[1:] - peak[0], (tables, w.arms)),
         expected[:, 1:] - expected[:, :1],
         spread[:, 1:],
+        level,
     )
 
 

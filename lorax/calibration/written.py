@@ -10,9 +10,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lorax.calibration.methods import ITEMS
+from lorax.calibration.until_decided import looked
 from lorax.calibration.protocol import ROUNDS, judged, selected, window_rates
 from lorax.calibration.worlds import Batch, World, draws
 from lorax.records import RunRecord, Store, run_id
+from lorax.stats.courses import verdicts
 from lorax.stats.judge import judge
 from lorax.stats.result import Final, StudyResult
 from lorax.stats.rule import VERDICTS
@@ -55,9 +57,38 @@ def agreement(world: World, tables: int, seed: int = 0, estimand: str = "method"
     return {"verdicts": tables * world.arms, "equal": equal}
 
 
-def through_records(world: World, batch: Batch, table: int, folder: Path, estimand: str) -> StudyResult:
+def same_looks(world: World, tables: int, seed: int = 0) -> dict[str, int]:
+    """Judge the first tables of a world with seeds until decided from written records, and compare with the looks on arrays.
+
+    Args:
+        world: with as many seeds as may be run.
+        tables: how many.
+        seed: of the simulation.
+
+    Returns:
+        `verdicts` compared, and how many are `equal`: verdict, seeds, both ends of the interval, and the adjusted p.
+    """
+    batch, equal = next(draws(world, tables, seed)), 0
+    for table in range(tables):
+        with TemporaryDirectory() as folder:
+            result = through_records(world, batch, table, Path(folder), "method", {"until_decided": {"max": world.seeds}})
+        courses = list(looked(batch, table).courses.values())
+        found = verdicts(courses, result.alpha)
+        for at, (c, course) in enumerate(zip(result.comparisons, courses, strict=True)):
+            ends = min(found.low[at], c.estimate), max(found.high[at], c.estimate), found.p_adjusted[at]
+            same = all(
+                a == b or math.isclose(a, b, abs_tol=1e-9)
+                for a, b in zip((c.low, c.high, c.p_adjusted), ends, strict=True)
+            )
+            equal += same and c.verdict == VERDICTS[found.code[at]] and len(c.seeds) == course.seeds
+    return {"verdicts": tables * world.arms, "equal": equal}
+
+
+def through_records(
+    world: World, batch: Batch, table: int, folder: Path, estimand: str, seeds: object = None
+) -> StudyResult:
     """Write one simulated study, run by run as its rounds ask, and return what is read back from the files."""
-    spec, store = _spec(world, estimand), Store(folder)
+    spec, store = _spec(world, estimand, seeds), Store(folder)
     records: list[RunRecord] = []
     while (this := next_round(spec, records)).kind != "done":
         made = [_record(job, batch, table) for job in this.jobs]
@@ -69,12 +100,12 @@ def through_records(world: World, batch: Batch, table: int, folder: Path, estima
     return result
 
 
-def _spec(world: World, estimand: str) -> StudySpec:
+def _spec(world: World, estimand: str, seeds: object = None) -> StudySpec:
     tuning = {"extend": 0, "rounds": ROUNDS, "seeds": list(range(_TUNING, _TUNING + world.tuning_seeds))}
     arms = [{"init": "lora", "label": f"arm{at}"} for at in range(world.arms + 1)]
     data = {
         "name": "simulated", "model": "toy", "tasks": ["t"], "reference": "arm0", "arms": arms, "margin": world.margin,
-        "estimand": estimand, "seeds": list(range(world.seeds)), "tuning": tuning, "costs": None,
+        "estimand": estimand, "seeds": seeds or list(range(world.seeds)), "tuning": tuning, "costs": None,
     }  # fmt: skip
     centre = 10 ** ((_LOWEST + 5.9) / 4)  # its six rates are the pilot's: lattice points 3 to 8
     return bind(from_mapping(data), lr=lambda words: centre)

@@ -15,7 +15,12 @@ from lorax.stats.rule import VERDICTS, Verdicts, decide
 
 
 def against_reference(
-    contrasts: Sequence[Contrast], reference: str, margin: float, alpha: float, family: int
+    contrasts: Sequence[Contrast],
+    reference: str,
+    margin: float,
+    alpha: float,
+    family: int,
+    verdicts: Verdicts | None = None,
 ) -> tuple[Comparison, ...]:
     """Judge comparisons with the reference, by `rule.decide` and `refusals`.
 
@@ -25,11 +30,12 @@ def against_reference(
         margin: of equivalence.
         alpha: chance of any false verdict in the family.
         family: comparisons planned.
+        verdicts: of the contrasts; None: by `rule.decide`.
     """
     if not contrasts:
         return ()
-    verdicts = decide(stack(contrasts), margin, alpha, family)
-    return tuple(_comparison(at, c, reference, verdicts, margin, alpha / family) for at, c in enumerate(contrasts))
+    found = verdicts or decide(stack(contrasts), margin, alpha, family)
+    return tuple(_comparison(at, c, reference, found, margin, alpha / family) for at, c in enumerate(contrasts))
 
 
 def all_pairs(
@@ -119,6 +125,7 @@ def _comparison(at: int, c: Contrast, reference: str, v: Verdicts, margin: float
         spread=spread,
         mde=power.detectable(typical, n, level, margin),
         refused=refused,
+        p_flip=c.p_flip(),
     )
 
 

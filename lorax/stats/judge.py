@@ -6,14 +6,17 @@ The rule for verdicts is in `rule`, the intervals between methods in `best_rate`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lorax.errors import UserError, near
+from lorax.stats import courses as decided_courses
 from lorax.stats import effects, power
+from lorax.stats.anytime_design import anytime_design
 from lorax.stats.comparisons import against_reference, all_pairs
+from lorax.stats.courses import Course
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.letters import compact_letters
 from lorax.stats.pairing import Cells, Runs, cells_of, contrast
@@ -33,6 +36,8 @@ def judge(
     metric: str = "score",
     arms: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
+    courses: Mapping[tuple[str, str], Course] | None = None,
+    most: int = 0,
 ) -> StudyResult:
     """Judge the final runs of a study.
 
@@ -48,6 +53,9 @@ def judge(
         arms: planned arms in display order; None: all that occur. Arms without runs still count
             in the family.
         tasks: planned tasks, likewise.
+        courses: (task, arm) -> its looks, where seeds were added until it was decided; these decide, no pairs are
+            tested and nothing is equivalent. None: the number of seeds was fixed.
+        most: seeds at the last look, with `courses`.
 
     Returns:
         StudyResult: arms and comparisons in order tasks x arms.
@@ -68,21 +76,34 @@ def judge(
     planned = [(task, arm) for task in tasks for arm in others]
     family = len(planned)
     contrasts = [contrast(cells, task, arm, reference, procedure) for task, arm in planned]
-    comparisons = against_reference(contrasts, reference, margin, alpha, family)
-    pairs = all_pairs(cells, tasks, arms, comparisons, alpha, procedure)
     rows = _rows(cells, tasks, arms, alpha)
+    pairs: tuple[Pair, ...] = ()
+    if courses is None:
+        comparisons = against_reference(contrasts, reference, margin, alpha, family)
+        pairs = all_pairs(cells, tasks, arms, comparisons, alpha, procedure)
+        lettered, design = _lettered(rows, pairs), _design(rows, comparisons, reference, family, margin, alpha)
+    else:
+        of_all = [courses.get(place, Course()) for place in planned]
+        verdicts = decided_courses.verdicts(of_all, alpha)
+        comparisons = tuple(
+            _until_decided(c, course, margin)
+            for c, course in zip(against_reference(contrasts, reference, margin, alpha, family, verdicts), of_all, strict=True)
+        )
+        lettered = tuple(rows)
+        design = _anytime(_design(rows, comparisons, reference, family, margin, alpha), of_all, most)
     return StudyResult(
         reference=reference,
         metric=metric,
         margin=margin,
         alpha=alpha,
         procedure=procedure,
-        arms=_lettered(rows, pairs),
+        arms=lettered,
         comparisons=comparisons,
         pairs=pairs,
-        design=_design(rows, comparisons, reference, family, margin, alpha),
+        design=design,
         notes=_notes(rows, comparisons),
         estimand=estimand,
+        courses=courses,
     )
 
 
@@ -97,7 +118,7 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
         comparison: one of its comparisons.
         most: up to so many seeds, and so many times the present items, are tried.
     """
-    if comparison.verdict != "undecided" or comparison.refused or not np.isfinite(comparison.spread):
+    if result.courses is not None or comparison.verdict != "undecided" or comparison.refused or not np.isfinite(comparison.spread):
         return power.Need(None, None, None)
     return power.need(
         comparison.estimate,
@@ -109,6 +130,24 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
         comparison.item_noise,
         most,
     )
+
+
+def _until_decided(c: Comparison, course: Course, margin: float) -> Comparison:
+    """Return a comparison as its course has it: no fixed-seed p of sign flips, no detectable effect, no equivalence."""
+    inside = c.verdict == "undecided" and -margin < c.low <= c.high < margin
+    refused = "equivalence needs a number of seeds that was fixed before" if inside else ""
+    return replace(
+        c, decided_after=course.decided_after, p_flip=float("nan"), mde=float("inf"), refused=refused,
+        low=min(c.low, c.estimate) if c.seeds else c.low, high=max(c.high, c.estimate) if c.seeds else c.high,
+    )  # fmt: skip
+
+
+def _anytime(fixed: power.Design, courses: Sequence[Course], most: int) -> power.Design:
+    rates = [int(side.sum()) for course in courses for look in course.looks[:1] for side in look.fixed] or [1]
+    return anytime_design(
+        family=fixed.family, most=most, n_items=fixed.n_items, sd=fixed.sd, margin=fixed.margin, alpha=fixed.alpha,
+        rates=max(rates), fewest=min(rates), room=fixed.room,
+    )  # fmt: skip
 
 
 def _rows(cells: Cells, tasks: Sequence[str], arms: Sequence[str], alpha: float) -> list[ArmResult]:

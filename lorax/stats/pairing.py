@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from lorax.errors import UserError
-from lorax.stats import effects
+from lorax.stats import effects, sign_flips
 from lorax.stats.best_rate import BestRate, Window, compare
 from lorax.stats.result import Final
 from lorax.stats.selection import pick
@@ -103,6 +103,15 @@ class Contrast:
     n_items: int
     item_noise: float | None
     note: str
+    below: effects.Array = field(default_factory=lambda: np.zeros((1, 0)))
+    """(rates of the second, seeds) score differences of the first's pick and each of these."""
+    above: effects.Array = field(default_factory=lambda: np.zeros((1, 0)))
+    """(rates of the first, seeds) likewise, to the second's pick."""
+
+    def p_flip(self) -> float:
+        """Return the exact two-sided p of sign flips; 1 where a best lies at the edge, nan without pairs."""
+        known = [np.isfinite(end.se).all() for end in (self.evidence.below, self.evidence.above)]
+        return sign_flips.two_sided(self.below, self.above, *known)
 
     @property
     def differences(self) -> effects.Array:
@@ -158,7 +167,7 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
     )
     return Contrast(
         task, first, seeds, tuple(pairs), effect, compare(arm, reference, measure), n_items, _item_noise(items),
-        "; ".join(notes),
+        "; ".join(notes), _scores(firsts)[a.best] - _scores(seconds), _scores(firsts) - _scores(seconds)[b.best],
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lorax.stats import power
+from lorax.stats.courses import Course
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Comparison:
     """Smallest true difference that this arm's spread lets be called better (or worse) with probability 0.8."""
     refused: str = ""
     """Why it is not called what its interval alone would say; empty where nothing was refused."""
+    p_flip: float = math.nan
+    """Two-sided, of no difference, by exact sign flips of the per-seed differences, before correction (`sign_flips`);
+    nan where seeds were added until it was decided."""
+    decided_after: int | None = None
+    """Seeds after which it was decided; None where it was not, or where the number of seeds was fixed."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,8 @@ class StudyResult:
     notes: tuple[str, ...] = ()
     estimand: str = "rate"
     """What the verdicts are about; see `stats.estimands`."""
+    courses: Mapping[tuple[str, str], Course] | None = None
+    """(task, arm) -> its looks, where seeds were added until it was decided; None: their number was fixed."""
 
     def arm(self, task: str, arm: str) -> ArmResult | None:
         """Return one row, or None where it has no final run."""

@@ -14,7 +14,9 @@ import yaml
 from lorax.errors import UserError, near, one_line
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.judge import PROCEDURES
-from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
+from lorax.stats.sequential import earliest
+from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning, UntilDecided
+from lorax.studies.windows import fewest_rates
 
 COMMANDS = ("plan", "register", "anchor")
 """Keys that say what a command does with a study, and are no part of it."""
@@ -22,7 +24,7 @@ METRICS = ("score", "tolerant")
 LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
 SEEDS = {"method": tuple(range(8)), "rate": tuple(range(6))}
 """Final seeds where a study names none."""
-MOST_POINTS, MOST_PER_DECADE, MOST_SEEDS = 1000, 1000, 10_000
+MOST_POINTS, MOST_PER_DECADE, MOST_SEEDS, MOST_LOOKS = 1000, 1000, 10_000, 1000
 
 
 def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
@@ -38,7 +40,7 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     if not isinstance(data, Mapping):
         raise UserError(f"{where}={data}: a mapping is needed, `key: value` on each line")
     data = {key: value for key, value in dict(data).items() if key not in COMMANDS}
-    _known(data, StudySpec, where, without={"centres", "matched", "consumes"})
+    _known(data, StudySpec, where, without={"centres", "matched", "consumes", "until_decided"})
     for key, kinds in _SHAPES.items():
         _shaped(data.get(key), kinds, f"{where}.{key}")
     for key in ("name", "model", "tasks", "arms", "reference", "margin"):
@@ -67,7 +69,8 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     if data.get("estimand") is None:
         read["estimand"] = "method" if read["tuning"] else "rate"
     seeds = data.get("seeds", SEEDS.get(read["estimand"], SEEDS["method"]))
-    read["seeds"] = _seeds(seeds, f"{where}.seeds")
+    read["until_decided"] = decided = _until_decided(seeds, f"{where}.seeds")
+    read["seeds"] = tuple(range(decided.max)) if decided else _seeds(seeds, f"{where}.seeds")
     costs = data.get("costs", {})
     read["costs"] = None if costs in (None, False) else _build(Costs, costs, f"{where}.costs")
     spec = StudySpec(**read)
@@ -188,7 +191,7 @@ def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
 
 
-_WHOLE = {"points", "per_decade", "extend", "rounds", "runners_up", "steps", "seed", "low", "high"}
+_WHOLE = {"points", "per_decade", "extend", "rounds", "runners_up", "steps", "seed", "low", "high", "max"}
 
 
 def _known(data: Mapping[str, Any], kind: type, where: str, without: frozenset[str] | set[str] = frozenset()) -> None:
@@ -217,6 +220,20 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{where}={list(seeds)}: a seed occurs twice")
     return seeds
+
+
+def _until_decided(value: Any, where: str) -> UntilDecided | None:
+    """Read `until_decided`, or `{until_decided: {max: 30}}`; None where the seeds are a list."""
+    if isinstance(value, str):
+        if value != "until_decided":
+            raise UserError(f"{where}={value}: a list of whole numbers from 0, or until_decided, is needed")
+        return UntilDecided()
+    if not isinstance(value, Mapping):
+        return None
+    if set(value) != {"until_decided"}:
+        raise UserError(f"{where}={dict(value)}: a list, until_decided, or {{until_decided: {{max: 30}}}} is needed")
+    given = value["until_decided"]
+    return _build(UntilDecided, {} if given is None else given, f"{where}.until_decided")
 
 
 OWNED = {
@@ -279,8 +296,23 @@ def _check(spec: StudySpec, where: str) -> None:
             f"{where}.tuning.runners_up={spec.tuning.runners_up}: for estimand: rate; estimand: method runs the rates "
             "beside the best anyway"
         )
+    if spec.until_decided is not None:
+        _check_until_decided(spec, spec.until_decided, f"{where}.seeds.until_decided")
     if spec.tuning is not None:
         _check_tuning(spec, spec.tuning, f"{where}.tuning")
+
+
+def _check_until_decided(spec: StudySpec, given: UntilDecided, where: str) -> None:
+    least = earliest(spec.alpha, max(spec.family, 1), fewest_rates(spec))
+    if not least <= given.max <= MOST_LOOKS:
+        raise UserError(
+            f"{where}.max={given.max}: from {least} to {MOST_LOOKS}; with {spec.family} comparisons at "
+            f"{100 * spec.alpha:g} % no verdict is possible before {least} seeds"
+        )
+    if spec.procedure != "paired_t":
+        raise UserError(f"{where}: procedure={spec.procedure} needs a fixed number of seeds; use paired_t")
+    if spec.tuning and spec.tuning.runners_up:
+        raise UserError(f"{where}: tuning.runners_up={spec.tuning.runners_up} needs a fixed number of seeds")
 
 
 def _check_tuning(spec: StudySpec, tuning: Tuning, where: str) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 from lorax.errors import UserError
 from lorax.records import canonical
 from lorax.stats import power
+from lorax.stats.anytime_design import anytime_design
 from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.sequential import earliest
 from lorax.studies.equal_parameters import nearest
 from lorax.studies.jobs import Job, make_job
 from lorax.studies.spec import Arm, StudySpec
-from lorax.studies.windows import FIRST
+from lorax.studies.windows import FIRST, fewest_rates
 
 LEAST_TEST, LEAST_VALIDATION, FEW_SEEDS = 1000, 300, 8
 WIDER = 1.15
@@ -116,25 +118,25 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
     jobs["final"] = of_rate * _rates(spec) + tasks * (len(spec.arms) - len(trained))
     if spec.tuning and spec.estimand == "method":
         jobs["widen"] = of_rate * spec.tuning.rounds
-    design = power.design(
-        family=spec.family,
-        n_seeds=len(spec.seeds),
-        n_items=spec.test_items,
-        sd=spec.assumed_sd * (WIDER if spec.estimand == "method" else 1.0),
-        margin=spec.margin,
-        alpha=spec.alpha,
-    )
+    design = _design(spec)
     total = _seconds(spec, seconds)
+    upper = ("extend", "widen", "final") if spec.until_decided else ("extend", "widen")
     lines = [
         f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}",
         f"  estimand {spec.estimand}: {ESTIMANDS[spec.estimand]}",
     ]
     lines += [
-        f"  {stage}: {n} runs" + (" at most" if stage in ("extend", "widen") else "") for stage, n in jobs.items() if n
+        f"  {stage}: {n} runs" + (" at most" if stage in upper else "") for stage, n in jobs.items() if n
     ]
+    if spec.until_decided:
+        least, every = _until(spec, design), spec.tuning is not None and spec.estimand == "method"
+        lines.append(
+            f"  an upper bound: final runs{' and widen' * every} are those of {len(spec.seeds)} seeds for every arm; an arm "
+            f"stops when it is decided, and {least} final runs are the fewest that can decide all"
+        )
     if total is not None:
         conditions = "one run after another, extensions not counted; packed runs share much of it"
-        lines.append(f"  about {_clock(total)} {conditions}")
+        lines.append(f"  {'at most ' if spec.until_decided else ''}about {_clock(total)} {conditions}")
     lines += [
         f"  {label}: {key}={value} (equal parameters)"
         for label, settings in spec.matched.items()
@@ -159,6 +161,26 @@ def _seconds(spec: StudySpec, seconds: float | Mapping[str, float] | None) -> fl
                 return None
             total += run_seconds * (tuning + len(spec.seeds) * _rates(spec) if arm.trained else 1)
     return total
+
+
+def _design(spec: StudySpec) -> power.Design:
+    sd = spec.assumed_sd * (WIDER if spec.estimand == "method" else 1.0)
+    if spec.until_decided:
+        return anytime_design(
+            family=spec.family, most=len(spec.seeds), n_items=spec.test_items, sd=sd, margin=spec.margin,
+            alpha=spec.alpha, rates=_rates(spec), fewest=fewest_rates(spec),
+        )  # fmt: skip
+    return power.design(
+        family=spec.family, n_seeds=len(spec.seeds), n_items=spec.test_items, sd=sd, margin=spec.margin,
+        alpha=spec.alpha,
+    )  # fmt: skip
+
+
+def _until(spec: StudySpec, design: power.Design) -> int:
+    """Return the final runs if every arm is decided as soon as that is possible."""
+    trained = sum(arm.trained for arm in spec.arms)
+    seeds = min(earliest(spec.alpha, design.family, fewest_rates(spec)), len(spec.seeds))
+    return len(spec.tasks) * (trained * seeds * _rates(spec) + len(spec.arms) - trained)
 
 
 def _rates(spec: StudySpec) -> int:

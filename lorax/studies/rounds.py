@@ -8,6 +8,9 @@
     widen    a further rate of a window on every seed, where an arm's best is at its edge (estimand `method`)
     done
 
+With `seeds: until_decided` there is a round of final runs after every look, one seed of the arms that are not decided
+and of the reference, and none of `widen`: see `looks`.
+
 A study that was killed and started again reads the same records and asks for the runs that are missing.
 Diverged runs are results; failed ones are asked for again.
 """
@@ -22,6 +25,7 @@ from lorax.studies.job_index import JobIndex
 from lorax.studies.jobs import Job, make_job
 from lorax.studies.spec import StudySpec
 from lorax.studies.tuning import Choice, Search, choose, search
+from lorax.studies.until_decided import Decided, until_decided
 from lorax.studies.windows import Window, picked, window
 
 STAGES = ("cost", "screen", "tune", "extend", "final", "widen")
@@ -64,6 +68,8 @@ class Progress:
     """run id -> why it was left out."""
     unasked: tuple[RunRecord, ...]
     """Fresh records that answer no job."""
+    decided: Decided | None = None
+    """The looks so far, where seeds are until decided and all tuning is complete."""
 
     def next_round(self) -> Round:
         """Return the missing jobs of the earliest unfinished stage."""
@@ -73,11 +79,12 @@ class Progress:
             missing[tuned.stage] += tuned.missing
         missing["final"] = [job for job, record in self.finals if record is None]
         for of_arm in self.windows.values():
-            missing["widen" if of_arm.widened else "final"] += of_arm.missing
+            missing["widen" if of_arm.widened and self.decided is None else "final"] += of_arm.missing
         notes = [f"stale: {run_id} ({why})" for run_id, why in sorted(self.stale.items())]
         notes += [
             f"{c.task}: best lr of {c.arm} is at the {c.edge} edge, {c.lr:g}" for c in self.choices.values() if c.edge
         ]
+        notes += self.decided.notes() if self.decided else []
         for stage in STAGES:
             if missing[stage]:
                 return Round(stage, tuple(_once(missing[stage])), tuple(notes))
@@ -100,18 +107,25 @@ def progress(spec: StudySpec, records: Iterable[RunRecord]) -> Progress:
         if not tuned.missing
         for arm, choice in choose(spec, tuned, task).items()
     }
-    windows = {
-        place: window(spec, index, choice)
-        for place, choice in choices.items()
-        if spec.estimand == "method" and spec.arm(choice.arm).trained
-    }
-    finals = _answered(index, final_jobs(spec, (choice for place, choice in choices.items() if place not in windows)))
+    decided = None
+    if spec.until_decided is None:
+        windows = {
+            place: window(spec, index, choice)
+            for place, choice in choices.items()
+            if spec.estimand == "method" and spec.arm(choice.arm).trained
+        }
+        finals = _answered(index, final_jobs(spec, (c for place, c in choices.items() if place not in windows)))
+    elif any(tuned.missing for tuned in searches.values()):
+        windows, finals = {}, ()  # a look is about all tasks together, so that none begins before all are tuned
+    else:
+        decided = until_decided(spec, index, choices)
+        windows, finals = decided.windows, decided.finals
     choices |= {place: picked(choices[place], of_arm) for place, of_arm in windows.items()}
     used = {record.run_id for _, record in costs + finals if record is not None}
     used |= {record.run_id for of_arm in windows.values() for record in of_arm.records}
     used |= {trial.record.run_id for tuned in searches.values() for trial in tuned.all_trials()}
     unasked = tuple(record for record in index.records if record.run_id not in used)
-    return Progress(costs, searches, choices, finals, windows, index.stale, unasked)
+    return Progress(costs, searches, choices, finals, windows, index.stale, unasked, decided)
 
 
 def next_round(spec: StudySpec, records: Iterable[RunRecord]) -> Round:

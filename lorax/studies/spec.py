@@ -81,6 +81,14 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class UntilDecided:
+    """Final seeds are added one by one, from three, until every arm is decided (see `stats.sequential`)."""
+
+    max: int = 30
+    """Seeds at the last look; what is not decided by then stays so."""
+
+
+@dataclass(frozen=True)
 class StudySpec:
     """A whole study. What `design()` returns is fixed before the first run."""
 
@@ -95,7 +103,7 @@ class StudySpec:
     metric: str = "score"
     """Key of the records' scores that decides: score | tolerant."""
     seeds: tuple[int, ...] = tuple(range(8))
-    """Final seeds; under estimand `rate` six by default."""
+    """Final seeds; under estimand `rate` six by default. Those that may be run, where they are until decided."""
     alpha: float = 0.05
     procedure: str = "paired_t"
     """paired_t: about this test set. crossed: about new items of the same kind too."""
@@ -124,6 +132,8 @@ class StudySpec:
     """Label -> {key: value} with which the arm has as many parameters as another; filled by `bind`."""
     consumes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """`task/label` -> the fields that a run of the arm consumes; filled by `bind`."""
+    until_decided: UntilDecided | None = None
+    """Written as `seeds: until_decided` or `seeds: {until_decided: {max: 30}}`; None: the seeds are fixed."""
 
     def arm(self, label: str) -> Arm:
         """Return one arm by its label."""
@@ -155,7 +165,9 @@ class StudySpec:
 
     def plain(self) -> dict[str, Any]:
         """Return the study as plain data, as it is stored."""
-        return {key: value for key, value in asdict(self).items() if WHEN_ABSENT.get(key, ...) != value}
+        plain = {key: value for key, value in asdict(self).items() if WHEN_ABSENT.get(key, ...) != value}
+        decided = plain.pop("until_decided")
+        return plain if decided is None else plain | {"seeds": {"until_decided": decided}}
 
     def design(self) -> dict[str, Any]:
         """Return everything that a conclusion rests on, as plain data."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lorax.records import RunRecord, Store
+from lorax.stats.courses import Course
 from lorax.stats.judge import judge
 from lorax.stats.result import Final, StudyResult
 from lorax.stats.selection import Trial
+from lorax.studies.looks import Place
 from lorax.studies.registration import fixed_at
 from lorax.studies.rounds import Progress, Round, progress
 from lorax.studies.spec import StudySpec
 from lorax.studies.tuning import Choice, as_trial
+from lorax.studies.until_decided import tested
 
 BySeed = dict[int | None, RunRecord]
 """Seed -> record; seed None for an arm that does not train."""
@@ -79,7 +83,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         runners_up=runners_up,
         windows=windows,
         costs={(job.task, job.arm): record for job, record in reached.costs if record is not None},
-        result=_judged(spec, finals, windows, store if items else None),
+        result=_judged(spec, finals, windows, store if items else None, reached.decided and reached.decided.courses),
         stale=reached.stale,
         unasked=reached.unasked,
         damaged=store.left_out(spec.name),
@@ -116,11 +120,9 @@ def final_of(
     if store is not None and score is not None:
         rows = [row for row in store.items(record) if row.get("split") == "test" and row.get(metric) is not None]
         items = {str(row["id"]): float(row[metric]) for row in rows} or None
-    if score is None:
-        score = float(record.task.get("majority") or 0.0)
     n_items = record.score("test", "n") or record.task.get("n_test") or 0
     final = Final(
-        arm, task, seed, float(score), int(n_items), record.status == "diverged", items,
+        arm, task, seed, tested(record, metric), int(n_items), record.status == "diverged", items,
         floor=float(record.task.get("majority") or 0.0),
     )  # fmt: skip
     if lr is None:
@@ -152,7 +154,9 @@ def _final_runs(spec: StudySpec, reached: Progress) -> tuple[Finals, RunnersUp, 
     return finals, runners_up, windows
 
 
-def _judged(spec: StudySpec, finals: Finals, windows: Windows, store: Store | None) -> StudyResult | None:
+def _judged(
+    spec: StudySpec, finals: Finals, windows: Windows, store: Store | None, courses: Mapping[Place, Course] | None
+) -> StudyResult | None:
     runs_by_rate: Windows = {key: windows.get(key, {None: runs}) for key, runs in finals.items()}
     if not any(arm == spec.reference and any(rates.values()) for (_, arm), rates in runs_by_rate.items()):
         return None
@@ -172,4 +176,6 @@ def _judged(spec: StudySpec, finals: Finals, windows: Windows, store: Store | No
         metric=spec.metric,
         arms=spec.labels,
         tasks=spec.tasks,
+        courses=courses if courses is not None else {} if spec.until_decided else None,
+        most=len(spec.seeds),
     )

@@ -56,6 +56,11 @@ class Window:
         return {self.rates[0]: "low", self.rates[-1]: "high"}.get(self.best or math.nan, "")
 
 
+def fewest_rates(spec: StudySpec) -> int:
+    """Return the rates from the start of the arm that has the fewest."""
+    return FIRST if spec.estimand == "method" and all(arm.trained for arm in spec.arms) else 1
+
+
 def window(spec: StudySpec, index: JobIndex, choice: Choice) -> Window:
     """Repeat the widening of one arm's window on its records, up to the first round with missing runs.
 

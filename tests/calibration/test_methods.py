@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lorax.calibration import method_figures, method_worlds
-from lorax.calibration.methods import detected, measure, peeked, stopped
+from lorax.calibration.methods import detected, measure, peeked
 from lorax.calibration.protocol import at_selected, selected, window_rates, windows
 from lorax.calibration.worlds import World, draws
 from lorax.calibration.written import agreement, every_other_short, incomplete, worst_lost
@@ -78,12 +78,6 @@ def test_the_printed_effect_is_found_as_often_as_printed():
 def test_looking_often_is_wrong_often():
     looked = peeked(World("looked", arms=6, seeds=10), 60)
     assert looked["rate"] > 0.15 and looked["method"] < looked["rate"] and looked["followed"] <= looked["rate"] + 0.2
-
-
-def test_stopping_arm_by_arm_finds_what_differs_and_seldom_what_does_not():
-    found = stopped(World("stopping", arms=5, seeds=25, effects=(0.05, -0.05), spread=(0.008,)), 60)
-    assert found["false"] <= 0.05 and found["found"] > 0.9 and 3 <= found["median"] < 20
-    assert stopped(World("too short", arms=5, seeds=4, effects=(0.01,)), 20)["median"] is None
 
 
 @pytest.mark.parametrize("missing", [every_other_short, worst_lost])
