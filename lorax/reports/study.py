@@ -106,7 +106,7 @@ def _halves(study: Study, numbered: Sequence[str]) -> tuple[list[Table], list[Ta
         for block, arms in blocks(study).items():
             title = f"{task}: {block}, {about}" if block else f"{task}, {about}"
             shown = select(rows, task, arms)
-            results.append(table(score_columns(), shown, title, numbered))
+            results.append(table(score_columns(study.spec.claim), shown, title, numbered))
             settings.append(table(setting_columns(study.spec.estimand), shown, title))
     return results, settings
 
@@ -121,15 +121,33 @@ def protocol(study: Study) -> list[str]:
         f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a "
         f"letter are not separated: from {spec.reference} as the verdict says, the others by Holm's procedure.",
         f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
-        f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of equivalence "
+        f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of {_aim(study)} "
         f"{numbers.points(spec.margin)} points; detectable: the difference that a row's own spread would show with "
         f"80 % power. {_fixed(study)}",
+        *_claim(study),
         *_launched(runs),
     ]
     lines.insert(0, sentence(spec.estimand, spec.tuning is not None))
     if result is None:
         return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
     return lines + result.design.sentences() + list(result.notes)
+
+
+def _aim(study: Study) -> str:
+    """Return what the margin is of."""
+    return "non-inferiority" if study.spec.claim == "non_inferior" else "equivalence"
+
+
+def _claim(study: Study) -> list[str]:
+    """Say what a study that claims non-inferiority tests, and at which level."""
+    if study.spec.claim != "non_inferior":
+        return []
+    spec = study.spec
+    return [
+        f"Claim: non-inferior, not worse than {spec.reference} by {numbers.points(spec.margin)} points: the lower end "
+        f"of the interval alone decides, one-sided at {50 * spec.alpha:g} % over the {spec.family} comparisons; with "
+        f"better and worse, any false verdict at {100 * spec.alpha:g} %. Nothing is called equivalent."
+    ]
 
 
 def _fixed(study: Study) -> str:

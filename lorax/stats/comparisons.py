@@ -15,7 +15,7 @@ from lorax.stats.rule import VERDICTS, Verdicts, decide
 
 
 def against_reference(
-    contrasts: Sequence[Contrast], reference: str, margin: float, alpha: float, family: int
+    contrasts: Sequence[Contrast], reference: str, margin: float, alpha: float, family: int, claim: str = "difference"
 ) -> tuple[Comparison, ...]:
     """Judge comparisons with the reference, by `rule.decide` and `refusals`.
 
@@ -25,11 +25,13 @@ def against_reference(
         margin: of equivalence.
         alpha: chance of any false verdict in the family.
         family: comparisons planned.
+        claim: name in `rule.CLAIMS`.
     """
     if not contrasts:
         return ()
-    verdicts = decide(stack(contrasts), margin, alpha, family)
-    return tuple(_comparison(at, c, reference, verdicts, margin, alpha / family) for at, c in enumerate(contrasts))
+    verdicts = decide(stack(contrasts), margin, alpha, family, claim)
+    level = alpha / family
+    return tuple(_comparison(at, c, reference, verdicts, margin, level, claim) for at, c in enumerate(contrasts))
 
 
 def all_pairs(
@@ -91,9 +93,11 @@ def _ragged(parts: Sequence[effects.Effect]) -> effects.Effect:
     )
 
 
-def _comparison(at: int, c: Contrast, reference: str, v: Verdicts, margin: float, level: float) -> Comparison:
+def _comparison(
+    at: int, c: Contrast, reference: str, v: Verdicts, margin: float, level: float, claim: str
+) -> Comparison:
     verdict, n = VERDICTS[v.code[at]], len(c.seeds)
-    refused = _refused(c, margin) if verdict == "equivalent" else ""
+    refused = _refused(c, margin) if verdict in ("equivalent", "non_inferior") else ""
     spread = c.evidence.spread(1 - level, n)
     typical = float(power.typical_sd([spread / max(n, 1) ** 0.5], max(n, 1), [float(c.effect.df)]))
     return Comparison(
@@ -117,8 +121,9 @@ def _comparison(at: int, c: Contrast, reference: str, v: Verdicts, margin: float
         item_noise=c.item_noise,
         note="; ".join(part for part in (c.note, _edges(c, reference)) if part),
         spread=spread,
-        mde=power.detectable(typical, n, level, margin),
+        mde=power.detectable(typical, n, level, margin, claim=claim),
         refused=refused,
+        p_non_inferior_adjusted=float(v.p_non_inferior_adjusted[at]) if claim == "non_inferior" else None,
     )
 
 
@@ -130,7 +135,7 @@ def _edges(c: Contrast, reference: str) -> str:
 
 
 def _refused(c: Contrast, margin: float) -> str:
-    """Return why the two arms may not be called equivalent although their interval lies inside the margin."""
+    """Return why the two arms may not be called equivalent (non-inferior) although the interval alone would say so."""
     if len(c.seeds) < refusals.LEAST_SEEDS:
         return f"{len(c.seeds)} seeds, fewer than the {refusals.LEAST_SEEDS} that equivalence needs"
     sides = list(zip(*c.at_best, strict=True))

@@ -18,6 +18,7 @@ from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.letters import compact_letters
 from lorax.stats.pairing import Cells, Runs, cells_of, contrast
 from lorax.stats.result import ArmResult, Comparison, Final, Pair, StudyResult
+from lorax.stats.rule import CLAIMS
 
 PROCEDURES = ("paired_t", "crossed")
 
@@ -30,6 +31,7 @@ def judge(
     alpha: float = 0.05,
     procedure: str = "paired_t",
     estimand: str = "rate",
+    claim: str = "difference",
     metric: str = "score",
     arms: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
@@ -44,6 +46,7 @@ def judge(
             false separation among all pairs without it.
         procedure: `paired_t` (about this test set) or `crossed` (about new items of the same kind too).
         estimand: method | rate, see `estimands`.
+        claim: difference | non_inferior, see `rule.CLAIMS`.
         metric: name of the score, for the result.
         arms: planned arms in display order; None: all that occur. Arms without runs still count
             in the family.
@@ -59,6 +62,8 @@ def judge(
         raise UserError(f"estimand={estimand}: {near(estimand, ESTIMANDS)}")
     if procedure not in PROCEDURES:
         raise UserError(f"procedure={procedure}: {near(procedure, PROCEDURES)}")
+    if claim not in CLAIMS:
+        raise UserError(f"claim={claim}: {near(claim, CLAIMS)}")
     arms = list(arms or dict.fromkeys(final.arm for final in finals))
     tasks = list(tasks or dict.fromkeys(final.task for final in finals))
     cells = cells_of(finals, by_rate=estimand == "method")
@@ -68,7 +73,7 @@ def judge(
     planned = [(task, arm) for task in tasks for arm in others]
     family = len(planned)
     contrasts = [contrast(cells, task, arm, reference, procedure) for task, arm in planned]
-    comparisons = against_reference(contrasts, reference, margin, alpha, family)
+    comparisons = against_reference(contrasts, reference, margin, alpha, family, claim)
     pairs = all_pairs(cells, tasks, arms, comparisons, alpha, procedure)
     rows = _rows(cells, tasks, arms, alpha)
     return StudyResult(
@@ -80,9 +85,10 @@ def judge(
         arms=_lettered(rows, pairs),
         comparisons=comparisons,
         pairs=pairs,
-        design=_design(rows, comparisons, reference, family, margin, alpha),
+        design=_design(rows, comparisons, reference, family, margin, alpha, claim),
         notes=_notes(rows, comparisons),
         estimand=estimand,
+        claim=claim,
     )
 
 
@@ -108,6 +114,7 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
         result.margin,
         comparison.item_noise,
         most,
+        result.claim,
     )
 
 
@@ -166,6 +173,7 @@ def _design(
     family: int,
     margin: float,
     alpha: float,
+    claim: str,
 ) -> power.Design:
     known = [c for c in comparisons if np.isfinite(c.spread)]
     sd = float("inf")
@@ -181,6 +189,7 @@ def _design(
         margin=margin,
         alpha=alpha,
         room=max((max(mean, 1 - mean) for mean in base), default=1.0),
+        claim=claim,
     )
 
 

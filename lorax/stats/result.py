@@ -71,7 +71,7 @@ class Comparison:
     arm: str
     reference: str
     verdict: str
-    """better | worse | equivalent | undecided."""
+    """better | worse | equivalent | non_inferior | undecided."""
     estimate: float
     low: float
     high: float
@@ -101,6 +101,8 @@ class Comparison:
     """Smallest true difference that this arm's spread lets be called better (or worse) with probability 0.8."""
     refused: str = ""
     """Why it is not called what its interval alone would say; empty where nothing was refused."""
+    p_non_inferior_adjusted: float | None = None
+    """Of a difference of minus the margin or less; None where the study claims something else."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class StudyResult:
     notes: tuple[str, ...] = ()
     estimand: str = "rate"
     """What the verdicts are about; see `stats.estimands`."""
+    claim: str = "difference"
+    """What the study set out to show; see `stats.rule.CLAIMS`."""
 
     def arm(self, task: str, arm: str) -> ArmResult | None:
         """Return one row, or None where it has no final run."""

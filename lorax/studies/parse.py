@@ -14,6 +14,7 @@ import yaml
 from lorax.errors import UserError, near, one_line
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.judge import PROCEDURES
+from lorax.stats.rule import CLAIMS
 from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
 
 METRICS = ("score", "tolerant")
@@ -86,6 +87,7 @@ def from_yaml(path: str | Path) -> StudySpec:
 _LIST, _MAPPING, _TEXT = (list, tuple), (dict,), (str,)
 _SHAPES = {
     "name": _TEXT, "model": _TEXT, "reference": _TEXT, "estimand": _TEXT, "metric": _TEXT, "procedure": _TEXT,
+    "claim": _TEXT,
     "question": _TEXT,
     "arms": _LIST, "tasks": (*_LIST, *_TEXT), "blocks": _MAPPING, "fixed": _MAPPING,
     "per_task": _MAPPING, "tuning": (*_MAPPING, bool, str), "costs": (*_MAPPING, bool),
@@ -270,6 +272,8 @@ def _check(spec: StudySpec, where: str) -> None:
         raise UserError(f"{where}.procedure={spec.procedure}: {near(spec.procedure, PROCEDURES)}")
     if spec.estimand not in ESTIMANDS:
         raise UserError(f"{where}.estimand={spec.estimand}: {near(spec.estimand, ESTIMANDS)}")
+    if spec.claim not in CLAIMS:
+        raise UserError(f"{where}.claim={spec.claim}: {near(spec.claim, CLAIMS)}")
     if spec.estimand == "method" and spec.tuning is None:
         raise UserError(f"{where}.estimand=method: rates are searched, so tuning is needed; with tuning: false, rate")
     if spec.estimand == "method" and spec.tuning and spec.tuning.runners_up:

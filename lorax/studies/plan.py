@@ -11,9 +11,10 @@ from lorax.errors import UserError
 from lorax.records import canonical
 from lorax.stats import power
 from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.rule import CLAIMS
 from lorax.studies.equal_parameters import nearest
 from lorax.studies.jobs import Job, make_job
-from lorax.studies.spec import Arm, StudySpec
+from lorax.studies.spec import WHEN_ABSENT, Arm, StudySpec
 from lorax.studies.windows import FIRST
 
 LEAST_TEST, LEAST_VALIDATION, FEW_SEEDS = 1000, 300, 8
@@ -123,12 +124,15 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
         sd=spec.assumed_sd * (WIDER if spec.estimand == "method" else 1.0),
         margin=spec.margin,
         alpha=spec.alpha,
+        claim=spec.claim,
     )
     total = _seconds(spec, seconds)
     lines = [
         f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}",
         f"  estimand {spec.estimand}: {ESTIMANDS[spec.estimand]}",
     ]
+    if spec.claim != WHEN_ABSENT["claim"]:
+        lines.append(f"  claim {spec.claim}: {CLAIMS[spec.claim]}")
     lines += [
         f"  {stage}: {n} runs" + (" at most" if stage in ("extend", "widen") else "") for stage, n in jobs.items() if n
     ]

@@ -169,6 +169,7 @@ def _judged(spec: StudySpec, finals: Finals, windows: Windows, store: Store | No
         alpha=spec.alpha,
         procedure=spec.procedure,
         estimand=spec.estimand,
+        claim=spec.claim,
         metric=spec.metric,
         arms=spec.labels,
         tasks=spec.tasks,
