@@ -123,8 +123,8 @@ def _score(result: ArmResult | None) -> str:
     return numbers.bounded(result.mean, low, high) + diverged
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _detectable(row: StudyRow) -> float | None:
+    return row.difference.mde if row.difference and math.isfinite(row.difference.mde) else None
 
 
 def _difference(comparison: Comparison | None) -> str:
@@ -184,9 +184,7 @@ def score_columns(claim: str = "difference") -> list[Column[StudyRow]]:
         Column("p_adjusted", "", lambda row: row.comparison and row.comparison.p_adjusted),
         Column("p_equivalence_adjusted", "", lambda row: row.comparison and row.comparison.p_equivalence_adjusted),
         *claimed,
-        Column(
-            "mde", "detectable", lambda row: _finite(row.difference.mde if row.difference else None), numbers.points
-        ),
+        Column("mde", "detectable", _detectable, numbers.points),
         Column("seeds", "seeds", lambda row: row.result and row.result.n_seeds, numbers.count),
         Column("items", "items", lambda row: row.result and row.result.n_items, numbers.count),
         Column("diverged", "", lambda row: row.result.diverged if row.result else 0),
