@@ -9,18 +9,19 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.reports import conclusions, diagnostics
+from lorax.reports import conclusions, diagnostics, measures
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
 from lorax.reports.frames.asymmetries import footnotes
 from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.factor_lines import Line
 from lorax.reports.frames.items import descriptions, item_scores
+from lorax.reports.frames.measures import frame as measures_frame
 from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs, test_scored, tuning_frame
 from lorax.reports.main_table import blocks, main_table, score_columns, select, setting_columns, study_rows
 from lorax.reports.sweep import read_sweep
 from lorax.reports.text import html, latex, markdown, numbers
-from lorax.reports.text.cells import to_csv
+from lorax.reports.text.cells import to_csv, to_json
 from lorax.reports.text.document import Document, Part, Picture, Table
 from lorax.reports.threats import threats
 from lorax.stats.estimands import ESTIMANDS, sentence
@@ -31,8 +32,8 @@ from lorax.studies.study import Study, read_study
 def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     """Rebuild all tables and figures of a study from its records alone.
 
-    Writes tables/<name>.{md,csv,tex,html} and figures/<name>/*.{png,svg}; a study that is not
-    complete gets the same, with its gaps named.
+    Writes tables/<name>.{md,csv,tex,html,json}, tables/<name>.measures.csv and figures/<name>/*.{png,svg}; a study
+    that is not complete gets the same, with its gaps named.
 
     Returns:
         The Markdown text, and the paths written.
@@ -52,6 +53,8 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
         "tex": latex.render(report),
         "html": html.render(report),
     }
+    told = measures_frame(measures.beside(study))
+    pages |= {"measures.csv": to_csv(told), "json": to_json({"rows": values, "measures": told})}
     for kind, text in pages.items():
         paths.append(store.root / "tables" / f"{name}.{kind}")
         write_atomic(paths[-1], text)
@@ -75,6 +78,8 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
     if maps:
         words = ["Mean test score ± SD over seeds, per cent (number of seeds)."]
         parts.append(Part("Rank down, alpha, zeta or gamma across", words, maps))
+    told = measures.part(study, measures.beside(study))
+    parts += [told] if told else []
     if numbered:
         parts.append(Part("Asymmetries between rows", numbered))
     if study.result is not None:
@@ -89,9 +94,9 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
         parts.append(Part("Windows of rates", conclusions.windows(study)))
     if len(described):
         parts.append(_description(described, study.spec.reference))
-    measured = diagnostics_frame(by_arm(study))
-    if len(measured):
-        parts.append(diagnostics.part(measured, by_arm(study)))
+    diagnosed = diagnostics_frame(by_arm(study))
+    if len(diagnosed):
+        parts.append(diagnostics.part(diagnosed, by_arm(study)))
     parts.append(Part("Threats to validity", threats(study, differences)))
     if pictures:
         parts.append(Part("Figures", left_out(study), pictures=pictures))

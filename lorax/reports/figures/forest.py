@@ -89,16 +89,8 @@ def _row(panel: Axes, y: int, line: Mapping[Any, Any], limit: float) -> str:
         if left < right:
             panel.plot([left, right], [y, y], color=colour, lw=1.6, solid_capstyle="butt", zorder=2)
         for end, side in ((low, -1), (high, 1)):
-            if side * end > limit or side * min(side * low, side * high) > limit:
-                panel.plot(
-                    side * 0.985 * limit,
-                    y,
-                    marker="<" if side < 0 else ">",
-                    color=colour,
-                    ms=5,
-                    clip_on=False,
-                    zorder=3,
-                )
+            if side * end > limit:
+                panel.plot(side * 0.985 * limit, y, marker="<" if side < 0 else ">", color=colour, ms=5, zorder=3)
     if abs(estimate) <= limit:
         panel.plot(estimate, y, marker=marker, color=colour, mfc=colour if filled else "white", ms=5.5, zorder=4)
     return colour

@@ -56,7 +56,7 @@ figcaption, .small { color: #555; font-size: .85rem; }
 // Sort by the first number of a cell, else by its text; a second click turns the order round.
 const key = cell => {
   const text = cell.textContent.trim();
-  const found = text.replace(/[,[]/g, "").match(/^[-+]?\\d*\\.?\\d+(e[-+]?\\d+)?/i);
+  const found = text.replace(/[,[≥]/g, "").match(/^[-+]?\\d*\\.?\\d+(e[-+]?\\d+)?/i);
   return text === "-" ? null : found ? parseFloat(found[0]) : text.toLowerCase();
 };
 document.querySelectorAll("th button").forEach(button => button.addEventListener("click", () => {
