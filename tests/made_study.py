@@ -90,7 +90,7 @@ def made_record(job, spread=0.004, diverge_above=None, items=None, commit="c0"):
         task={"name": job.task, "metric": "exact match", "direction": "max", "n_train": 480, "digest": "t0"},
         model={"name": "toy", "parameters": 2_500_000, "digest": "m0"},
         scores={} if diverged else entries, curve=curve,
-        init_report={"eta": 2.0, "step0_error": 3e-8}, costs={"trainable": trained},
+        init_report={"eta": 2.0, "step0_error": 3e-8}, costs={"trainable": trained, "total": 2_000_000},
         diagnostics={} if frozen_arm else {"cosine_first": top, "relative_norm": 0.01 * score, "forgetting": 0.1 * top},
         provenance={"commit": commit, "started": now(), "dirty": False, "device": "cpu", "finished": now()},
     )  # fmt: skip

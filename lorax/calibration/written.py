@@ -71,7 +71,9 @@ def same_looks(world: World, tables: int, seed: int = 0) -> dict[str, int]:
     batch, equal = next(draws(world, tables, seed)), 0
     for table in range(tables):
         with TemporaryDirectory() as folder:
-            result = through_records(world, batch, table, Path(folder), "method", {"until_decided": {"max": world.seeds}})
+            result = through_records(
+                world, batch, table, Path(folder), "method", {"until_decided": {"max": world.seeds}}
+            )
         courses = list(looked(batch, table).courses.values())
         found = verdicts(courses, result.alpha)
         for at, (c, course) in enumerate(zip(result.comparisons, courses, strict=True)):

@@ -10,6 +10,7 @@ import pandas as pd
 from lorax.reports.frames.learning_rates import stretches
 from lorax.reports.frames.study import selections
 from lorax.reports.text import numbers
+from lorax.reports.text.verdicts import bound_of
 from lorax.stats.best_rate import hidden
 from lorax.stats.judge import would_need
 from lorax.stats.result import Comparison, StudyResult
@@ -18,7 +19,12 @@ from lorax.studies.study import Study
 MANY = 12
 """A task with more undecided rows than this gets one sentence for all of them."""
 
-_SAYS = {"better": "scores higher than", "worse": "scores lower than", "equivalent": "is equivalent to"}
+_SAYS = {
+    "better": "scores higher than {} by at least {} points",
+    "worse": "scores lower than {} by at least {} points",
+    "equivalent": "is equivalent to {} within {} points",
+    "non_inferior": "is not worse than {} by {} points (non-inferior)",
+}
 
 
 def verdicts(result: StudyResult) -> list[str]:
@@ -26,12 +32,13 @@ def verdicts(result: StudyResult) -> list[str]:
     ends = {task: end for task in result.tasks if (end := extreme(result, task))}
     lines = [f"Nothing can be found: every run of {task} is at the {end} of the metric." for task, end in ends.items()]
     lines += [
-        f"{c.task}: {c.arm} {_SAYS[c.verdict]} {c.reference}: {_effect(c)}."
+        f"{c.task}: {c.arm} {_SAYS[c.verdict].format(c.reference, bound_of(c, result.margin))}: {_effect(c)}."
         for c in result.comparisons
         if c.verdict in _SAYS and c.task not in ends
     ]
     if not lines:
-        lines = [f"No difference from {result.reference} was found, and no equivalence shown."]
+        aim = "non-inferiority" if result.claim == "non_inferior" else "equivalence"
+        lines = [f"No difference from {result.reference} was found, and no {aim} shown."]
     for task in result.tasks:
         pairs = [pair for pair in result.pairs if pair.task == task]
         apart = sum(pair.separated for pair in pairs)
@@ -222,7 +229,7 @@ def _effect(c: Comparison) -> str:
 
 def _needed(result: StudyResult, c: Comparison) -> str:
     if c.refused:
-        return f"Not called equivalent: {c.refused}."
+        return f"Not called {'non-inferior' if result.claim == 'non_inferior' else 'equivalent'}: {c.refused}."
     if math.isinf(c.low) or math.isinf(c.high):
         return f"{c.note[:1].upper()}{c.note[1:]}: further rates would tell."
     need = would_need(result, c)

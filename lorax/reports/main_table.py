@@ -13,7 +13,7 @@ from lorax.reports import columns
 from lorax.reports.columns import Column
 from lorax.reports.frames.asymmetries import footnotes
 from lorax.reports.frames.study import asymmetries
-from lorax.reports.text import numbers
+from lorax.reports.text import numbers, verdicts
 from lorax.stats.result import ArmResult, Comparison
 from lorax.studies.study import Study
 from lorax.studies.tuning import Choice
@@ -37,6 +37,8 @@ class StudyRow:
     """The learning rate and what its selection cost."""
     cost: RunRecord | None
     """The solo run with a cold cache."""
+    margin: float
+    """Of equivalence or non-inferiority."""
     estimand: str = "rate"
     """What the verdict is about."""
     footnotes: tuple[int, ...] = ()
@@ -49,10 +51,15 @@ class StudyRow:
 
     @property
     def verdict(self) -> str:
-        """One of better, worse, equivalent, undecided, reference; empty where nothing can be said."""
+        """One of better, worse, equivalent, non_inferior, undecided, reference; empty where nothing can be said."""
         if self.is_reference and self.result:
             return "reference"
         return self.difference.verdict if self.difference else ""
+
+    @property
+    def verdict_words(self) -> str:
+        """The verdict with the bound that its interval shows, or with the margin."""
+        return verdicts.words(self.difference, self.margin) if self.difference else self.verdict
 
     def cost_of(self, key: str) -> float | None:
         """Return one entry of the solo run's costs."""
@@ -72,6 +79,7 @@ def study_rows(study: Study) -> list[StudyRow]:
             is_reference=arm == study.spec.reference,
             choice=study.choices.get((task, arm)),
             cost=study.costs.get((task, arm)),
+            margin=study.spec.margin,
             estimand=study.spec.estimand,
             footnotes=tuple(numbers_of.get(arm, ())),
         )
@@ -93,7 +101,8 @@ def main_table(study: Study) -> pd.DataFrame:
     `high` a t interval over seeds at 1 - alpha, `difference_low` and `difference_high` the interval of the verdict
     at `confidence`; costs come from the solo cost run; `notes` are numbers of footnotes.
     """
-    return columns.frame([*KEYS, *score_columns(), *setting_columns(study.spec.estimand)], study_rows(study))
+    halves = [*score_columns(study.spec.claim), *setting_columns(study.spec.estimand)]
+    return columns.frame([*KEYS, *halves], study_rows(study))
 
 
 def blocks(study: Study) -> dict[str, tuple[str, ...]]:
@@ -114,8 +123,8 @@ def _score(result: ArmResult | None) -> str:
     return numbers.bounded(result.mean, low, high) + diverged
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _detectable(row: StudyRow) -> float | None:
+    return row.difference.mde if row.difference and math.isfinite(row.difference.mde) else None
 
 
 def _difference(comparison: Comparison | None) -> str:
@@ -144,8 +153,19 @@ KEYS: list[Column[StudyRow]] = [
 ]
 
 
-def score_columns() -> list[Column[StudyRow]]:
-    """Return the columns of the left half: scores and verdicts."""
+NON_INFERIOR: Column[StudyRow] = Column(
+    "p_non_inferior_adjusted", "", lambda row: row.comparison and row.comparison.p_non_inferior_adjusted
+)
+"""In studies that claim it only: looked at beside another claim it would be chosen after the fact."""
+
+
+def score_columns(claim: str = "difference") -> list[Column[StudyRow]]:
+    """Return the columns of the left half: scores and verdicts.
+
+    Args:
+        claim: of the study.
+    """
+    claimed: list[Column[StudyRow]] = [NON_INFERIOR] if claim == "non_inferior" else []
     return [
         Column("", "arm", _marked),
         Column("mean", "", lambda row: row.result and row.result.mean),
@@ -159,10 +179,12 @@ def score_columns() -> list[Column[StudyRow]]:
         Column("difference_high", "", lambda row: row.difference and row.difference.high),
         Column("confidence", "", lambda row: row.difference and row.difference.confidence),
         Column("", "difference [interval]", lambda row: row.difference, _difference),
-        Column("verdict", "verdict", lambda row: row.verdict, _or_nothing),
+        Column("verdict", "", lambda row: row.verdict),
+        Column("verdict_words", "verdict", lambda row: row.verdict_words, _or_nothing),
         Column("p_adjusted", "", lambda row: row.comparison and row.comparison.p_adjusted),
         Column("p_equivalence_adjusted", "", lambda row: row.comparison and row.comparison.p_equivalence_adjusted),
-        Column("mde", "detectable", lambda row: _finite(row.difference and row.difference.mde), numbers.points),
+        *claimed,
+        Column("mde", "detectable", _detectable, numbers.points),
         Column("seeds", "seeds", lambda row: row.result and row.result.n_seeds, numbers.count),
         Column("items", "items", lambda row: row.result and row.result.n_items, numbers.count),
         Column("diverged", "", lambda row: row.result.diverged if row.result else 0),

@@ -172,7 +172,7 @@ def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
         judged += 1
         again = judge(
             finals, reference=spec.reference, margin=spec.margin, alpha=spec.alpha, arms=spec.labels, tasks=spec.tasks,
-            estimand=spec.estimand,
+            estimand=spec.estimand, claim=spec.claim,
         )  # fmt: skip
         changed = [
             f"{new.task} {new.arm} {new.verdict} instead of {old.verdict}"

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.reports import conclusions, diagnostics
+from lorax.reports import conclusions, diagnostics, measures
 from lorax.reports.audit.audit import foot
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
@@ -17,11 +17,12 @@ from lorax.reports.frames.asymmetries import footnotes
 from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.factor_lines import Line
 from lorax.reports.frames.items import descriptions, item_scores
+from lorax.reports.frames.measures import frame as measures_frame
 from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs, test_scored, tuning_frame
 from lorax.reports.main_table import blocks, main_table, score_columns, select, setting_columns, study_rows
 from lorax.reports.sweep import read_sweep
 from lorax.reports.text import html, latex, markdown, numbers
-from lorax.reports.text.cells import to_csv
+from lorax.reports.text.cells import to_csv, to_json
 from lorax.reports.text.document import Document, Part, Picture, Table
 from lorax.reports.threats import threats
 from lorax.stats.estimands import ESTIMANDS, sentence
@@ -32,8 +33,8 @@ from lorax.studies.study import Study, read_study
 def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
     """Rebuild all tables and figures of a study from its records alone.
 
-    Writes tables/<name>.{md,csv,tex,html} and figures/<name>/*.{png,svg}; a study that is not
-    complete gets the same, with its gaps named.
+    Writes tables/<name>.{md,csv,tex,html,json}, tables/<name>.measures.csv and figures/<name>/*.{png,svg}; a study
+    that is not complete gets the same, with its gaps named.
 
     Returns:
         The Markdown text, and the paths written.
@@ -53,6 +54,8 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
         "tex": latex.render(report),
         "html": html.render(report),
     }
+    told = measures_frame(measures.beside(study))
+    pages |= {"measures.csv": to_csv(told), "json": to_json({"rows": values, "measures": told})}
     for kind, text in pages.items():
         paths.append(store.root / "tables" / f"{name}.{kind}")
         write_atomic(paths[-1], text)
@@ -79,6 +82,8 @@ def document(
     if maps:
         words = ["Mean test score ± SD over seeds, per cent (number of seeds)."]
         parts.append(Part("Rank down, alpha, zeta or gamma across", words, maps))
+    told = measures.part(study, measures.beside(study))
+    parts += [told] if told else []
     if numbered:
         parts.append(Part("Asymmetries between rows", numbered))
     if study.result is not None:
@@ -93,9 +98,9 @@ def document(
         parts.append(Part("Windows of rates", conclusions.windows(study)))
     if len(described):
         parts.append(_description(described, study.spec.reference))
-    measured = diagnostics_frame(by_arm(study))
-    if len(measured):
-        parts.append(diagnostics.part(measured, by_arm(study)))
+    diagnosed = diagnostics_frame(by_arm(study))
+    if len(diagnosed):
+        parts.append(diagnostics.part(diagnosed, by_arm(study)))
     parts.append(Part("Threats to validity", threats(study, differences)))
     if pictures:
         parts.append(Part("Figures", left_out(study), pictures=pictures))
@@ -112,7 +117,7 @@ def _halves(study: Study, numbered: Sequence[str]) -> tuple[list[Table], list[Ta
         for block, arms in blocks(study).items():
             title = f"{task}: {block}, {about}" if block else f"{task}, {about}"
             shown = select(rows, task, arms)
-            results.append(table(score_columns(), shown, title, numbered))
+            results.append(table(score_columns(study.spec.claim), shown, title, numbered))
             settings.append(table(setting_columns(study.spec.estimand), shown, title))
     return results, settings
 
@@ -127,15 +132,33 @@ def protocol(study: Study) -> list[str]:
         f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a "
         f"letter are not separated: from {spec.reference} as the verdict says, the others by Holm's procedure.",
         f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
-        f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of equivalence "
+        f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of {_aim(study)} "
         f"{numbers.points(spec.margin)} points; detectable: the difference that a row's own spread would show with "
         f"80 % power. {_fixed(study)}",
+        *_claim(study),
         *_launched(runs),
     ]
     lines.insert(0, sentence(spec.estimand, spec.tuning is not None))
     if result is None:
         return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
     return lines + result.design.sentences() + list(result.notes)
+
+
+def _aim(study: Study) -> str:
+    """Return what the margin is of."""
+    return "non-inferiority" if study.spec.claim == "non_inferior" else "equivalence"
+
+
+def _claim(study: Study) -> list[str]:
+    """Say what a study that claims non-inferiority tests, and at which level."""
+    if study.spec.claim != "non_inferior":
+        return []
+    spec = study.spec
+    return [
+        f"Claim: non-inferior, not worse than {spec.reference} by {numbers.points(spec.margin)} points: the lower end "
+        f"of the interval alone decides, one-sided at {50 * spec.alpha:g} % over the {spec.family} comparisons; with "
+        f"better and worse, any false verdict at {100 * spec.alpha:g} %. Nothing is called equivalent."
+    ]
 
 
 def _fixed(study: Study) -> str:

@@ -81,11 +81,11 @@ class BestRate:
 
     def p_zero(self) -> Array:
         """Return the two-sided p-value of "no difference": twice the smaller of the two one-sided ones."""
-        return np.minimum(2 * np.minimum(self._p_low(0.0), self._p_high(0.0)), 1.0)
+        return np.minimum(2 * np.minimum(self.p_below(0.0), self._p_high(0.0)), 1.0)
 
     def p_margin(self, margin: float) -> Array:
         """Return the p-value of "differs by the margin or more": the larger of the two one-sided tests."""
-        return np.maximum(self._p_low(-margin), self._p_high(margin))
+        return np.maximum(self.p_below(-margin), self._p_high(margin))
 
     def spread(self, confidence: float, n_seeds: int) -> float:
         """Return the sd of per-seed differences whose paired t interval would be as wide as this single one.
@@ -100,9 +100,9 @@ class BestRate:
             half * n_seeds**0.5 / float(sps.t.ppf((1 + confidence) / 2, n_seeds - 1)) if n_seeds > 1 else float("inf")
         )
 
-    def _p_low(self, value: float) -> Array:
-        """Return the p-value of "the difference is at most `value`"."""
-        return sps.t.sf((self.below.estimate - value) / self.below.se, self.below.df).max(axis=-1)
+    def p_below(self, value: float) -> Array:
+        """Return the one-sided p-value of "the difference is at most `value`": the largest over the rates."""
+        return self.below.p_below(value).max(axis=-1)
 
     def _p_high(self, value: float) -> Array:
         """Return the p-value of "the difference is at least `value`"."""

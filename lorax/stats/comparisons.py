@@ -20,6 +20,7 @@ def against_reference(
     margin: float,
     alpha: float,
     family: int,
+    claim: str = "difference",
     verdicts: Verdicts | None = None,
 ) -> tuple[Comparison, ...]:
     """Judge comparisons with the reference, by `rule.decide` and `refusals`.
@@ -30,12 +31,14 @@ def against_reference(
         margin: of equivalence.
         alpha: chance of any false verdict in the family.
         family: comparisons planned.
+        claim: name in `rule.CLAIMS`.
         verdicts: of the contrasts; None: by `rule.decide`.
     """
     if not contrasts:
         return ()
-    found = verdicts or decide(stack(contrasts), margin, alpha, family)
-    return tuple(_comparison(at, c, reference, found, margin, alpha / family) for at, c in enumerate(contrasts))
+    found = verdicts or decide(stack(contrasts), margin, alpha, family, claim)
+    level = alpha / family
+    return tuple(_comparison(at, c, reference, found, margin, level, claim) for at, c in enumerate(contrasts))
 
 
 def all_pairs(
@@ -97,9 +100,11 @@ def _ragged(parts: Sequence[effects.Effect]) -> effects.Effect:
     )
 
 
-def _comparison(at: int, c: Contrast, reference: str, v: Verdicts, margin: float, level: float) -> Comparison:
+def _comparison(
+    at: int, c: Contrast, reference: str, v: Verdicts, margin: float, level: float, claim: str
+) -> Comparison:
     verdict, n = VERDICTS[v.code[at]], len(c.seeds)
-    refused = _refused(c, margin) if verdict == "equivalent" else ""
+    refused = _refused(c, margin) if verdict in ("equivalent", "non_inferior") else ""
     spread = c.evidence.spread(1 - level, n)
     typical = float(power.typical_sd([spread / max(n, 1) ** 0.5], max(n, 1), [float(c.effect.df)]))
     return Comparison(
@@ -123,9 +128,10 @@ def _comparison(at: int, c: Contrast, reference: str, v: Verdicts, margin: float
         item_noise=c.item_noise,
         note="; ".join(part for part in (c.note, _edges(c, reference)) if part),
         spread=spread,
-        mde=power.detectable(typical, n, level, margin),
+        mde=power.detectable(typical, n, level, margin, claim=claim),
         refused=refused,
         p_flip=c.p_flip(),
+        p_non_inferior_adjusted=float(v.p_non_inferior_adjusted[at]) if claim == "non_inferior" else None,
     )
 
 
@@ -137,7 +143,7 @@ def _edges(c: Contrast, reference: str) -> str:
 
 
 def _refused(c: Contrast, margin: float) -> str:
-    """Return why the two arms may not be called equivalent although their interval lies inside the margin."""
+    """Return why the two arms may not be called equivalent (non-inferior) although the interval alone would say so."""
     if len(c.seeds) < refusals.LEAST_SEEDS:
         return f"{len(c.seeds)} seeds, fewer than the {refusals.LEAST_SEEDS} that equivalence needs"
     sides = list(zip(*c.at_best, strict=True))

@@ -43,6 +43,10 @@ class Effect:
         """Return the p-value of "differs by the margin or more": the larger of the two one-sided tests."""
         return sps.t.sf((margin - np.abs(self.estimate)) / self.se, self.df)
 
+    def p_below(self, value: float) -> Array:
+        """Return the one-sided p-value of "the difference is at most `value`"."""
+        return sps.t.sf((self.estimate - value) / self.se, self.df)
+
 
 def paired_t(differences: ArrayLike, resolution: ArrayLike = 0.0) -> Effect:
     """Effect from per-seed differences: mean, sd / sqrt(n), n - 1 degrees of freedom.

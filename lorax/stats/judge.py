@@ -21,6 +21,7 @@ from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.letters import compact_letters
 from lorax.stats.pairing import Cells, Runs, cells_of, contrast
 from lorax.stats.result import ArmResult, Comparison, Final, Pair, StudyResult
+from lorax.stats.rule import CLAIMS
 
 PROCEDURES = ("paired_t", "crossed")
 
@@ -33,6 +34,7 @@ def judge(
     alpha: float = 0.05,
     procedure: str = "paired_t",
     estimand: str = "rate",
+    claim: str = "difference",
     metric: str = "score",
     arms: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
@@ -49,6 +51,7 @@ def judge(
             false separation among all pairs without it.
         procedure: `paired_t` (about this test set) or `crossed` (about new items of the same kind too).
         estimand: method | rate, see `estimands`.
+        claim: difference | non_inferior, see `rule.CLAIMS`.
         metric: name of the score, for the result.
         arms: planned arms in display order; None: all that occur. Arms without runs still count
             in the family.
@@ -67,6 +70,8 @@ def judge(
         raise UserError(f"estimand={estimand}: {near(estimand, ESTIMANDS)}")
     if procedure not in PROCEDURES:
         raise UserError(f"procedure={procedure}: {near(procedure, PROCEDURES)}")
+    if claim not in CLAIMS:
+        raise UserError(f"claim={claim}: {near(claim, CLAIMS)}")
     arms = list(arms or dict.fromkeys(final.arm for final in finals))
     tasks = list(tasks or dict.fromkeys(final.task for final in finals))
     cells = cells_of(finals, by_rate=estimand == "method")
@@ -79,16 +84,14 @@ def judge(
     rows = _rows(cells, tasks, arms, alpha)
     pairs: tuple[Pair, ...] = ()
     if courses is None:
-        comparisons = against_reference(contrasts, reference, margin, alpha, family)
+        comparisons = against_reference(contrasts, reference, margin, alpha, family, claim)
         pairs = all_pairs(cells, tasks, arms, comparisons, alpha, procedure)
-        lettered, design = _lettered(rows, pairs), _design(rows, comparisons, reference, family, margin, alpha)
+        lettered, design = _lettered(rows, pairs), _design(rows, comparisons, reference, family, margin, alpha, claim)
     else:
         of_all = [courses.get(place, Course()) for place in planned]
         verdicts = decided_courses.verdicts(of_all, alpha)
-        comparisons = tuple(
-            _until_decided(c, course, margin)
-            for c, course in zip(against_reference(contrasts, reference, margin, alpha, family, verdicts), of_all, strict=True)
-        )
+        found = against_reference(contrasts, reference, margin, alpha, family, verdicts=verdicts)
+        comparisons = tuple(_until_decided(c, course, margin) for c, course in zip(found, of_all, strict=True))
         lettered = tuple(rows)
         design = _anytime(_design(rows, comparisons, reference, family, margin, alpha), of_all, most)
     return StudyResult(
@@ -103,6 +106,7 @@ def judge(
         design=design,
         notes=_notes(rows, comparisons),
         estimand=estimand,
+        claim=claim,
         courses=courses,
     )
 
@@ -118,7 +122,12 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
         comparison: one of its comparisons.
         most: up to so many seeds, and so many times the present items, are tried.
     """
-    if result.courses is not None or comparison.verdict != "undecided" or comparison.refused or not np.isfinite(comparison.spread):
+    if (
+        result.courses is not None
+        or comparison.verdict != "undecided"
+        or comparison.refused
+        or not np.isfinite(comparison.spread)
+    ):
         return power.Need(None, None, None)
     return power.need(
         comparison.estimate,
@@ -129,6 +138,7 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
         result.margin,
         comparison.item_noise,
         most,
+        result.claim,
     )
 
 
@@ -205,6 +215,7 @@ def _design(
     family: int,
     margin: float,
     alpha: float,
+    claim: str,
 ) -> power.Design:
     known = [c for c in comparisons if np.isfinite(c.spread)]
     sd = float("inf")
@@ -220,6 +231,7 @@ def _design(
         margin=margin,
         alpha=alpha,
         room=max((max(mean, 1 - mean) for mean in base), default=1.0),
+        claim=claim,
     )
 
 

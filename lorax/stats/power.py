@@ -37,9 +37,11 @@ class Design:
     half_width: float
     """Expected half width of the interval that decides the verdict."""
     equivalence_power: float
-    """Probability of "equivalent" where there is no difference at all."""
+    """Probability of "equivalent" (or "non-inferior", what the study claims) where there is no difference at all."""
     room: float = 1.0
     """Largest difference the scores allow."""
+    claim: str = "difference"
+    """See `rule.CLAIMS`."""
 
     @property
     def can_differ(self) -> bool:
@@ -48,8 +50,16 @@ class Design:
 
     @property
     def can_equal(self) -> bool:
-        """Whether "equivalent" has an even chance where there is no difference."""
+        """Whether "equivalent" (or "non-inferior") has an even chance where there is no difference."""
         return self.equivalence_power >= 0.5
+
+    @property
+    def _one_sided(self) -> bool:
+        return self.claim == "non_inferior"
+
+    @property
+    def _aim(self) -> str:
+        return "non-inferior" if self._one_sided else "equivalent"
 
     def sentences(self) -> list[str]:
         """Return in words what the design can and cannot show."""
@@ -60,15 +70,15 @@ class Design:
             f"sd of paired differences {100 * self.sd:.2f} pp.",
             f"Smallest corrected p attainable: {self.attainable_p:.2g}.",
             f"Minimum detectable effect (80 % power, corrected): {100 * self.mde:.2f} pp.",
-            f"Margin {100 * self.margin:.2f} pp: no difference at all is called equivalent with "
+            f"Margin {100 * self.margin:.2f} pp: no difference at all is called {self._aim} with "
             f"probability {self.equivalence_power:.2f}.",
         ]
         if not self.can_differ:
             lines.append("This design cannot show a difference: it would have to exceed what scores allow.")
         if not self.can_equal:
             lines.append(
-                "This design can hardly show equivalence: its interval is about "
-                f"+-{100 * self.half_width:.2f} pp against a margin of {100 * self.margin:.2f} pp."
+                f"This design can hardly show {'non-inferiority' if self._one_sided else 'equivalence'}: its interval "
+                f"is about +-{100 * self.half_width:.2f} pp against a margin of {100 * self.margin:.2f} pp."
             )
         if not (self.can_differ or self.can_equal):
             lines.append("It cannot reach any verdict; more seeds, fewer arms or a wider margin would help.")
@@ -88,19 +98,21 @@ class Need:
 
 
 def verdict_probabilities(
-    effect: float, sd: float, n_seeds: int, level: float, margin: float
+    effect: float, sd: float, n_seeds: int, level: float, margin: float, claim: str = "difference"
 ) -> tuple[float, float, float]:
-    """Probabilities of better, worse and equivalent for one comparison under the paired t.
+    """Probabilities of better, worse and equivalent (or non-inferior, if better or not) under the paired t.
 
     The sample sd s is integrated out: given s, with half width h = t s / sqrt(n), the verdict is
-    better if the estimate exceeds max(h, margin - h), equivalent if it is within margin - h.
+    better if the estimate exceeds max(h, margin - h), equivalent if it is within margin - h; under claim
+    `non_inferior` better if it exceeds h, non-inferior if it exceeds h - margin, worse below -h and that.
 
     Args:
         effect: true difference.
         sd: true sd of per-seed differences.
         n_seeds: pairs.
         level: two-sided level, alpha / K.
-        margin: of equivalence.
+        margin: of equivalence or non-inferiority.
+        claim: name in `rule.CLAIMS`.
     """
     if n_seeds < 2:
         return 0.0, 0.0, 0.0
@@ -108,8 +120,11 @@ def verdict_probabilities(
     half = quantile(level, df) * sd * _sd_ratios(df) / root
     spread = sd / root
     bar = np.maximum(half, margin - half)
-    better = special.ndtr((effect - bar) / spread).mean()
     worse = special.ndtr((-effect - bar) / spread).mean()
+    if claim == "non_inferior":
+        better, aim = (special.ndtr((effect - half + least) / spread).mean() for least in (0.0, margin))
+        return float(better), float(worse), float(aim)
+    better = special.ndtr((effect - bar) / spread).mean()
     inside = np.maximum(margin - half, 0.0)
     equal = (special.ndtr((inside - effect) / spread) - special.ndtr((-inside - effect) / spread)).mean()
     return float(better), float(worse), float(equal)
@@ -128,7 +143,9 @@ def _sd_ratios(df: int) -> np.ndarray:
     return np.sqrt(sps.chi2.ppf(nodes, df) / df)
 
 
-def detectable(sd: float, n_seeds: int, level: float, margin: float, power: float = 0.8) -> float:
+def detectable(
+    sd: float, n_seeds: int, level: float, margin: float, power: float = 0.8, claim: str = "difference"
+) -> float:
     """Smallest true difference that is called better with probability `power`; inf with one seed."""
     if n_seeds < 2 or not np.isfinite(sd):
         return float("inf")
@@ -136,7 +153,7 @@ def detectable(sd: float, n_seeds: int, level: float, margin: float, power: floa
         return margin
 
     def shortfall(effect: float) -> float:
-        return verdict_probabilities(effect, sd, n_seeds, level, margin)[0] - power
+        return verdict_probabilities(effect, sd, n_seeds, level, margin, claim)[0] - power
 
     top = max(sd, margin)
     while shortfall(top) < 0:
@@ -174,6 +191,7 @@ def design(
     margin: float,
     alpha: float = 0.05,
     room: float = 1.0,
+    claim: str = "difference",
 ) -> Design:
     """Compute what a design can show.
 
@@ -185,6 +203,7 @@ def design(
         margin: of equivalence (fraction).
         alpha: of the family.
         room: largest difference the scores allow (fraction).
+        claim: name in `rule.CLAIMS`.
     """
     sd = max(sd, 1 / n_items if n_items else 0.0)
     level = alpha / max(family, 1)
@@ -198,11 +217,12 @@ def design(
         n_items=n_items,
         margin=margin,
         sd=sd,
-        mde=detectable(sd, n_seeds, level, margin),
+        mde=detectable(sd, n_seeds, level, margin, claim=claim),
         attainable_p=p,
         half_width=half_width(sd, n_seeds, level),
-        equivalence_power=verdict_probabilities(0.0, sd, n_seeds, level, margin)[2],
+        equivalence_power=verdict_probabilities(0.0, sd, n_seeds, level, margin, claim)[2],
         room=room,
+        claim=claim,
     )
 
 
@@ -215,6 +235,7 @@ def need(
     margin: float,
     item_noise: float | None = None,
     most: int = 200,
+    claim: str = "difference",
 ) -> Need:
     """Return how many seeds, or items, would move the interval off 0 or inside the margin, all else unchanged.
 
@@ -227,29 +248,33 @@ def need(
         margin: of equivalence.
         item_noise: part of sd that comes from items; it shrinks as 1 / sqrt(items).
         most: up to so many seeds, and so many times the present items, are tried.
+        claim: name in `rule.CLAIMS`.
     """
     sd = max(sd, 1 / n_items if n_items else 0.0)  # at least one item, as in the verdict
     seeds = np.arange(max(2, n_seeds + 1), max(most, n_seeds + 1) + 1)
     half = sps.t.ppf(1 - level / 2, seeds - 1) * sd / np.sqrt(seeds)
-    at, verdict = _first_decided(estimate, half, margin)
+    at, verdict = _first_decided(estimate, half, margin, claim)
     seeds_needed = None if at is None else int(seeds[at])
     items_needed = None
     if item_noise is not None and n_seeds >= 2:
         factor = np.geomspace(1, most, 400)[1:]
         seed_variance = max(sd**2 - item_noise**2, 0.0)
         half = sps.t.ppf(1 - level / 2, n_seeds - 1) * np.sqrt((seed_variance + item_noise**2 / factor) / n_seeds)
-        at, with_items = _first_decided(estimate, half, margin)
+        at, with_items = _first_decided(estimate, half, margin, claim)
         items_needed = None if at is None else int(np.ceil(n_items * factor[at]))
         verdict = verdict or with_items
     return Need(seeds_needed, items_needed, verdict)
 
 
-def _first_decided(estimate: float, half: ArrayLike, margin: float) -> tuple[int | None, str | None]:
+def _first_decided(estimate: float, half: ArrayLike, margin: float, claim: str) -> tuple[int | None, str | None]:
     """Return the place of the first half width at which the interval decides, and its verdict; None where none does."""
-    equal = abs(estimate) + np.asarray(half) < margin
+    one_sided = claim == "non_inferior"
+    equal = (-estimate if one_sided else abs(estimate)) + np.asarray(half) < margin
     differ = np.asarray(half) < abs(estimate)
     hits = np.flatnonzero(equal | differ)
     if not len(hits):
         return None, None
     at = int(hits[0])
-    return at, "equivalent" if equal[at] else "better" if estimate > 0 else "worse"
+    if differ[at] and (estimate > 0 if one_sided else not equal[at]):
+        return at, "better" if estimate > 0 else "worse"
+    return at, ("non-inferior" if one_sided else "equivalent") if equal[at] else "worse"

@@ -72,7 +72,7 @@ class Comparison:
     arm: str
     reference: str
     verdict: str
-    """better | worse | equivalent | undecided."""
+    """better | worse | equivalent | non_inferior | undecided."""
     estimate: float
     low: float
     high: float
@@ -107,6 +107,8 @@ class Comparison:
     nan where seeds were added until it was decided."""
     decided_after: int | None = None
     """Seeds after which it was decided; None where it was not, or where the number of seeds was fixed."""
+    p_non_inferior_adjusted: float | None = None
+    """Of a difference of minus the margin or less; None where the study claims something else."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class StudyResult:
     """What the verdicts are about; see `stats.estimands`."""
     courses: Mapping[tuple[str, str], Course] | None = None
     """(task, arm) -> its looks, where seeds were added until it was decided; None: their number was fixed."""
+    claim: str = "difference"
+    """What the study set out to show; see `stats.rule.CLAIMS`."""
 
     def arm(self, task: str, arm: str) -> ArmResult | None:
         """Return one row, or None where it has no final run."""

@@ -6,6 +6,11 @@ One procedure gives interval and verdict. K comparisons (arms x tasks) are judge
     better/worse it excludes 0, or the one at 1 - c_j does, c_j = alpha (1 - j / 2K) / (K - j)
     undecided    neither
 
+A study may claim non-inferiority instead (`claim: non_inferior`), which asks about one direction:
+
+    non-inferior the lower end of the interval at 1 - alpha / K lies above -margin: one-sided at alpha / 2K
+    better/worse as above; a comparison that is non-inferior is never called worse, as an equivalent one is not
+
 where j counts the comparisons with a smaller p that were called different (Holm's steps; c_0 = alpha / K).
 
 Why c_j and not Holm's alpha / (K - j): a comparison that differs may still be called equivalent by
@@ -14,11 +19,14 @@ margin or more. A false "equivalent" needs one tail of a comparison at alpha / K
 in all. Before the first false "better/worse" at most K - K0 comparisons were called different, so its
 level is at most c_(K-K0), in all K0 c_(K-K0) = alpha (1 - (K - K0) / 2K). As K1 <= K - K0, the sum is
 at most alpha, whatever the dependence. (Plain Holm over the smaller of the two p-values gives 7 % in
-such a family, see the calibration.)
+such a family, see the calibration.) A false "non-inferior" needs one tail at alpha / K of one of the K1 comparisons
+that lie the margin or more below the reference, so the same sum holds; one-sided at 2.5 % in all is the convention of
+trials (ICH E9, 1998; CONSORT extension, Piaggio et al. 2012).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +35,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from lorax.stats import effects
 
-VERDICTS = ("undecided", "better", "worse", "equivalent")
+VERDICTS = ("undecided", "better", "worse", "equivalent", "non_inferior")
+CLAIMS: Mapping[str, str] = {
+    "difference": "two-sided: better, worse or equivalent within the margin",
+    "non_inferior": "one-sided: not worse than the reference by the margin",
+}
+"""What a study sets out to show -> in words."""
 
 
 class Evidence(Protocol):
@@ -46,6 +59,9 @@ class Evidence(Protocol):
     def p_margin(self, margin: float) -> effects.Array:
         """Return the p-value of "differs by the margin or more"."""
 
+    def p_below(self, value: float) -> effects.Array:
+        """Return the one-sided p-value of "the difference is at most `value`"."""
+
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -59,9 +75,13 @@ class Verdicts:
     p_adjusted: effects.Array
     p_equivalence: effects.Array
     p_equivalence_adjusted: effects.Array
+    p_non_inferior_adjusted: effects.Array
+    """Of a difference of -margin or less."""
 
 
-def decide(evidence: Evidence, margin: float, alpha: float = 0.05, family: int | None = None) -> Verdicts:
+def decide(
+    evidence: Evidence, margin: float, alpha: float = 0.05, family: int | None = None, claim: str = "difference"
+) -> Verdicts:
     """Judge families of comparisons by the rule of this module's docstring.
 
     Args:
@@ -69,21 +89,27 @@ def decide(evidence: Evidence, margin: float, alpha: float = 0.05, family: int |
         margin: differences smaller than this do not matter (same unit as the scores).
         alpha: chance of any false verdict in a family.
         family: comparisons planned; None: K.
+        claim: name in `CLAIMS`.
     """
     k = family or evidence.estimate.shape[-1]
     p, p_margin = evidence.p_zero(), evidence.p_margin(margin)
     adjusted, level = _step_down(p, k, alpha)
     simultaneous = np.full_like(p, 1 - alpha / k)
     low, high = evidence.interval(simultaneous)
+    one_sided = claim == "non_inferior"
     inside = (low > -margin) & (high < margin)
+    if one_sided:
+        inside = (low > -margin) & (low <= 0) & ~((adjusted <= alpha) & (evidence.estimate > 0))
     apart = ((low > 0) | (high < 0)) & ~inside
     # A comparison that differs at a later step only is shown with the interval of that step. Where this
     # narrower interval lies inside the margin, the rule does not allow "equivalent" and "better" would
     # mislead: undecided.
     step_low, step_high = evidence.interval(1 - level)
-    later = (adjusted <= alpha) & ~inside & ~apart & ~((step_low > -margin) & (step_high < margin))
+    step_inside = (step_low > -margin) & ((step_high <= 0) if one_sided else (step_high < margin))
+    later = (adjusted <= alpha) & ~inside & ~apart & ~step_inside
     different = apart | later
-    code = np.where(inside, 3, np.where(different, np.where(evidence.estimate > 0, 1, 2), 0))
+    within = VERDICTS.index("non_inferior" if one_sided else "equivalent")
+    code = np.where(inside, within, np.where(different, np.where(evidence.estimate > 0, 1, 2), 0))
     return Verdicts(
         code=code,
         low=np.where(later, step_low, low),
@@ -93,6 +119,7 @@ def decide(evidence: Evidence, margin: float, alpha: float = 0.05, family: int |
         p_adjusted=adjusted,
         p_equivalence=p_margin,
         p_equivalence_adjusted=np.minimum(2 * k * p_margin, 1.0),
+        p_non_inferior_adjusted=np.minimum(2 * k * evidence.p_below(-margin), 1.0),
     )
 
 

@@ -14,6 +14,7 @@ import yaml
 from lorax.errors import UserError, near, one_line
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.judge import PROCEDURES
+from lorax.stats.rule import CLAIMS
 from lorax.stats.sequential import earliest
 from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning, UntilDecided
 from lorax.studies.windows import fewest_rates
@@ -91,6 +92,7 @@ def from_yaml(path: str | Path) -> StudySpec:
 _LIST, _MAPPING, _TEXT = (list, tuple), (dict,), (str,)
 _SHAPES = {
     "name": _TEXT, "model": _TEXT, "reference": _TEXT, "estimand": _TEXT, "metric": _TEXT, "procedure": _TEXT,
+    "claim": _TEXT,
     "question": _TEXT,
     "arms": _LIST, "tasks": (*_LIST, *_TEXT), "blocks": _MAPPING, "fixed": _MAPPING,
     "per_task": _MAPPING, "tuning": (*_MAPPING, bool, str), "costs": (*_MAPPING, bool),
@@ -289,6 +291,8 @@ def _check(spec: StudySpec, where: str) -> None:
         raise UserError(f"{where}.procedure={spec.procedure}: {near(spec.procedure, PROCEDURES)}")
     if spec.estimand not in ESTIMANDS:
         raise UserError(f"{where}.estimand={spec.estimand}: {near(spec.estimand, ESTIMANDS)}")
+    if spec.claim not in CLAIMS:
+        raise UserError(f"{where}.claim={spec.claim}: {near(spec.claim, CLAIMS)}")
     if spec.estimand == "method" and spec.tuning is None:
         raise UserError(f"{where}.estimand=method: rates are searched, so tuning is needed; with tuning: false, rate")
     if spec.estimand == "method" and spec.tuning and spec.tuning.runners_up:
@@ -311,6 +315,8 @@ def _check_until_decided(spec: StudySpec, given: UntilDecided, where: str) -> No
         )
     if spec.procedure != "paired_t":
         raise UserError(f"{where}: procedure={spec.procedure} needs a fixed number of seeds; use paired_t")
+    if spec.claim != "difference":
+        raise UserError(f"{where}: claim={spec.claim} needs a fixed number of seeds; give a list of seeds")
     if spec.tuning and spec.tuning.runners_up:
         raise UserError(f"{where}: tuning.runners_up={spec.tuning.runners_up} needs a fixed number of seeds")
 

@@ -12,10 +12,11 @@ from lorax.records import canonical
 from lorax.stats import power
 from lorax.stats.anytime_design import anytime_design
 from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.rule import CLAIMS
 from lorax.stats.sequential import earliest
 from lorax.studies.equal_parameters import nearest
 from lorax.studies.jobs import Job, make_job
-from lorax.studies.spec import Arm, StudySpec
+from lorax.studies.spec import WHEN_ABSENT, Arm, StudySpec
 from lorax.studies.windows import FIRST, fewest_rates
 
 LEAST_TEST, LEAST_VALIDATION, FEW_SEEDS = 1000, 300, 8
@@ -125,9 +126,9 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
         f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}",
         f"  estimand {spec.estimand}: {ESTIMANDS[spec.estimand]}",
     ]
-    lines += [
-        f"  {stage}: {n} runs" + (" at most" if stage in upper else "") for stage, n in jobs.items() if n
-    ]
+    if spec.claim != WHEN_ABSENT["claim"]:
+        lines.append(f"  claim {spec.claim}: {CLAIMS[spec.claim]}")
+    lines += [f"  {stage}: {n} runs" + (" at most" if stage in upper else "") for stage, n in jobs.items() if n]
     if spec.until_decided:
         least, every = _until(spec, design), spec.tuning is not None and spec.estimand == "method"
         lines.append(
@@ -172,7 +173,7 @@ def _design(spec: StudySpec) -> power.Design:
         )  # fmt: skip
     return power.design(
         family=spec.family, n_seeds=len(spec.seeds), n_items=spec.test_items, sd=sd, margin=spec.margin,
-        alpha=spec.alpha,
+        alpha=spec.alpha, claim=spec.claim,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from lorax.errors import UserError, near
 
 _NOT_DESIGN = ("question", "assumed_sd", "validation_items", "test_items", "blocks")
 """Keys that may change after the first run: no conclusion rests on them."""
-WHEN_ABSENT = {"estimand": "rate"}
+WHEN_ABSENT = {"estimand": "rate", "claim": "difference"}
 """Key added later -> the value that stored designs without it stand for. With this value it is not stored."""
 
 
@@ -110,6 +110,9 @@ class StudySpec:
     estimand: str = "method"
     """What a verdict is about. method: each arm at its best rate, of a window that every seed runs. rate: the
     difference at the selected rates (see `stats.estimands`); the default where nothing is tuned."""
+    claim: str = "difference"
+    """What the study sets out to show. difference: better, worse or equivalent within the margin. non_inferior: not
+    worse by the margin, one-sided; nothing is then called equivalent (see `stats.rule`)."""
     tuning: Tuning | None = field(default_factory=Tuning)
     """None: every arm at its centre; tables then note that this is not a tuned comparison."""
     blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -173,6 +173,7 @@ def _judged(
         alpha=spec.alpha,
         procedure=spec.procedure,
         estimand=spec.estimand,
+        claim=spec.claim,
         metric=spec.metric,
         arms=spec.labels,
         tasks=spec.tasks,

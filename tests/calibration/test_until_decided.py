@@ -36,9 +36,7 @@ def test_equal_methods_are_never_found_and_different_ones_are():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unequal, on the lattice", "bimodal reference, quiet arms", "every rate alike"])
 def test_looking_from_3_to_30_seeds_keeps_its_level(name):
-    ((world, estimand),) = [
-        pair for pair in method_worlds.until_decided() if pair[0].name == f"until decided, {name}"
-    ]
+    ((world, estimand),) = [pair for pair in method_worlds.until_decided() if pair[0].name == f"until decided, {name}"]
     assert measure(world, 150, 1, estimand).false <= 0.065
 
 

@@ -46,7 +46,7 @@ def test_all_four_tables_and_both_kinds_of_picture(demo, written):
 
 def test_words_say_verdicts_what_is_undecided_and_what_would_decide(written):
     text, _ = written
-    assert "words: pissa scores higher than lora: +6.8 points" in text
+    assert re.search(r"words: pissa scores higher than lora by at least 5\.5 points: \+6\.8 points", text)
     assert re.search(r"undecided: .* If estimate and spread stay, \d+ seeds in all \(now 5\)", text)
     assert "Minimum detectable effect" in text and "Smallest corrected p attainable" in text
     assert "the winner depends on the rate given to all arms" in text
@@ -261,3 +261,16 @@ def test_the_launcher_is_named_and_what_a_pack_may_change():
         "Launcher PackedLauncher: 2 final runs in packs of 4 to 8, 1 alone. A packed run has the id of the same run "
         "alone, and its losses up to rounding: bf16-autocast within about 1e-3."
     ]
+
+
+def test_a_study_that_claims_non_inferiority_says_what_it_tests(make_study, tmp_path):
+    store = Store(tmp_path)
+    spec = make_study(store, ["lora", {"init": "lora", "label": "rslora", "scaling": "rslora"}, "svft"],
+                      tuning=None, claim="non_inferior", seeds=range(6))  # fmt: skip
+    text, values = words(store), main_table(read_study(spec, store)).set_index("arm")
+    assert "| not worse by 2.0 (non-inferior) |" in text and "worse by at least 13.8 |" in text
+    assert "words: rslora is not worse than lora by 2.0 points (non-inferior)" in text
+    assert "Claim: non-inferior, not worse than lora by 2.0 points: the lower end" in text
+    assert "one-sided at 2.5 % over the 2 comparisons" in text and "is called non-inferior with probability" in text
+    assert values.loc["rslora", "verdict"] == "non_inferior" and values.loc["rslora", "p_non_inferior_adjusted"] < 0.05
+    assert "equivalent" not in text.replace("Nothing is called equivalent", "")

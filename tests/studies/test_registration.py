@@ -112,3 +112,13 @@ def test_what_is_not_said_follows_from_the_tuning(tuning, estimand, seeds):
     spec = bound(tuning=tuning)
     assert (spec.estimand, len(spec.seeds)) == (estimand, seeds)
     assert len(bound(estimand="rate").seeds) == 6 and bound(seeds=[4]).seeds == (4,)
+
+
+def test_a_claim_at_its_default_is_not_stored_and_another_one_changes_the_digest(tmp_path):
+    """Designs from before there was `claim` stand for `difference`."""
+    plain, same, other = (bound(**more) for more in ({}, {"claim": "difference"}, {"claim": "non_inferior"}))
+    assert "claim" not in plain.plain() and digest(plain) == digest(same) != digest(other)
+    freeze(other, tmp_path)
+    assert frozen(tmp_path, other.name).claim == "non_inferior"
+    with pytest.raises(UserError, match=r"claim=inferior: .*non_inferior"):
+        bound(claim="inferior")

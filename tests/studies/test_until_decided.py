@@ -81,7 +81,9 @@ def test_a_seed_at_a_time_until_an_arm_is_decided_and_the_reference_runs_every_o
     assert 4 <= after["pissa"] < 12 and after["none"] is not None and after["svft"] is None
     asked = Counter()
     for kind, jobs in log[2:]:
-        assert kind == "final" and set(jobs.values()) == {3} and {"lora", "svft"} <= set(jobs) <= {"lora", "svft", "pissa"}
+        assert (
+            kind == "final" and set(jobs.values()) == {3} and {"lora", "svft"} <= set(jobs) <= {"lora", "svft", "pissa"}
+        )
         asked.update(jobs)
     assert asked == {"lora": 27, "svft": 27, "pissa": 3 * (after["pissa"] - 3)}, "3 rates, seed by seed to 12"
     assert study.complete and not study.unasked
@@ -111,7 +113,9 @@ def test_killed_anywhere_it_asks_for_exactly_the_rest_and_decides_the_same(tmp_p
     for seed in range(3):
         kept = random.Random(seed).sample(sorted(known), len(known) // 2)
         _, again = play(spec, records=[known[name] for name in kept], **how)
-        assert {n: canonical(r.identity) for n, r in again.items()} == {n: canonical(r.identity) for n, r in known.items()}
+        assert {n: canonical(r.identity) for n, r in again.items()} == {
+            n: canonical(r.identity) for n, r in known.items()
+        }
     part = stored(spec, {n: r for n, r in known.items() if r.config["seed"] != 5}, tmp_path / "part")
     for c in part.result.comparisons:
         course, of_whole = part.result.courses[c.task, c.arm], whole.result.courses[c.task, c.arm]
@@ -181,7 +185,10 @@ def test_the_plan_shows_the_most_and_says_so():
     text = "\n".join(planned.lines)
     assert "final: 271 runs at most" in text and "an upper bound" in text and "at most about" in text
     first = earliest(0.05, 3)
-    assert f"{3 * first * 3 + 1} final runs are the fewest" in text and f"No verdict is possible before {first} seeds" in text
+    assert (
+        f"{3 * first * 3 + 1} final runs are the fewest" in text
+        and f"No verdict is possible before {first} seeds" in text
+    )
     assert "a look after every seed from 3 to 30" in text and "Equivalence is not judged" in text
     assert "seeds in all" not in text
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lorax.reports.figures.diagnostics import diagnostics
 from lorax.reports.figures.factor_maps import factor_map
+from lorax.reports.figures.forest import forest
 from lorax.reports.figures.learning_rates import response, selection, winner_flip
 from lorax.reports.figures.runs import agreement_map, price, training
 from lorax.reports.figures.style import save
@@ -26,6 +27,7 @@ from lorax.reports.frames.study import (
     selections,
     tuning_frame,
 )
+from lorax.stats.estimands import ESTIMANDS
 from lorax.studies.study import Study
 
 MOST_ARMS = 16
@@ -55,6 +57,12 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
     runs, chosen, lines = tuning_frame(study), chosen_rates(study), factors(study)
     frequency = {place: resampled.frequency for place, resampled in selections(study).items()}
     figures = [
+        (
+            "forest",
+            f"Difference from {study.spec.reference} with the interval that decided, the band of the margin, and the "
+            f"verdict, {ESTIMANDS[study.spec.estimand]}.",
+            forest(table, study.spec.margin, study.spec.reference, study.spec.claim),
+        ),
         (
             "learning_rate",
             "Validation score against learning rate: mean over tuning seeds, band from lowest to highest.",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -32,6 +35,26 @@ def _plain(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def to_json(tables: Mapping[str, pd.DataFrame]) -> str:
+    r"""Return tables as one JSON object, name -> rows; what was not measured is null, an open end "inf" or "-inf".
+
+    Examples:
+        >>> to_json({"rows": pd.DataFrame({"arm": ["lora"], "high": [math.inf], "low": [None]})})
+        '{\n "rows": [\n  {\n   "arm": "lora",\n   "high": "inf",\n   "low": null\n  }\n ]\n}\n'
+    """
+    rows = {name: frame.astype(object).to_dict("records") for name, frame in tables.items()}
+    plain = {name: [{key: _json(value) for key, value in row.items()} for row in of] for name, of in rows.items()}
+    return json.dumps(plain, indent=1, allow_nan=False) + "\n"
+
+
+def _json(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return None if value is pd.NA or value is pd.NaT else value
 
 
 def to_markdown(text: str, cell: bool = True) -> str:

@@ -7,6 +7,7 @@ import base64
 from jinja2 import Environment
 
 from lorax.reports.text.document import Document
+from lorax.reports.text.verdicts import kind
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <!doctype html>
@@ -43,7 +44,7 @@ figcaption, .small { color: #555; font-size: .85rem; }
 {% for name in table.head %}<th scope="col"><button type="button">{{ name }}</button></th>{% endfor %}
 </tr></thead><tbody>
 {% for line in table.body %}
-<tr>{% for cell in line %}<td{% if cell in verdicts %} class="{{ cell }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in line %}<td{% if kind(cell) %} class="{{ kind(cell) }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 {% endfor %}
@@ -55,7 +56,7 @@ figcaption, .small { color: #555; font-size: .85rem; }
 // Sort by the first number of a cell, else by its text; a second click turns the order round.
 const key = cell => {
   const text = cell.textContent.trim();
-  const found = text.replace(/[,[]/g, "").match(/^[-+]?\\d*\\.?\\d+(e[-+]?\\d+)?/i);
+  const found = text.replace(/[,[≥]/g, "").match(/^[-+]?\\d*\\.?\\d+(e[-+]?\\d+)?/i);
   return text === "-" ? null : found ? parseFloat(found[0]) : text.toLowerCase();
 };
 document.querySelectorAll("th button").forEach(button => button.addEventListener("click", () => {
@@ -73,13 +74,10 @@ document.querySelectorAll("th button").forEach(button => button.addEventListener
 </body></html>
 """)
 
-VERDICTS = ("better", "worse", "equivalent", "undecided")
-"""A cell that says one of these is coloured."""
-
 
 def render(document: Document) -> str:
     """Return the document as one page; every text is escaped, nothing is loaded from elsewhere."""
-    return _PAGE.render(document=document, verdicts=VERDICTS, data_uri=_data_uri)
+    return _PAGE.render(document=document, kind=kind, data_uri=_data_uri)
 
 
 def _data_uri(svg: bytes) -> str:

@@ -10,7 +10,7 @@ from lorax.reports.text.document import Document
 _ESCAPED = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
-    "|": r"$|$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "∞": r"$\infty$",
+    "|": r"$|$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "∞": r"$\infty$", "≥": r"$\geq$",
 }  # fmt: skip
 
 

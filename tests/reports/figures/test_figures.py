@@ -57,6 +57,7 @@ def test_every_figure_of_a_study_lays_out_without_overlap(demo):
     """No two texts of a panel overlap, and no axes are squeezed to nothing."""
     study = read_study(demo.spec, demo.store)
     drawn = draw(study, item_scores(study, demo.store))
+    assert next(iter(drawn)) == "forest"
     assert set(drawn) >= {"learning_rate", "winner_flip", "selection", "training", "price", "agreement",
                           "diagnostics_words", "diagnostics_sums"}  # fmt: skip
     for name, figure in drawn.items():

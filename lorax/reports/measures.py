@@ -1,0 +1,102 @@
+"""The parts of a report beside its verdicts: tables and sentences about improvement, recovered share, robustness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorax.reports.columns import Column, table
+from lorax.reports.frames.measures import (
+    CONFIDENCE,
+    DROP,
+    Measured,
+    base_and_full,
+    improvements,
+    plateaus,
+    recovered_shares,
+)
+from lorax.reports.text import measures as text
+from lorax.reports.text import numbers
+from lorax.reports.text.document import Part, Table
+from lorax.studies.study import Study
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm on one task, and what was measured of it."""
+
+    arm: str
+    measured: Mapping[str, Measured]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How one measure stands in a table."""
+
+    measure: str
+    head: str
+    text: Callable[[Measured], str]
+
+
+BESIDE = (
+    Shown("improvement", "P(better run)", text.probability),
+    Shown("recovered_share", "recovered, %", text.share),
+    Shown("rate_decades", "decades of rates within a point", text.decades),
+)
+
+
+def beside(study: Study) -> list[Measured]:
+    """Return the measures that need scores alone."""
+    shares = improvements(study.result) if study.result else []
+    return shares + recovered_shares(study) + plateaus(study)
+
+
+def tables(study: Study, measured: Sequence[Measured], shown: Sequence[Shown]) -> list[Table]:
+    """Return one table a task: an arm a row, a measure a column; measures that nothing was measured of are left out."""
+    found = []
+    for task in study.spec.tasks:
+        of_task = [one for one in measured if one.task == task]
+        rows = [Row(arm, {one.measure: one for one in of_task if one.arm == arm}) for arm in study.spec.labels]
+        present = [one for one in shown if any(one.measure in row.measured for row in rows)]
+        columns: list[Column[Row]] = [Column("", "arm", lambda row: row.arm), *(_column(one) for one in present)]
+        if present:
+            found.append(table(columns, [row for row in rows if row.measured], task))
+    return found
+
+
+def part(study: Study, measured: Sequence[Measured]) -> Part | None:
+    """Return the part beside the verdicts, or None where nothing was measured."""
+    kinds = {one.measure for one in measured}
+    each = f"an interval at {100 * CONFIDENCE:g} % each, not corrected for their number"
+    lines = [f"Descriptions at the rates of the table, {each}."]
+    if "improvement" in kinds:
+        lines.append(
+            f"P(better run): probability that a run of the arm scores higher than a run of {study.spec.reference}, "
+            "each with a seed of its own, ties half (Agarwal et al. 2021; interval of Newcombe 2006). It says how "
+            "often, not by how much."
+        )
+    ends = base_and_full(study)
+    if "recovered_share" in kinds and ends:
+        base, full = ends
+        lines.append(
+            f"recovered: (arm - {base}) / ({full} - {base}), over shared seeds, with Fieller's set. Where {full} is "
+            f"not shown to differ from {base} it is no interval, and the table says which shares are left."
+        )
+    if "rate_decades" in kinds and study.spec.tuning:
+        seeds = len(study.spec.tuning.seeds)
+        lines.append(
+            f"decades: width of the rates whose mean score on validation lies within {numbers.points(DROP)} points of "
+            "the arm's best, straight lines between the rates that were tuned (0.5: a factor of 3.2); Tukey's "
+            f"simultaneous intervals over {seeds} tuning seeds. ≥ or ∞: the set reaches the end of the grid."
+        )
+    shown = tables(study, measured, BESIDE)
+    return Part("Beside the verdicts", lines, shown) if shown else None
+
+
+def _column(one: Shown) -> Column[Row]:
+    return Column(
+        "",
+        one.head,
+        lambda row: row.measured.get(one.measure),
+        lambda value: numbers.NOTHING if value is None else one.text(value),
+    )
