@@ -43,7 +43,7 @@ class Initializer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the probe must offer beyond the shape: "svd"; "gradient", "activations", both measured on `batches`."""
+        """What it looks at beyond the shape: "weight", "svd"; "gradient", "activations", both measured on `batches`."""
         ...
 
     @property

@@ -48,8 +48,8 @@ class CorDA(Ranked):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The inputs' second moments."""
-        return frozenset({"activations"})
+        """The weight, and the inputs' second moments."""
+        return frozenset({"weight", "activations"})
 
     @property
     def lr_factor(self) -> float:

@@ -29,6 +29,11 @@ class OLoRA(Ranked):
     default_alpha: ClassVar[float | None] = None
 
     @property
+    def needs(self) -> frozenset[str]:
+        """The weight."""
+        return frozenset({"weight"})
+
+    @property
     def lr_factor(self) -> float:
         """1 / sqrt(eta): the factors' norms fall with sqrt(eta), as PiSSA's."""
         return float(self.eta**-0.5)

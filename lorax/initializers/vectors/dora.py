@@ -41,6 +41,11 @@ class DoRA(Ranked):
     def _lora(self) -> LoRA:
         return LoRA(rank=self.rank, alpha=self.alpha, scaling=self.scaling, distribution=self.distribution)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The weight."""
+        return frozenset({"weight"})
+
     def count(self, m: int, n: int) -> int:
         """Return r (m + n) + m."""
         return self.rank * (m + n) + m
