@@ -17,18 +17,26 @@ if TYPE_CHECKING:
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -> Adapters:
-    """Put adapters saved by `adapters.save` on a model; no decomposition is repeated.
+    """Put adapters saved by `adapters.save`, or by PEFT, on a model; no decomposition is repeated.
+
+    Of PEFT's adapters LoRA (rank-stabilised too) and AdaLoRA are read, with biases and modules trained beside them;
+    they compute what PEFT's do, and train on as low-rank factors.
 
     Args:
         model: the base they were trained on, untouched.
-        path: the folder.
+        path: the folder: of `adapters.save`, or with PEFT's adapter_config.json.
         check: "error" refuses a base whose adapted weights differ from those at saving; "warn" goes on, for
-            the same weights in another dtype.
+            the same weights in another dtype. PEFT's format holds nothing to check.
 
     Raises:
-        UserError: no such adapter, or another base.
+        UserError: no such adapter, another base, or one of PEFT's that is not held exactly.
     """
     from lorax.adapters.load import load as read
+    from lorax.adapters.peft.config import is_peft_folder
+    from lorax.adapters.peft.load import load as read_peft
+
+    if is_peft_folder(Path(path)):
+        return read_peft(model, Path(path))
 
     built: list[Initializer] = []
 

@@ -76,7 +76,7 @@ class Rules:
         for name in names:
             if self._excluded(name):
                 reasons[name] = EXCLUDED
-            elif any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in self.modules_to_save or ()):
+            elif self._in_saved(name):
                 reasons[name] = WHOLE
         wanted = self.indices
         if wanted is None:
@@ -134,6 +134,17 @@ class Rules:
         """Return a layer's rank."""
         return _first(self.rank_pattern, name, default)
 
+    def alpha(self, name: str, default: float) -> float:
+        """Return a layer's alpha."""
+        return float(_first(self.alpha_pattern, name, default))
+
+    def keeps(self, name: str, targets: Collection[str]) -> bool:
+        """Return whether the rules keep a layer that targets name: not excluded, and in a block that is wanted."""
+        if self._excluded(name) or self._in_saved(name):
+            return False
+        named_in_full = not isinstance(targets, str) and name in targets
+        return self.indices is None or named_in_full or self._index(name) in self.indices
+
     def at(self, name: str, method: Method) -> Method:
         """Return the method with a layer's own rank and alpha; a method without them is returned as it is.
 
@@ -183,6 +194,9 @@ class Rules:
         if isinstance(self.exclude_modules, str):
             return re.fullmatch(self.exclude_modules, name) is not None
         return name in self.exclude_modules or name.endswith(tuple(f".{one}" for one in self.exclude_modules))
+
+    def _in_saved(self, name: str) -> bool:
+        return any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in self.modules_to_save or ())
 
     def _index(self, name: str) -> int | None:
         """Return the number of a layer's block: the first in its name."""
