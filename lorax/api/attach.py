@@ -125,6 +125,8 @@ def attach(
             layers = replace(rules, rank_pattern=None, alpha_pattern=None)
             targets = list(select(model, targets, heads, rules=layers).chosen)
         return cast("Adapters", _baseline(model, method, targets, heads, whole, info))  # it has the same methods
+    if targets == "all-linear" and method.layers is not None:
+        targets = method.layers
     selection = select(model, targets, heads, method.adapts == "module", method.smallest, rules)
     left_out = selection.left_out
     if train_head is False:  # as asked for

@@ -37,7 +37,8 @@ class Initializer(Protocol):
     has_factors: ClassVar[bool]
     """Whether it returns factors; a method without them has `install` instead."""
     adapts: ClassVar[str]
-    """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets."""
+    """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets;
+    saved: the linear layers of an adapter on disk (`layers`)."""
     version: ClassVar[int]
     """To be raised when the code of the method gives other results: the run id holds version and fields, not code."""
 
@@ -49,6 +50,11 @@ class Initializer(Protocol):
     @property
     def smallest(self) -> int:
         """The smallest min(m, n) of a weight that it serves: under "all-linear" smaller layers are left out."""
+        ...
+
+    @property
+    def layers(self) -> list[str] | None:
+        """The names of the layers that it serves, adapted under "all-linear"; None: any layer."""
         ...
 
     @property
@@ -117,6 +123,11 @@ class Method:
     def smallest(self) -> int:
         """No weight is too small."""
         return 1
+
+    @property
+    def layers(self) -> list[str] | None:
+        """It serves any layer."""
+        return None
 
     @property
     def idle(self) -> frozenset[str]:

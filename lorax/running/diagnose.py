@@ -12,7 +12,7 @@ from lorax.adapters.selection.rules import NO_RULES
 from lorax.config import RunConfig
 from lorax.records import Unwritable, canonical, run_id, write_atomic
 from lorax.running.identity import is_measured
-from lorax.running.preflight import saved_whole, smallest
+from lorax.running.preflight import layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def gradients_at_start(run: PreparedRun, loaded: Loaded) -> Mapping[str, Tensor]
     bound = smallest(run.config, run.initializer)
     whole = [*loaded.head, *saved_whole(run.config, loaded)] if run.initializer.has_factors else loaded.head
     rules = run.config.rules() if run.initializer.has_factors else NO_RULES
-    targets = find_targets(loaded.model, run.config.targets, head=whole, smallest=bound, rules=rules)
+    targets = find_targets(loaded.model, layer_targets(run.config), head=whole, smallest=bound, rules=rules)
     return layer_gradients(loaded.model, targets, loss, batches)
 
 

@@ -13,7 +13,7 @@ from lorax.records import Unwritable
 from lorax.running.device import Placement, resolve_placement
 from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
-from lorax.running.preflight import check_task_fits, class_names, saved_whole, smallest
+from lorax.running.preflight import check_task_fits, class_names, layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun, now
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
 
     if not run.initializer.has_factors:
         return {}
-    method, targets = run.initializer, run.config.targets
+    method, targets = run.initializer, layer_targets(run.config)
     bound = smallest(run.config, method)
     rules = run.config.rules()
     whole = [*loaded.head, *saved_whole(run.config, loaded)]

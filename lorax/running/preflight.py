@@ -52,7 +52,9 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         if initializer.adapts == "module":
             check_modules(config, task)
         elif initializer.changes_layers:
-            key = canonical([config.model, task.labels and len(task.labels), config.targets, config.rules().given()])
+            key = canonical(
+                [config.model, task.labels and len(task.labels), layer_targets(config), config.rules().given()]
+            )
             if key not in shapes:
                 shapes[key] = layer_shapes(config, task)
             check_ranks(config, initializer, shapes[key])
@@ -102,7 +104,7 @@ def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:
     loaded = skeleton(config.model, labels=class_names(task))
     check_task_fits(config, task, loaded)
     whole = [*loaded.head, *saved_whole(config, loaded)]
-    targets = find_targets(loaded.model, config.targets, head=whole, rules=config.rules())
+    targets = find_targets(loaded.model, layer_targets(config), head=whole, rules=config.rules())
     return {name: shape_of(module) for name, module in targets.items()}
 
 
@@ -116,6 +118,11 @@ def saved_whole(config: RunConfig, loaded: Loaded) -> list[str]:
 
     names = config.rules().saved_whole(with_parameters(loaded.model))
     return [name for name in names if not any(name == head or name.startswith(f"{head}.") for head in loaded.head)]
+
+
+def layer_targets(config: RunConfig) -> str | list[str]:
+    """Return the run's targets; under "all-linear" the layers that the method names, where it serves those alone."""
+    return (config.initializer().layers or config.targets) if config.targets == "all-linear" else config.targets
 
 
 def smallest(config: RunConfig, initializer: Initializer) -> int:

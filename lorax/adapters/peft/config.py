@@ -16,7 +16,7 @@ CONFIG = "adapter_config.json"
 KINDS = ("LORA", "ADALORA")
 _BYTES = 2**24
 _REFUSED = {
-    # DoRA plugs in here and in `plans.plan_of`: the layer's tensors then have "magnitude" beside A and B.
+    # DoRA plugs in here and in `load.layer_factors`; its tensors are named `lora_magnitude_vector`.
     "use_dora": "DoRA trains a magnitude beside the low-rank factors, which is not read",
     "layer_replication": "it builds another model out of repeated layers",
     "trainable_token_indices": "it trains single rows of an embedding",

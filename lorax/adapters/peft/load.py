@@ -15,7 +15,7 @@ from lorax.adapters.experts.find import layers_of
 from lorax.adapters.factors import Factors
 from lorax.adapters.handle import Adapters
 from lorax.adapters.install import install
-from lorax.adapters.kinds import factor_dtype, is_linear
+from lorax.adapters.kinds import factor_dtype, is_linear, shape_of
 from lorax.adapters.peft.config import PeftConfig, read_config
 from lorax.adapters.peft.tensors import read_tensors
 from lorax.adapters.selection.coverage import coverage_of
@@ -55,7 +55,9 @@ def read(model: nn.Module, path: Path) -> PeftAdapter:
             raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
         if config.names(name) is False:
             raise UserError(f"{path}: holds factors of {name}, which its target_modules do not name: PEFT ignores them")
-        factors = _factors(path, config, name, parts, modules[name])
+        if not is_linear(modules[name]):
+            raise UserError(f"{path}: adapts {name}, which is {type(modules[name]).__name__} here, not a linear layer")
+        factors = layer_factors(config, name, parts, shape_of(modules[name]), factor_dtype(modules[name]))
         if factors is not None:
             plans[name] = factors
     for name, module in modules.items():
@@ -87,18 +89,27 @@ def load(model: nn.Module, path: Path) -> Adapters:
     return adapters
 
 
-def _factors(
-    path: Path, config: PeftConfig, name: str, parts: Mapping[str, Tensor], module: nn.Module
+def layer_factors(
+    config: PeftConfig, name: str, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
 ) -> Factors | None:
-    """Return a layer's factors in the dtype that trains; None where AdaLoRA has left no triplet."""
+    """Return a layer's factors; None where AdaLoRA has left no triplet.
+
+    Args:
+        config: what the folder says.
+        name: of the layer.
+        parts: its tensors, by PEFT's names.
+        shape: (m, n).
+        dtype: that trains.
+
+    Raises:
+        UserError: a factor is missing, or does not fit the layer or the configuration.
+    """
+    path, core, trained = config.path, cast(Core, Identity()), frozenset("AB")
     wanted = ("lora_A", "lora_B") if config.kind == "LORA" else ("lora_A", "lora_B", "lora_E")
     if missing := [part for part in wanted if part not in parts]:
         raise UserError(f"{path}: lacks {missing[0]} of {name}")
     if odd := sorted(parts.keys() - set(wanted)):
         raise UserError(f"{path}: holds {odd[0]} of {name}, which a {config.kind} adapter does not have")
-    if not is_linear(module):
-        raise UserError(f"{path}: adapts {name}, which is {type(module).__name__} here, not a linear layer")
-    dtype, core, trained = factor_dtype(module), cast(Core, Identity()), frozenset("AB")
     A, B = parts["lora_A"].to(dtype), parts["lora_B"].to(dtype)
     rank = A.shape[0]
     if B.shape[1] != rank:
@@ -114,7 +125,7 @@ def _factors(
         raise UserError(f"{path}: {name} has rank {rank}, where its configuration says {said}")
     factors = Factors(B, core, A, config.eta(name, rank), trained)
     try:
-        factors.check_module(name, module)
+        factors.check(name, *shape)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return factors
