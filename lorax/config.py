@@ -15,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclas
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from lorax.adapters.selection.rules import Rules
 from lorax.errors import UserError, near
 from lorax.records import check_name, knobs
 
@@ -106,6 +107,12 @@ class RunConfig:
     seed: int = 0
     data_seed: int = 0
     targets: str | list[str] = "all-linear"
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    modules_to_save: list[str] | None = None
     recenter: str = "carry"
     calibration: str = "train"
     dtype: str = "auto"
@@ -140,10 +147,15 @@ class RunConfig:
 
         return build(self.init["name"], shared={key: getattr(self, key) for key in knobs.METHOD}, own=self.init)
 
+    def rules(self) -> Rules:
+        """Return what is set beside the targets: layers left out, ranks and alphas by layer, modules trained whole."""
+        return Rules(**{key: getattr(self, key) for key in knobs.RULES})
+
 
 def _schema() -> type:
     """Return what Hydra checks types against: the fields of `RunConfig`, `train` as a class, and `study`."""
-    types = get_type_hints(RunConfig) | {"targets": Any}  # OmegaConf knows no `str | list[str]`
+    types = get_type_hints(RunConfig)  # OmegaConf knows no `str | list[str]`
+    types |= dict.fromkeys(("targets", *knobs.RULES), Any)
     keys: dict[str, tuple[Any, Any]] = {
         item.name: (types[item.name], field(default=item.default, default_factory=item.default_factory))
         for item in fields(RunConfig)
@@ -245,7 +257,7 @@ def check(config: RunConfig) -> None:
     prior = config.init.get("lr_prior")
     if prior is not None and (isinstance(prior, bool) or not isinstance(prior, int | float) or not 0 < prior < 1e9):
         raise UserError(f"init.lr_prior={prior}: must be a number above 0")
-    config.initializer()
+    config.rules().check_method(config.initializer())
     _check_sources(config)
 
 

@@ -79,6 +79,7 @@ def load(
         adapters.detach()
         raise UserError(f"{path}: {error}") from None
     adapters.coverage = coverage
+    adapters.train(model.training)  # dropout is off on a model in eval mode
     adapters.train_whole(header["heads"])
     for parameter, value in heads:
         parameter.data.copy_(value)

@@ -12,6 +12,7 @@ from lorax.adapters.experts.find import ExpertSlice, expert_layers, parameter_of
 from lorax.adapters.kinds import is_linear, shape_of
 from lorax.adapters.linears.unfit import unfit
 from lorax.adapters.selection.coverage import abbreviated
+from lorax.adapters.selection.rules import NO_RULES, Rules
 from lorax.adapters.selection.wrappers import refuse_wrapped, unsuitable
 from lorax.architecture.heads import output_heads
 from lorax.architecture.reads import SOMETIMES, how_read
@@ -37,6 +38,7 @@ def select(
     head: Iterable[str] | None = None,
     modules: bool = False,
     smallest: int = 1,
+    rules: Rules = NO_RULES,
 ) -> Selection:
     """Return the linear layers to adapt, and those that are left out with the reason.
 
@@ -51,10 +53,11 @@ def select(
         modules: take any submodule that `targets` name, not linear layers alone.
         smallest: under "all-linear", layers with a smaller min(m, n) are left out; of named ones the method refuses
             them itself.
+        rules: what PEFT's users set beside the targets.
 
     Raises:
         UserError: the model is wrapped by others or has adapters; nothing matches; a suffix matches no linear layer, or
-            only layers that cannot be adapted; the expression is invalid.
+            only layers that cannot be adapted; the expression is invalid; a rule that does nothing.
     """
     refuse_wrapped(model)
     named = dict(model.named_modules())
@@ -76,10 +79,16 @@ def select(
     else:
         chosen = _by_suffix([str(target) for target in targets], linear, named, model)
     chosen -= _inside(chosen, set(head or ())) | left_out.keys()
+    rules.check_excluded(named, linear)
+    left_out |= rules.left_out(sorted(chosen), targets)
+    chosen -= left_out.keys()
     if not modules:
         left_out |= _not_adaptable({name: linear[name] for name in chosen}, named, targets)
-        left_out |= too_small({name: shape_of(linear[name]) for name in chosen - left_out.keys()}, smallest, targets)
+        left_out |= too_small(
+            {name: shape_of(linear[name]) for name in chosen - left_out.keys()}, smallest, targets, rules
+        )
     chosen -= left_out.keys()
+    rules.check_patterns(chosen or named)
     if not chosen:
         why = next((f" ({name}: {reason})" for name, reason in left_out.items()), "")
         hint = near("", _suffixes(linear)) if linear else "the model has no linear layer of a known kind"
@@ -118,12 +127,15 @@ def find_targets(
     head: Iterable[str] | None = None,
     modules: bool = False,
     smallest: int = 1,
+    rules: Rules = NO_RULES,
 ) -> dict[str, nn.Module]:
     """Return the modules that `select` chooses, {name: module}."""
-    return select(model, targets, head, modules, smallest).chosen
+    return select(model, targets, head, modules, smallest, rules).chosen
 
 
-def too_small(shapes: Mapping[str, tuple[int, int]], smallest: int, targets: str | Sequence[str]) -> dict[str, str]:
+def too_small(
+    shapes: Mapping[str, tuple[int, int]], smallest: int, targets: str | Sequence[str], rules: Rules = NO_RULES
+) -> dict[str, str]:
     """Return {name: reason} of the layers that a method cannot serve; nothing where targets are named.
 
     Where every layer is too small none is left out, so that the method's own check refuses the largest.
@@ -132,13 +144,15 @@ def too_small(shapes: Mapping[str, tuple[int, int]], smallest: int, targets: str
         shapes: {name: (m, n)}.
         smallest: the smallest min(m, n) that the method serves.
         targets: as asked for.
+        rules: a layer that its rank_pattern names needs that rank.
     """
     if targets != "all-linear":
         return {}
-    small = {name for name, shape in shapes.items() if min(shape) < smallest}
+    bounds = {name: rules.rank(name, smallest) for name in shapes}
+    small = {name for name, shape in shapes.items() if min(shape) < bounds[name]}
     if len(small) == len(shapes):
         return {}
-    return {name: f"min(m, n) = {min(shapes[name])} is smaller than the rank needs ({smallest})" for name in small}
+    return {name: f"min(m, n) = {min(shapes[name])} is smaller than the rank needs ({bounds[name]})" for name in small}
 
 
 def _not_adaptable(

@@ -37,7 +37,8 @@ class Initializer(Protocol):
     has_factors: ClassVar[bool]
     """Whether it returns factors; a method without them has `install` instead."""
     adapts: ClassVar[str]
-    """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets."""
+    """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets;
+    saved: the linear layers of an adapter on disk (`layers`)."""
     version: ClassVar[int]
     """To be raised when the code of the method gives other results: the run id holds version and fields, not code."""
 
@@ -54,6 +55,11 @@ class Initializer(Protocol):
     @property
     def starts_at_base(self) -> bool:
         """Whether the adapted model is the base model at step 0; records and tables name the methods where not."""
+        ...
+
+    @property
+    def layers(self) -> list[str] | None:
+        """The names of the layers that it serves, adapted under "all-linear"; None: any layer."""
         ...
 
     @property
@@ -127,6 +133,11 @@ class Method:
     def starts_at_base(self) -> bool:
         """Step 0 is the base model."""
         return True
+
+    @property
+    def layers(self) -> list[str] | None:
+        """It serves any layer."""
+        return None
 
     @property
     def idle(self) -> frozenset[str]:

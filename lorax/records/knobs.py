@@ -19,6 +19,10 @@ TRAINING = ("lr", "steps", "batch_size", "weight_decay", "seed")
 """Read where something trains."""
 ADAPTERS = ("targets", "recenter", "dropout")
 """Read where factors are installed; full fine-tuning reads `targets` alone."""
+RULES = (
+    "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save",
+)  # fmt: skip
+"""Read where factors are installed, beside the targets; part of a run's id where they are set."""
 CALIBRATION = ("calibration",)
 """Read by methods that look at gradients or activations before they start."""
 DIAGNOSTICS = ("diagnostics", "diagnostics_every", "forgetting_tokens")

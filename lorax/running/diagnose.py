@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorax.adapters.selection.rules import NO_RULES
 from lorax.config import RunConfig
 from lorax.records import Unwritable, canonical, run_id, write_atomic
 from lorax.running.identity import is_measured
-from lorax.running.preflight import smallest
+from lorax.running.preflight import layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def gradients_at_start(run: PreparedRun, loaded: Loaded) -> Mapping[str, Tensor]
         return None
     loss, batches = gradient_batches(run.task, loaded, run.config)
     bound = smallest(run.config, run.initializer)
-    targets = find_targets(loaded.model, run.config.targets, head=loaded.head, smallest=bound)
+    whole = [*loaded.head, *saved_whole(run.config, loaded)] if run.initializer.has_factors else loaded.head
+    rules = run.config.rules() if run.initializer.has_factors else NO_RULES
+    targets = find_targets(loaded.model, layer_targets(run.config), head=whole, smallest=bound, rules=rules)
     return layer_gradients(loaded.model, targets, loss, batches)
 
 

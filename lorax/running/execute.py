@@ -13,7 +13,7 @@ from lorax.records import Unwritable
 from lorax.running.device import Placement, resolve_placement
 from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
-from lorax.running.preflight import check_task_fits, class_names, smallest
+from lorax.running.preflight import check_task_fits, class_names, layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun, now
 
 if TYPE_CHECKING:
@@ -95,10 +95,12 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
 
     if not run.initializer.has_factors:
         return {}
-    method, targets = run.initializer, run.config.targets
+    method, targets = run.initializer, layer_targets(run.config)
     bound = smallest(run.config, method)
-    selection = select(loaded.model, targets, loaded.head, method.adapts == "module", bound)
-    run.coverage = coverage_of(loaded.model, selection.chosen, selection.left_out, loaded.head, targets)
+    rules = run.config.rules()
+    whole = [*loaded.head, *saved_whole(run.config, loaded)]
+    selection = select(loaded.model, targets, whole, method.adapts == "module", bound, rules)
+    run.coverage = coverage_of(loaded.model, selection.chosen, selection.left_out, whole, targets)
     if (line := run.coverage.surprises()) is not None:
         warnings.warn(line, stacklevel=2)
     loss, batches = None, None
@@ -106,7 +108,7 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
         loss, batches = gradient_batches(run.task, loaded, run.config)
     return make_factors(
         loaded.model, method, selection.chosen,
-        loss=loss, batches=batches, seed=run.config.seed, cache=open_cache(run),
+        loss=loss, batches=batches, seed=run.config.seed, cache=open_cache(run), rules=rules,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from functools import cache
@@ -61,6 +62,7 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
         kept["train"] = {key: value for key, value in config.train.items() if key not in unread}
     if initializer.has_factors:
         kept |= {key: getattr(config, key) for key in knobs.ADAPTERS}
+        kept |= _rules(config, initializer)
     elif initializer.changes_layers:
         kept["targets"] = config.targets
     if initializer.needs & CALIBRATED:
@@ -70,6 +72,13 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
         others = _measured_with(config, consumed_already) if is_measured(config, initializer) else []
         kept["diagnostics"] = [config.diagnostics_every, config.forgetting_tokens, *others]
     return kept
+
+
+def _rules(config: RunConfig, initializer: Initializer) -> dict[str, Any]:
+    """Return the rules beside the targets that are set and that the method reads; none where nobody set any."""
+    fields = {item.name for item in dataclasses.fields(initializer)}
+    unread = {"rank_pattern": "rank", "alpha_pattern": "alpha"}
+    return {key: value for key, value in config.rules().given().items() if unread.get(key, "") in {*fields, ""}}
 
 
 def is_measured(config: RunConfig, initializer: Initializer) -> bool:

@@ -21,12 +21,19 @@ def pack_key(config: RunConfig) -> str:
 
     Model, task, data, precision and batch shape decide what one forward pass computes. Method, rank,
     alpha, zeta, lr, seed, dropout and targets may differ. A run that changes the base's own weights (full
-    fine-tuning, folded weights) or adds nothing to them (the frozen base, the head alone) shares no base and
-    gets a pack of its own. Diagnostics take one gradient of the untouched model for the whole pack, so its
-    runs agree in what that gradient is taken from.
+    fine-tuning, folded weights, modules trained whole) or adds nothing to them (the frozen base, the head
+    alone) shares no base and gets a pack of its own. Diagnostics take one gradient of the untouched model
+    for the whole pack, so its runs agree in what that gradient is taken from.
     """
-    shares_base = config.initializer().has_factors and config.recenter != "fold"
-    gradient = [config.seed, config.targets, config.calibration, config.train["calibration_batches"]]
+    trains_base = config.recenter == "fold" or config.rules().modules_to_save
+    shares_base = config.initializer().has_factors and not trains_base
+    gradient = [
+        config.seed,
+        config.targets,
+        config.rules().given(),
+        config.calibration,
+        config.train["calibration_batches"],
+    ]
     shared = [
         gradient if config.diagnostics else None,
         config.model, config.task, config.data_seed, config.dtype, config.device, config.steps,

@@ -52,7 +52,9 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         if initializer.adapts == "module":
             check_modules(config, task)
         elif initializer.changes_layers:
-            key = canonical([config.model, task.labels and len(task.labels), config.targets])
+            key = canonical(
+                [config.model, task.labels and len(task.labels), layer_targets(config), config.rules().given()]
+            )
             if key not in shapes:
                 shapes[key] = layer_shapes(config, task)
             check_ranks(config, initializer, shapes[key])
@@ -101,8 +103,26 @@ def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:
 
     loaded = skeleton(config.model, labels=class_names(task))
     check_task_fits(config, task, loaded)
-    targets = find_targets(loaded.model, config.targets, head=loaded.head)
+    whole = [*loaded.head, *saved_whole(config, loaded)]
+    targets = find_targets(loaded.model, layer_targets(config), head=whole, rules=config.rules())
     return {name: shape_of(module) for name, module in targets.items()}
+
+
+def saved_whole(config: RunConfig, loaded: Loaded) -> list[str]:
+    """Return the modules that a run trains whole beside its adapters, but for a fresh head, which trains anyway.
+
+    Raises:
+        UserError: a name in modules_to_save that matches no module with weights.
+    """
+    from lorax.adapters.selection.whole import with_parameters
+
+    names = config.rules().saved_whole(with_parameters(loaded.model))
+    return [name for name in names if not any(name == head or name.startswith(f"{head}.") for head in loaded.head)]
+
+
+def layer_targets(config: RunConfig) -> str | list[str]:
+    """Return the run's targets; under "all-linear" the layers that the method names, where it serves those alone."""
+    return (config.initializer().layers or config.targets) if config.targets == "all-linear" else config.targets
 
 
 def smallest(config: RunConfig, initializer: Initializer) -> int:
@@ -119,8 +139,8 @@ def check_ranks(config: RunConfig, initializer: Initializer, shapes: dict[str, t
     from lorax.adapters.targets import too_small
     from lorax.api import check_shapes
 
-    small = too_small(shapes, smallest(config, initializer), config.targets)
-    check_shapes(initializer, {name: shape for name, shape in shapes.items() if name not in small})
+    small = too_small(shapes, smallest(config, initializer), config.targets, config.rules())
+    check_shapes(initializer, {name: shape for name, shape in shapes.items() if name not in small}, config.rules())
 
 
 def check_modules(config: RunConfig, task: Task) -> None:
@@ -130,7 +150,8 @@ def check_modules(config: RunConfig, task: Task) -> None:
 
     loaded = skeleton(config.model, labels=class_names(task))
     check_task_fits(config, task, loaded)
-    find_targets(loaded.model, config.targets, head=loaded.head, modules=True)
+    whole = [*loaded.head, *saved_whole(config, loaded)]
+    find_targets(loaded.model, config.targets, head=whole, modules=True, rules=config.rules())
 
 
 def check_head(config: RunConfig, task: Task) -> None:

@@ -58,6 +58,8 @@ class Session:
 
     def _install(self) -> Sequence[Trainable]:
         from lorax.adapters.install import install
+        from lorax.adapters.selection.whole import parameters_of
+        from lorax.running.preflight import saved_whole
 
         model, first = self.loaded.model, self.runs[0]
         if not first.initializer.has_factors:  # such a run shares its base with no other
@@ -65,7 +67,9 @@ class Session:
         factors = [run.factors for run in self.runs]
         dropouts, infos = [run.config.dropout for run in self.runs], [run.identity for run in self.runs]
         if len(factors) == 1:
-            return [install(model, factors[0], first.config.recenter, dropouts[0], infos[0])]
+            adapters = install(model, factors[0], first.config.recenter, dropouts[0], infos[0])
+            adapters.train_whole(parameters_of(model, saved_whole(first.config, self.loaded)))
+            return [adapters]
         return install(model, factors, first.config.recenter, dropouts, infos)
 
     def step0_errors(self) -> list[float]:

@@ -13,7 +13,7 @@ from lorax.records import Store
 from lorax.records.chain import chain_path
 from lorax.running.device import processor
 from lorax.running.identity import source
-from lorax.running.preflight import layer_shapes, load_task
+from lorax.running.preflight import layer_shapes, layer_targets, load_task
 from lorax.running.prepared import default_rate, prepare
 from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
 
@@ -173,13 +173,13 @@ class _JobFacts:
     def trained_values(self, overrides: list[str]) -> int:
         """Return how many values the adapters train, by the method's closed formula."""
         config = self.config(overrides)
-        key = repr((config.model, config.task["name"], config.targets))
+        key = repr((config.model, config.task["name"], layer_targets(config), config.rules().given()))
         if key not in self.shapes:
             self.shapes[key] = layer_shapes(config, load_task(config))
         initializer = config.initializer()
         for name, (m, n) in self.shapes[key].items():
-            initializer.check(name, m, n)
-        return sum(initializer.count(m, n) for m, n in self.shapes[key].values())
+            config.rules().at(name, initializer).check(name, m, n)
+        return sum(config.rules().at(name, initializer).count(m, n) for name, (m, n) in self.shapes[key].items())
 
     def with_items(self, spec: StudySpec) -> StudySpec:
         """Return the study with as many validation and test items as its data have, the fewest of its tasks.

@@ -215,7 +215,7 @@ def _design(
     family: int,
     margin: float,
     alpha: float,
-    claim: str,
+    claim: str = "difference",
 ) -> power.Design:
     known = [c for c in comparisons if np.isfinite(c.spread)]
     sd = float("inf")

@@ -18,6 +18,8 @@ VALUES = {
     "init": {"name": "pissa"}, "task": TOY | {"letters": 3}, "model": {"name": "toy", "weights_seed": 1}, "rank": 3,
     "alpha": 3.0, "scaling": "rslora", "zeta": 3.0, "zeta_rule": "absolute", "gamma": 3.0, "lr": 3e-3, "steps": 3,
     "batch_size": 3, "weight_decay": 0.3, "dropout": 0.3, "seed": 3, "data_seed": 3, "targets": ["q_proj"],
+    "exclude_modules": ["o_proj"], "layers_to_transform": 1, "layers_pattern": "layers", "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"q_proj": 2.0}, "modules_to_save": ["lm_head"],
     "recenter": "fold", "calibration": "heldout", "dtype": "bfloat16", "evaluate": "validation", "diagnostics": True,
     "device": "cpu", "base": False, "diagnostics_every": 3, "forgetting_tokens": 3, "cache": "off", "track": "online",
     "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other",
@@ -32,12 +34,13 @@ GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "ga
 TRAINING = {"lr", "steps", "batch_size", "weight_decay", "seed", "train.schedule", "train.warmup", "train.clip",
             "train.accumulation"}  # fmt: skip
 ADAPTER = {"rank", "alpha", "scaling", "dropout", "recenter"}
+RULES = {"exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save"}
 IGNORES = {
     "lora_ga": {"train.head_lr"},
     "lora": GRADIENT | {"train.head_lr"},
-    "svft": GRADIENT | {"rank", "alpha", "scaling", "train.head_lr"},
-    "full": GRADIENT | ADAPTER | {"train.head_lr"},
-    "none": GRADIENT | ADAPTER | TRAINING | {"targets", "train.head_lr"},
+    "svft": GRADIENT | {"rank", "alpha", "scaling", "train.head_lr", "rank_pattern", "alpha_pattern"},
+    "full": GRADIENT | ADAPTER | RULES | {"train.head_lr"},
+    "none": GRADIENT | ADAPTER | RULES | TRAINING | {"targets", "train.head_lr"},
 }
 
 
@@ -58,6 +61,7 @@ def test_every_field_that_moves_a_result_moves_the_id(init, tmp_path, monkeypatc
     start = config(init)
     values = VALUES | ({"scaling": "standard"} if init == "lora_ga" else {})  # the other one than its default
     changed = {key: {key: value} for key, value in values.items()}
+    changed["layers_pattern"] |= {"layers_to_transform": 1}
     changed |= {f"train.{key}": {"train": start.train | {key: value}} for key, value in TRAIN.items()}
     same = {key for key, change in changed.items() if run_id_of(replace(start, **change)) == run_id_of(start)}
     assert {*VALUES, "train"} == {item.name for item in fields(RunConfig)}
@@ -94,6 +98,13 @@ def test_what_diagnostics_look_at_moves_the_id_of_methods_that_ignore_it(change)
     for init in ("svft", "full"):
         assert len(set(ids(init))) == 2
     assert len(set(ids("none"))) == 1, "the frozen base is not measured"
+
+
+def test_a_pattern_counts_with_its_place_and_modules_trained_whole_share_no_base():
+    one, two = (config("lora", rank_pattern=dict(pairs)) for pairs in ([("q", 1), (".*", 2)], [(".*", 2), ("q", 1)]))
+    assert run_id_of(one) != run_id_of(two) and pack_key(one) == pack_key(two)
+    assert run_id_of(config("lora", rank_pattern={}, exclude_modules=[])) == run_id_of(config("lora"))
+    assert pack_key(config("lora", modules_to_save=["lm_head"])) != pack_key(config("lora"))
 
 
 def test_runs_that_are_diagnosed_in_one_pack_have_one_gradient():

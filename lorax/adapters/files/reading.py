@@ -16,6 +16,8 @@ from torch import Tensor
 from lorax.adapters.files.format import FORMAT, HEADER, digest_header, signature
 from lorax.errors import UserError, near
 
+PEFT = "adapter_config.json"
+"""What an adapter in PEFT's format has instead of a header."""
 KINDS = ("adapter", "full", "none", "head")
 _BYTES = 2**28
 """A longer header is no header: that of 10,000 layers has 20 MB."""
@@ -149,12 +151,12 @@ def _nothing(path: Path) -> str:
     """Say what is at the place instead of an adapter."""
     if not path.is_dir():
         return f"{path}: no such folder, so no saved adapter ({HEADER} is missing)"
-    below = sorted(child.parent.name for child in path.glob(f"*/{HEADER}"))
+    below = sorted({child.parent.name for file in (HEADER, PEFT) for child in path.glob(f"*/{file}")})
     if below:
         more = f" and {len(below) - 3} more" if len(below) > 3 else ""
         return f"{path}: no saved adapter ({HEADER} is missing); one level down are {', '.join(below[:3])}{more}"
-    if (path / "adapter_config.json").is_file():
-        return f"{path}: holds an adapter in PEFT's format; peft.PeftModel.from_pretrained(base, ...) reads it"
+    if (path / PEFT).is_file():
+        return f"{path}: holds an adapter in PEFT's format, which lorax.load reads"
     return f"{path}: no saved adapter ({HEADER} is missing)"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lorax.adapters.kinds import is_linear, shape_of
+from lorax.adapters.selection.rules import ASKED
 from lorax.architecture.heads import HEAD
 from lorax.architecture.towers import OUTSIDE, outside_the_language_model
 
@@ -19,7 +20,7 @@ UNNAMED = "not among the targets"
 EXPERTS = "experts held as one 3-D parameter"
 BARE = "a bare parameter, no layer"
 NOT_LINEAR = "no linear layer"
-_EXPECTED = (EMBEDDING, HEAD, UNNAMED)
+_EXPECTED = (EMBEDDING, HEAD, UNNAMED, *ASKED)
 """Reasons that surprise nobody."""
 _SMALL = (BARE, NOT_LINEAR)
 """Beginnings of reasons that are worth a word only where much is left out."""

@@ -45,6 +45,11 @@ class TrainedWhole:
         return self._start[name].to(device=here.device, dtype=here.dtype, copy=True)
 
 
+def with_parameters(model: nn.Module) -> list[str]:
+    """Return the names of the modules that hold parameters, themselves or in what is inside."""
+    return [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
+
+
 def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
     """Return the names of the float parameters in these modules, as the model names them."""
     names: list[str] = []

@@ -250,7 +250,7 @@ def test_what_lies_at_the_place_is_named(net, folder, tmp_path):
         load(net(), tmp_path / "nothing")
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft" / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="PEFT's format; peft.PeftModel.from_pretrained"):
+    with pytest.raises(UserError, match="PEFT's format, which lorax.load reads"):
         load(nn.Linear(2, 2), tmp_path / "peft")
 
 

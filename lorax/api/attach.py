@@ -1,4 +1,4 @@
-"""The public way in: attach adapters to a model, load saved ones."""
+"""Attach adapters to a model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from lorax.adapters.install import install
-from lorax.adapters.kinds import shape_of
 from lorax.adapters.selection.coverage import Coverage, coverage_of
 from lorax.adapters.selection.reached import watch
-from lorax.adapters.selection.whole import parameters_of
+from lorax.adapters.selection.rules import Rules
+from lorax.adapters.selection.whole import parameters_of, with_parameters
 from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.adapters.targets import as_given, said_of, select
+from lorax.api.factors import make_factors
 from lorax.architecture.heads import CLASSES, HEAD, said_of_heads, trained_whole
 from lorax.errors import UserError
-from lorax.initializers.registry import build, consumed, instance, names
+from lorax.initializers.registry import build, consumed, instance
 from lorax.probing import CALIBRATED
-from lorax.probing.probe import layer_generator
-from lorax.probing.probe_layers import probe_layers
 from lorax.probing.ranks import several, take_from_first
 from lorax.probing.unreached import without_unreached
 from lorax.records import knobs
@@ -33,7 +29,7 @@ from lorax.records import knobs
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorax.adapters.face import LayerPlan, Trainable
+    from lorax.adapters.face import Trainable
     from lorax.adapters.install import Adapters
     from lorax.initializers.base import Initializer
     from lorax.probing.cache import Cache
@@ -53,6 +49,12 @@ def attach(
     seed: int = 0,
     cache: Cache | str | os.PathLike[str] | None = None,
     train_head: bool | Sequence[str] | None = None,
+    modules_to_save: Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] | None = None,
+    layers_to_transform: int | Sequence[int] | None = None,
+    layers_pattern: str | Sequence[str] | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
     **fields: Any,
 ) -> Adapters:
     """Make a model trainable by a low-rank method; everything else is frozen, step 0 is the base model.
@@ -80,6 +82,13 @@ def attach(
         train_head: what trains whole beside the adapters, and is saved and exported with them. None: the head of a
             transformers classifier (fresh parts alone, where `from_pretrained` left some); False: nothing; True: a
             head must be found; a list of module names or suffixes: those.
+        modules_to_save: ends of names of further modules that train whole, as PEFT has it; nothing in them is adapted.
+        exclude_modules: layers left out, as PEFT has it: names or name suffixes, or an expression for the whole name.
+        layers_to_transform: the numbers of the blocks that are adapted, as PEFT has it; None: all.
+        layers_pattern: what stands before that number ("layers", "h"); None: anything.
+        rank_pattern: {end of a layer's name, as an expression: its rank}, as PEFT has it.
+        alpha_pattern: {end of a layer's name, as an expression: its alpha}; a layer without keeps `alpha`, whatever its
+            rank, as in PEFT.
         **fields: the method's own: zeta=16, pattern="banded", scaling="rslora", svd="randomised", ...
 
     Returns:
@@ -87,7 +96,7 @@ def attach(
         optimiser its groups (LoRA+ has two rates); `rule` is what the method does around each step, or None.
 
     Raises:
-        UserError: an unknown name, field or target, or a value beyond its bound.
+        UserError: an unknown name, field or target, a pattern that matches nothing, or a value beyond its bound.
 
     Examples:
         >>> from torch import nn
@@ -102,20 +111,31 @@ def attach(
         method = build(init, shared=shared, own=fields)
     else:
         method = instance(init, fields)
+    rules = Rules(exclude_modules, layers_to_transform, layers_pattern, rank_pattern, alpha_pattern, modules_to_save)
+    rules.check_method(method)
     named = as_given(targets)
-    info = {"init": consumed(method), "targets": named, "seed": seed}
+    info = {"init": consumed(method), "targets": named, "seed": seed} | rules.given()
     refuse_wrapped(model)
     heads, fresh = trained_whole(model, train_head, targets) if method.trains else ([], None)
+    if rules.modules_to_save and method.trains:
+        heads = sorted({*heads, *rules.saved_whole(with_parameters(model))})
     whole = parameters_of(model, heads)
     if not method.has_factors:
+        if rules and targets != "all-linear" and method.changes_layers:
+            layers = replace(rules, rank_pattern=None, alpha_pattern=None)
+            targets = list(select(model, targets, heads, rules=layers).chosen)
         return cast("Adapters", _baseline(model, method, targets, heads, whole, info))  # it has the same methods
-    selection = select(model, targets, heads, method.adapts == "module", method.smallest)
+    if targets == "all-linear" and method.layers is not None:
+        targets = method.layers
+    selection = select(model, targets, heads, method.adapts == "module", method.smallest, rules)
     left_out = selection.left_out
     if train_head is False:  # as asked for
         left_out = {name: HEAD if why == CLASSES else why for name, why in left_out.items()}
     if batches is not None and method.needs & CALIBRATED:
         batches = list(batches)
-    make = partial(make_factors, model, method, loss=loss, batches=batches, seed=seed, cache=_opened(cache))
+    make = partial(
+        make_factors, model, method, loss=loss, batches=batches, seed=seed, cache=_opened(cache), rules=rules
+    )
     plans, unreached = without_unreached(make, selection.chosen, named=targets != "all-linear")
     coverage = coverage_of(model, plans, left_out | unreached, heads, targets)
     adapters = install(model, plans, recenter=recenter, dropout=dropout, info=info)
@@ -133,91 +153,6 @@ def attach(
             stacklevel=2,
         )
     return adapters
-
-
-def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -> Adapters:
-    """Put adapters saved by `adapters.save` on a model; no decomposition is repeated.
-
-    Args:
-        model: the base they were trained on, untouched.
-        path: the folder.
-        check: "error" refuses a base whose adapted weights differ from those at saving; "warn" goes on, for
-            the same weights in another dtype.
-
-    Raises:
-        UserError: no such adapter, or another base.
-    """
-    from lorax.adapters.load import load as read
-
-    built: list[Initializer] = []
-
-    def build_method(info: dict[str, Any]) -> None:
-        saved, known = info.get("init"), names()  # another package's method may be missing here
-        if not isinstance(saved, dict) or saved.get("name") not in known:
-            return
-        fields = {key: value for key, value in saved.items() if key not in ("name", "version", "eta")}
-        try:
-            built.append(build(saved["name"], own=fields))
-        except (UserError, TypeError) as error:
-            raise UserError(f"{path}: init={saved['name']} of the saved adapter cannot be built: {error}") from None
-
-    adapters = read(model, Path(path), check=check, accept=build_method)
-    if adapters.layer_adapters() and built:
-        adapters.rates, adapters.rule = dict(built[0].rates), built[0].rule()
-    return cast("Adapters", adapters)
-
-
-@torch.no_grad()
-def make_factors(
-    model: nn.Module,
-    initializer: Initializer,
-    targets: str | Sequence[str] | Mapping[str, nn.Module] = "all-linear",
-    *,
-    loss: Loss | None = None,
-    batches: Iterable[Any] | None = None,
-    seed: int = 0,
-    cache: Cache | None = None,
-) -> dict[str, LayerPlan]:
-    """Let an initialiser look at every target layer; the model is as before afterwards.
-
-    Args:
-        model: the untouched base.
-        initializer: one that has factors.
-        targets: as `attach`, or {layer name: module} as found.
-        loss: as `attach`.
-        batches: as `attach`.
-        seed: as `attach`.
-        cache: as `attach`.
-
-    Returns:
-        {layer name: factors}, or another `LayerPlan`; shapes are checked for all layers before any is decomposed.
-
-    Raises:
-        UserError: a layer that the method cannot serve; names layer, value and bound.
-    """
-    at_modules = initializer.adapts == "module"
-    layers = dict(
-        targets
-        if isinstance(targets, Mapping)
-        else select(model, targets, modules=at_modules, smallest=initializer.smallest).chosen
-    )
-    if at_modules:
-        return {name: initializer.plan(name, layer, layer_generator(seed, name)) for name, layer in layers.items()}
-    check_shapes(initializer, {name: shape_of(module) for name, module in layers.items()})
-    return probe_layers(
-        model, layers, initializer, initializer.needs, loss=loss, batches=batches, seed=seed, cache=cache
-    )
-
-
-def check_shapes(initializer: Initializer, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse layers that a method cannot serve, the largest first: where that one is too small, all are.
-
-    Args:
-        initializer: with its `check`.
-        shapes: {layer name: (m, n)}.
-    """
-    for name, shape in sorted(shapes.items(), key=lambda item: -min(item[1])):
-        initializer.check(name, *shape)
 
 
 def _baseline(
