@@ -139,8 +139,13 @@ def test_a_failing_job_is_recorded_and_the_others_finish(lorax, monkeypatch, cap
     monkeypatch.undo()
 
 
-def test_a_packed_grid_writes_the_records_of_single_runs(lorax):
-    methods = [name for name in names() if get(name).has_factors and get(name).adapts == "linear"]
+LINEAR = [name for name in names() if get(name).has_factors and get(name).adapts == "linear"]
+EACH_KIND = ["lora", "lora_plus", "lora_ga", "eva", "svft", "svf", "adalora", "dylora", "dora", "vera"]
+"""Adapters and rules of every kind: other methods differ from these in their numbers alone."""
+
+
+@pytest.mark.parametrize("methods", [EACH_KIND, pytest.param(LINEAR, marks=pytest.mark.slow)], ids=["kinds", "all"])
+def test_a_packed_grid_writes_the_records_of_single_runs(lorax, methods):
     grid = ["-m", f"init={','.join(methods)}", "rank=2", "base=false"]
     assert lorax(*grid, results="single") == 0
     assert lorax(*grid, "hydra/launcher=packed", results="packed") == 0

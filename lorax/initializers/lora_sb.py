@@ -60,8 +60,10 @@ class LoRASB(Ranked):
         from lorax.adapters.factors import Factors
         from lorax.probing import svd
 
-        update = -torch.sign(probe.gradient.cpu() if probe.device.type == "mps" else probe.gradient)
-        U, S, Vh = svd.top(update.to(probe.dtype), self.rank).to(probe.dtype)
+        r, k = self.rank, min(probe.shape)
+        update = -torch.sign(probe.gradient.cpu() if probe.device.type == "mps" else probe.gradient).to(probe.dtype)
+        decompose = svd.ends if k <= svd.DENSE and r <= svd.most_at_ends(k) else svd.top  # its spectrum is flat
+        U, S, Vh = decompose(update, r).rows(slice(0, r)).to(probe.dtype)
         if float(S[0]) == 0.0:
             raise UserError(f"layer {probe.name}: its gradient is 0 on the calibration data; no direction for lora_sb")
         captured = float(S.double().square().sum() / update.double().square().sum())

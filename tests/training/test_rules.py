@@ -1,4 +1,6 @@
-"""The contract of training rules and rates: packed, resumed, accumulated, clipped, for every method that has one."""
+"""The contract of training rules and rates: packed, resumed, accumulated, clipped, for every method that has one.
+
+Adapters in plain operations are held to the same."""
 
 from dataclasses import replace
 
@@ -21,6 +23,10 @@ VARIANTS = [(name, {}) for name in RULED] + [
     ("dylora", {"variant": "strict", "ranks": [1, 3]}),
     ("adalora", {"orth": "paper", "every": 2}),
     ("adalora", {"orth_weight": 0.0, "init_rank": 3}),
+    ("lora_fa", {"projected": True}),
+    ("dora", {}),  # the last three have no rule: adapters that are no trained factors are held to the same
+    ("vera", {}),
+    ("svf", {"param": "sigmoid", "normalise": True}),
 ]
 each_variant = pytest.mark.parametrize("name,fields", VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)])
 

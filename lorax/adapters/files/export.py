@@ -96,7 +96,8 @@ def _low_rank(adapters: Adapters, name: str) -> LowRank:
     layer, adapter = adapters.layer(name), adapters.layer_adapter(name)
     factors = adapter.factors()
     if factors is None or not isinstance(layer, AdaptedLinear):
-        raise UserError(f"cannot export {name}: its adapter has no low-rank form")
+        merged = "; export_merged writes W' itself" if isinstance(layer, AdaptedLinear) else ""
+        raise UserError(f"cannot export {name}: its adapter has no low-rank form{merged}")
     if not layer.kind.plain and not isinstance(layer, AdaptedExpert):
         raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
     if isinstance(adapter, LowRankAdapter):
