@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from lorax.records import RunRecord
 from lorax.reports.audit.case import Case, counted, listed
@@ -25,23 +25,6 @@ def check(case: Case) -> None:
     skipped = [seed for seed in range(seeds[0], seeds[-1]) if seed not in seeds]
     if 0 < len(skipped) <= len(seeds):
         case.add("warning", "runs", f"the design's seeds are {listed(seeds, 20)}: {listed(skipped)} left out")
-
-
-def extras(study: Study, records: list[RunRecord]) -> dict[str, int]:
-    """Return arm -> how many runs were scored on test and stand in no row; arms without any are left out.
-
-    Args:
-        study: from `studies.study.read_study`.
-        records: all of its name.
-    """
-    used = _used(study)
-    names = {record.label: record.label for record in records} | {label: label for label in study.spec.labels}
-    counts = Counter(
-        names.get(record.label) or "another arm"
-        for record in records
-        if record.run_id not in used and record.score("test") is not None
-    )
-    return dict(counts)
 
 
 def _used(study: Study) -> set[str]:
