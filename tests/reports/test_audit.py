@@ -314,7 +314,7 @@ def test_lines_changed_left_out_or_moved(store):
     assert said(store, "breaks", "chain", "was never entered")
 
 
-WEIRD = [None, [], {}, "x", -1, 1e300, True, "2020-13-45", "\x00", {"a": [1]}]
+WEIRD = [None, [], "x", 1e300, {"a": [1]}]
 
 
 @pytest.mark.parametrize("weird", WEIRD, ids=repr)
