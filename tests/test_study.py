@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorax.records import Store
+from lorax.records.chain import read_chain
+from lorax.running.device import processor
 from lorax.studies.registration import frozen
 from lorax.studies.study import read_study
 
@@ -45,6 +47,17 @@ def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys, w
     assert {path.stem for path in Path("results/figures/toy").glob("*.svg")} == figures
     text = Path("results/tables/toy.md").read_text()
     assert "Minimum detectable effect" in text and "Threats to validity" in text
+    foot = text.partition("## Audit\n")[2].strip().splitlines()
+    assert [line for line in foot if "warning: commits: " not in line] == foot[-1:]  # the checkout may be edited
+    assert "it holds together" in foot[-1]
+    lines = read_chain(Path("results/studies/toy.chain.jsonl"))
+    assert {line.facts["run"] for line in lines[1:]} == {record.run_id for record in store.read("toy")}
+    assert all(line.fits for line in lines) and lines[0].facts["machine"]["processor"] == processor()
+    made = [(record.provenance["processor"], record.provenance["threads"]) for record in store.read("toy")]
+    assert {name for name, _ in made} == {processor()} and all(threads >= 1 for _, threads in made)
+    assert all(record.model["attention"] for record in store.read("toy"))
+    assert {record.provenance["chain"] for record in store.read("toy")} <= {line.digest for line in lines}
+    assert {split for record in store.read("toy") for split in record.task["asked"]} == {"validation", "test"}
     assert ("each method at its best learning rate" if words is QUICK else "at the selected rates") in text
     assert lorax(*STUDY, *words, small=False) == 0
     assert "runs\n" not in capsys.readouterr().out.partition("Minimum detectable")[2].partition("# toy")[0]
@@ -53,4 +66,23 @@ def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys, w
     (stray,) = [record for record in store.read("toy") if not record.config.get("tag")]
     store.folder("toy").joinpath(f"{stray.run_id}.json").unlink()
     again = subprocess.run([sys.executable, "-m", "lorax.tables", "toy"], capture_output=True, text=True)
-    assert again.returncode == 0 and Path("results/tables/toy.md").read_text() == text
+    body, _, audited = Path("results/tables/toy.md").read_text().partition("## Audit\n")
+    assert again.returncode == 0 and body == text.partition("## Audit\n")[0]
+    assert f"run {stray.run_id} (seed 0" in audited and "has no record" in audited, "the chain remembers it"
+
+
+@pytest.mark.slow
+def test_a_study_is_registered_first_and_run_then(lorax, capsys):
+    words, chain = [*STUDY, *QUICK, "study.costs=false"], Path("results/studies/toy.chain.jsonl")
+    for word, line in (
+        ("study.register=maybe", "must be true or false"),
+        ("study.anchor=main", "study.anchor=main: the"),
+    ):
+        assert lorax(*words, word, small=False) == 2
+        assert line in capsys.readouterr().err and not chain.exists()
+    assert lorax(*words, "study.register=true", small=False) == 0
+    assert f"registered: commit results/studies/toy.json and {chain}" in capsys.readouterr().out
+    assert lorax(*words, "study.register=true", "study.anchor=0123abc", small=False) == 0
+    assert [line.kind for line in read_chain(chain)] == ["design", "anchor"] and not Path("results/records").exists()
+    assert lorax(*words, "study.register=true", "study.margin=0.5", small=False) == 2
+    assert "margin was fixed as" in capsys.readouterr().err

@@ -19,8 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from lorax.records import claims
 from lorax.records.guarded_json import Damaged, parse_json, read_bytes
 from lorax.records.integrity import read_record
 from lorax.records.record import RunRecord, canonical, digest_of
@@ -89,8 +88,7 @@ def chain_lock(root: Path, name: str) -> Iterator[None]:
     path = root / "state" / name / "chain.lock"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire()
+        lock = claims.acquire(path)
     try:
         yield
     finally:
@@ -148,7 +146,7 @@ def catch_up(path: Path, folder: Path) -> int:
     Returns:
         How many were entered.
     """
-    status = {entry.facts.get("run"): entry.facts.get("status") for entry in read_chain(path)}
+    status = {str(entry.facts.get("run")): entry.facts.get("status") for entry in read_chain(path)}
     missing = []
     for file in sorted(folder.glob("*.json")):
         if status.get(file.stem, "failed") != "failed":

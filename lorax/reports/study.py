@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ def protocol(study: Study) -> list[str]:
         f"80 % power. {_fixed(study)}",
         *_claim(study),
         *_launched(runs),
+        *_beside(study),
     ]
     lines.insert(0, sentence(spec.estimand, spec.tuning is not None))
     if result is None:
@@ -159,6 +161,19 @@ def _claim(study: Study) -> list[str]:
         f"of the interval alone decides, one-sided at {50 * spec.alpha:g} % over the {spec.family} comparisons; with "
         f"better and worse, any false verdict at {100 * spec.alpha:g} %. Nothing is called equivalent."
     ]
+
+
+def _beside(study: Study) -> list[str]:
+    """Count the runs of arms that no row rests on: whoever reads "scored once" and "trials" has to know of them."""
+    test = [record for record in study.unasked if record.score("test") is not None]
+    others = [record for record in study.unasked if record.score("test") is None]
+    parts = []
+    for records, what in ((test, "scored on test"), (others, "on validation alone")):
+        if records:
+            arms = Counter(record.label or "without a label" for record in records)
+            parts.append(f"{len(records)} {what} ({', '.join(f'{arm} {n}' for arm, n in arms.items())})")
+    scored = len({record.run_id for record in test_scored(study)})
+    return [f"Beside {scored} test-scored runs in rows there are runs in none: {'; '.join(parts)}."] if parts else []
 
 
 def _fixed(study: Study) -> str:

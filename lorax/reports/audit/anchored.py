@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
+import lorax
 from lorax.records.chain import chain_path, entries
 from lorax.reports.audit.case import Case, counted, listed
 from lorax.studies.registration import frozen_path
@@ -24,7 +25,7 @@ def check(case: Case) -> None:
     _code(case)
     if not case.registered:
         return
-    anchors = [str(line.facts.get("commit")) for line in case.chain if line.kind == "anchor"]
+    anchors = case.anchors
     repository = _top(case.store.root)
     if repository is None:
         if anchors:
@@ -40,7 +41,7 @@ def check(case: Case) -> None:
 
 def _code(case: Case) -> None:
     """Look whether the commits that records name are those of the code's repository, and older than their runs."""
-    package = Path(__file__).parents[3]
+    package = Path(lorax.__file__).parents[1]
     repository = _top(package)
     named = Counter(str(commit) for record in case.ended if (commit := record.provenance.get("commit")))
     if repository != package.resolve():

@@ -28,6 +28,7 @@ class Audited:
     """Lines of the chain; 0: there is none."""
     anchor: str | None
     """The commit that the chain names first."""
+    asked_git: bool
     findings: tuple[Finding, ...]
     """The gravest first."""
 
@@ -45,7 +46,9 @@ class Audited:
         found = [counted(len(self.of(level)), word) for level, word in
                  (("breaks", "finding"), ("warning", "warning")) if self.of(level)]  # fmt: skip
         chain = f"chain of {counted(self.chain, 'line')}" if self.chain else "no chain"
-        anchor = f", anchor {self.anchor[:12]}" if self.anchor else ", no anchor" if self.chain else ""
+        anchor = ", no anchor" if self.chain else ""
+        if self.anchor:
+            anchor = f", anchor {self.anchor[:12]}" + ("" if self.asked_git else " (git was not asked)")
         state = "the evidence is broken" if self.breaks else "it holds together"
         return (
             f"{counted(self.records, 'record')}, {self.scored:,} scored on test, {chain}{anchor}: "
@@ -100,10 +103,9 @@ def audit(store: Store, name: str, study: Study | None = None, git: bool = True)
     siblings.check(case)
     if git:
         anchored.check(case)
-    anchors = [str(line.facts.get("commit")) for line in case.chain if line.kind == "anchor"]
     findings = sorted(dict.fromkeys(case.findings), key=lambda one: LEVELS.index(one.level))
     files = len(list(store.folder(name).glob("*.json")))
-    return Audited(name, files, len(case.scored), len(case.chain), anchors[0] if anchors else None, tuple(findings))
+    return Audited(name, files, len(case.scored), len(case.chain), next(iter(case.anchors), None), git, tuple(findings))
 
 
 _SHOWN = 3

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lorax.errors import UserError
 from lorax.records import RunRecord, Store, read_json
 from lorax.records.chain import Entry, chain_path, read_chain
 from lorax.records.fields import method
@@ -57,9 +59,12 @@ class Case:
     @cached_property
     def registered(self) -> dict[str, Any]:
         """The registration's file; empty where there is none that can be read."""
-        path = frozen_path(self.store.root, self.name)
-        data = read_json(path) if path.is_file() else {}
-        return data if isinstance(data, dict) else {}
+        return read_design(self.store, self.name)
+
+    @cached_property
+    def anchors(self) -> list[str]:
+        """The commits that the chain names as anchors."""
+        return [str(line.facts.get("commit")) for line in self.chain if line.kind == "anchor"]
 
     @cached_property
     def chain(self) -> list[Entry]:
@@ -99,6 +104,15 @@ class Case:
     def arm(self, record: RunRecord) -> str:
         """Return the arm of a run."""
         return self.arms[record.run_id]
+
+
+def read_design(store: Store, name: str) -> dict[str, Any]:
+    """Return the file that fixes a design; empty where there is none, or none that can be read."""
+    path = frozen_path(store.root, name)
+    with suppress(UserError):
+        data = read_json(path) if path.is_file() else {}
+        return data if isinstance(data, dict) else {}
+    return {}
 
 
 def listed(values: Iterable[Any], most: int = 5) -> str:

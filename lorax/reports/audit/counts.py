@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from lorax.records import RunRecord
 from lorax.reports.audit.case import Case, counted, listed
@@ -27,23 +27,6 @@ def check(case: Case) -> None:
         case.add("warning", "runs", f"the design's seeds are {listed(seeds, 20)}: {listed(skipped)} left out")
 
 
-def extras(study: Study, records: list[RunRecord]) -> dict[str, int]:
-    """Return arm -> how many runs were scored on test and stand in no row; arms without any are left out.
-
-    Args:
-        study: from `studies.study.read_study`.
-        records: all of its name.
-    """
-    used = _used(study)
-    names = {record.label: record.label for record in records} | {label: label for label in study.spec.labels}
-    counts = Counter(
-        names.get(record.label) or "another arm"
-        for record in records
-        if record.run_id not in used and record.score("test") is not None
-    )
-    return dict(counts)
-
-
 def _used(study: Study) -> set[str]:
     """Return the runs that rows rest on, or that are shown beside them."""
     runs = [*study.finals.values(), *study.runners_up.values()]
@@ -64,7 +47,7 @@ def _test_scored(case: Case, study: Study) -> None:
             old = sum(record.run_id in stale for record in beside)
             what = f"{arm}: {counted(len(records), 'run')} scored on test, {len(beside)} of them in no row"
             what += f" ({old} stale)" if old else ""
-            rates = sorted({float(lr) for record in beside if (lr := record.identity.get("lr")) is not None})
+            rates = sorted({float(lr) for record in beside if isinstance(lr := record.identity.get("lr"), int | float)})
             at = f", at lr {listed(f'{rate:.3g}' for rate in rates)}" if rates else ""
             case.add("warning", "runs", what + at)
 
@@ -90,13 +73,14 @@ def _tuning(case: Case, study: Study) -> None:
 
 def _dropped(case: Case) -> None:
     """Look for runs that others were trained with in one pack and that have no record."""
-    known = {path.stem for path in case.store.folder(case.name).parent.rglob("*.json")}
+    known = {path.stem for path in (case.store.root / "records").rglob("*.json")}
     partners: dict[str, RunRecord] = {}
     for record in case.records:
-        for run in (record.provenance.get("pack") or {}).get("lanes", []):
+        pack = record.provenance.get("pack")
+        for run in (pack.get("lanes") or []) if isinstance(pack, dict) else []:
             if run not in known:
-                partners.setdefault(run, record)
-    entered = {line.facts.get("run") for line in case.chain}
+                partners.setdefault(str(run), record)
+    entered = {str(line.facts.get("run")) for line in case.chain}
     for run, record in partners.items():
         if run not in entered:
             case.add(

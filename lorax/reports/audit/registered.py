@@ -87,7 +87,8 @@ def _design(case: Case) -> None:
     if case.registered.get("fixed") != first.at:
         text = f"fixed={case.registered.get('fixed')}, but the chain began at {first.at}"
         case.add("breaks", "dates", text, path)
-    judged, today = first.facts.get("analysis") or {}, analysis()
+    judged, today = first.facts.get("analysis"), analysis()
+    judged = judged if isinstance(judged, dict) else {}
     if judged.get("version") != today["version"]:
         text = f"registered under analysis version {judged.get('version')}, judged by {today['version']}"
         case.add("warning", "analysis", text)
@@ -109,20 +110,17 @@ def _records(case: Case) -> None:
         if run not in there and ended:
             facts, last = ended[-1].facts, ended[-1]
             seed = None if facts.get("seed") is None else f"seed {facts['seed']}"
-            test = None if facts.get("test") is None else f"{100 * float(facts['test']):.1f} % on test"
+            score = facts.get("test")
+            test = f"{100 * score:.1f} % on test" if isinstance(score, int | float) else None
             what = listed(filter(None, (facts.get("label"), seed, facts.get("tag"), test)))
             case.add(
                 "breaks", "dropped",
                 f"run {run} ({what}) finished as line {last.number}, {last.at}, and has no record",
             )  # fmt: skip
-        scores = {line.facts.get("test") for line in ended}
+        scores = {str(line.facts.get("test")) for line in ended}
         if len(ended) > 1:
             numbers = listed(line.number for line in ended)
-            same = (
-                "with the same test score"
-                if len(scores) == 1
-                else f"with test scores {listed(sorted(map(str, scores)))}"
-            )
+            same = "with the same test score" if len(scores) == 1 else f"with test scores {listed(sorted(scores))}"
             text = f"run {run} finished {len(ended)} times, lines {numbers}, {same}: its record was taken away between"
             case.add("warning" if len(scores) == 1 else "breaks", "chain", text)
     for record in case.records:
@@ -143,7 +141,7 @@ def _records(case: Case) -> None:
 def _heads(case: Case) -> None:
     """Look whether each record names a line of this chain: the last one when its run began."""
     places = {line.digest: line.number for line in case.chain}
-    last = {line.facts.get("run"): line.number for line in case.chain if line.kind == "record"}
+    last = {str(line.facts.get("run")): line.number for line in case.chain if line.kind == "record"}
     named = [record for record in case.records if record.provenance.get("chain")]
     wrong = [
         record

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorax.errors import UserError
-from lorax.records import RunRecord, Store, read_json
+from lorax.records import RunRecord, Store
 from lorax.records.fields import method, task
 from lorax.records.integrity import read_record
-from lorax.reports.audit.case import Case, counted, listed
+from lorax.reports.audit.case import Case, counted, listed, read_design
 
 _SHARED = 2
 """Methods that two names must share: one alone is no comparison."""
@@ -35,7 +35,7 @@ def check(case: Case) -> None:
     for name in _names(case.store):
         if name == case.name:
             continue
-        design = _design(case.store, name)
+        design = read_design(case.store, name)
         other = _of_design(design) or _of_records(list(_records(case.store, name)))
         if other is None or other.model != own.model or not other.tasks & own.tasks:
             continue
@@ -67,14 +67,6 @@ def _names(store: Store) -> list[str]:
     designs = store.root / "studies"
     names = {str(path.relative_to(designs).with_suffix("")) for path in designs.rglob("*.json")}
     return sorted(names.union(store.names()))
-
-
-def _design(store: Store, name: str) -> dict[str, Any]:
-    path = store.root / "studies" / f"{name}.json"
-    with suppress(UserError):
-        data = read_json(path) if path.is_file() else {}
-        return data if isinstance(data, dict) else {}
-    return {}
 
 
 def _of_design(data: dict[str, Any]) -> _Facts | None:
