@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lorax.reports import over_tasks
 from lorax.reports.columns import Column, table
 from lorax.reports.frames.measures import (
     CONFIDENCE,
@@ -49,6 +50,11 @@ def beside(study: Study) -> list[Measured]:
     """Return the measures that need scores alone."""
     shares = improvements(study.result) if study.result else []
     return shares + recovered_shares(study) + plateaus(study)
+
+
+def all_of(study: Study) -> list[Measured]:
+    """Return every measure, for the CSV and the JSON file."""
+    return beside(study) + (over_tasks.measured(study.result) if study.result else [])
 
 
 def tables(study: Study, measured: Sequence[Measured], shown: Sequence[Shown]) -> list[Table]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.reports import conclusions, diagnostics, measures
+from lorax.reports import conclusions, diagnostics, measures, over_tasks
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
 from lorax.reports.frames.asymmetries import footnotes
@@ -53,7 +53,7 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
         "tex": latex.render(report),
         "html": html.render(report),
     }
-    told = measures_frame(measures.beside(study))
+    told = measures_frame(measures.all_of(study))
     pages |= {"measures.csv": to_csv(told), "json": to_json({"rows": values, "measures": told})}
     for kind, text in pages.items():
         paths.append(store.root / "tables" / f"{name}.{kind}")
@@ -78,6 +78,8 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
     if maps:
         words = ["Mean test score ± SD over seeds, per cent (number of seeds)."]
         parts.append(Part("Rank down, alpha, zeta or gamma across", words, maps))
+    if study.result is not None and (together := over_tasks.part(study.result)):
+        parts.append(together)
     told = measures.part(study, measures.beside(study))
     parts += [told] if told else []
     if numbered:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lorax.errors import UserError, near
 from lorax.stats import effects, power
+from lorax.stats.across import over_all_tasks
 from lorax.stats.comparisons import against_reference, all_pairs
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.letters import compact_letters
@@ -89,6 +90,7 @@ def judge(
         notes=_notes(rows, comparisons),
         estimand=estimand,
         claim=claim,
+        across=over_all_tasks(cells, tasks, arms, reference, margin, alpha, claim, procedure),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lorax.reports import over_tasks
 from lorax.reports.figures.diagnostics import diagnostics
 from lorax.reports.figures.factor_maps import factor_map
 from lorax.reports.figures.forest import forest
@@ -61,7 +62,7 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
             "forest",
             f"Difference from {study.spec.reference} with the interval that decided, the band of the margin, and the "
             f"verdict, {ESTIMANDS[study.spec.estimand]}.",
-            forest(table, study.spec.margin, study.spec.reference, study.spec.claim),
+            forest(_with_all_tasks(study, table), study.spec.margin, study.spec.reference, study.spec.claim),
         ),
         (
             "learning_rate",
@@ -150,6 +151,14 @@ def save_all(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
     for old in {*folder.glob("*.png"), *folder.glob("*.svg")} - {*paths}:
         old.unlink()
     return paths
+
+
+def _with_all_tasks(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the table, and where a study has several tasks those over all of them."""
+    shown = table[["task", "arm", "difference", "difference_low", "difference_high", "verdict", "verdict_words"]]
+    if study.result is None or not study.result.across:
+        return shown
+    return pd.concat([shown, over_tasks.frame(study.result)[list(shown.columns)]], ignore_index=True)
 
 
 def _arms(study: Study) -> list[str]:
