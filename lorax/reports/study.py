@@ -17,6 +17,7 @@ from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.factor_lines import Line
 from lorax.reports.frames.items import descriptions, item_scores
 from lorax.reports.frames.measures import frame as measures_frame
+from lorax.reports.frames.speed import speeds
 from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs, test_scored, tuning_frame
 from lorax.reports.main_table import blocks, main_table, score_columns, select, setting_columns, study_rows
 from lorax.reports.sweep import read_sweep
@@ -92,6 +93,8 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
         parts.append(Part("What a fixed learning rate would have shown", fixed))
     parts.append(Part("Settings and costs", _cost_lines(study), settings))
     parts.append(Part("Tuning", conclusions.tuning(study)))
+    fast = measures.speed_part(study, speeds(study))
+    parts += [fast] if fast else []
     if study.windows:
         parts.append(Part("Windows of rates", conclusions.windows(study)))
     if len(described):
