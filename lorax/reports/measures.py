@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lorax.reports import over_tasks
 from lorax.reports.columns import Column, table
+from lorax.reports.frames import pareto
 from lorax.reports.frames.measures import (
     CONFIDENCE,
     DROP,
@@ -17,6 +18,8 @@ from lorax.reports.frames.measures import (
     recovered_shares,
 )
 from lorax.reports.frames.speed import curves_of, goal_of, speeds
+from lorax.reports.frames.study import prices
+from lorax.reports.main_table import main_table
 from lorax.reports.text import measures as text
 from lorax.reports.text import numbers
 from lorax.reports.text.document import Part, Table
@@ -64,7 +67,8 @@ def beside(study: Study) -> list[Measured]:
 
 def all_of(study: Study) -> list[Measured]:
     """Return every measure, for the CSV and the JSON file."""
-    return beside(study) + speeds(study) + (over_tasks.measured(study.result) if study.result else [])
+    costs = pareto.measured(pareto.with_fronts(prices(study, main_table(study)), study.result))
+    return beside(study) + speeds(study) + costs + (over_tasks.measured(study.result) if study.result else [])
 
 
 def tables(study: Study, measured: Sequence[Measured], shown: Sequence[Shown]) -> list[Table]:
@@ -128,9 +132,11 @@ def speed_part(study: Study, measured: Sequence[Measured]) -> Part | None:
         lines.append(
             "at equal seconds: both are read when the faster of the two has ended (in brackets the step of the arm and "
             f"of {reference}), supposing that seconds are initialisation plus steps at the pace of the solo probes, "
-            "one an arm, whose own error no interval here holds. Rates follow a schedule made for all steps, so the slower "
-            "arm is read before its rate has fallen."
+            "one an arm, whose own error no interval here holds. Rates follow a schedule made for all steps, so the "
+            "slower arm is read before its rate has fallen."
         )
+    costs = prices(study, main_table(study))
+    lines += [line for task in study.spec.tasks if (line := pareto.memory(costs, task, reference))]
     return Part("Training loss against steps and time", lines, shown)
 
 
