@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lorax.reports import over_tasks
 from lorax.reports.columns import Column, table
-from lorax.reports.frames import pareto
+from lorax.reports.frames import pareto, search_cost
 from lorax.reports.frames.measures import (
     CONFIDENCE,
     DROP,
@@ -68,6 +68,7 @@ def beside(study: Study) -> list[Measured]:
 def all_of(study: Study) -> list[Measured]:
     """Return every measure, for the CSV and the JSON file."""
     costs = pareto.measured(pareto.with_fronts(prices(study, main_table(study)), study.result))
+    costs += search_cost.measured(search_cost.search_costs(study))
     return beside(study) + speeds(study) + costs + (over_tasks.measured(study.result) if study.result else [])
 
 
@@ -138,6 +139,25 @@ def speed_part(study: Study, measured: Sequence[Measured]) -> Part | None:
     costs = prices(study, main_table(study))
     lines += [line for task in study.spec.tasks if (line := pareto.memory(costs, task, reference))]
     return Part("Training loss against steps and time", lines, shown)
+
+
+def search_part(study: Study) -> Part | None:
+    """Return what the search of each arm cost, or None before any run."""
+    costs = search_cost.search_costs(study)
+    if not any(cost.steps or cost.final for cost in costs):
+        return None
+    searched = "the learning rate alone was searched" if study.spec.tuning else "nothing was searched"
+    lines = [
+        f"On one budget for all arms {searched}; rank, alpha, targets and steps were fixed by the design, for all arms "
+        "alike unless the list of asymmetries names them. A run that stands for two arms counts for both.",
+    ]
+    if any(cost.other for cost in costs):
+        lines.append("other records: under the arm's label, asked for by no job of this study; no row uses them.")
+    shown = []
+    for task in study.spec.tasks:
+        of_task = [cost for cost in costs if cost.task == task]
+        shown.append(table(search_cost.columns(costs), of_task, task))
+    return Part("Search cost of each arm", lines, shown)
 
 
 def _column(one: Shown) -> Column[Row]:

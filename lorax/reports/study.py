@@ -93,6 +93,8 @@ def document(study: Study, described: pd.DataFrame, pictures: Sequence[Picture] 
         parts.append(Part("What a fixed learning rate would have shown", fixed))
     parts.append(Part("Settings and costs", _cost_lines(study), settings))
     parts.append(Part("Tuning", conclusions.tuning(study)))
+    searched = measures.search_part(study)
+    parts += [searched] if searched else []
     fast = measures.speed_part(study, speeds(study))
     parts += [fast] if fast else []
     if study.windows:
