@@ -43,7 +43,7 @@ def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys, w
     for kind in ("md", "csv", "tex", "html"):
         assert Path(f"results/tables/toy.{kind}").stat().st_size > 500
     figures = {path.stem for path in Path("results/figures/toy").glob("*.png")}
-    assert figures >= {"learning_rate", "winner_flip", "selection", "training", "price", "agreement"}
+    assert figures >= {"learning_rate", "winner_flip", "selection", "training", "pareto", "agreement"}
     assert {path.stem for path in Path("results/figures/toy").glob("*.svg")} == figures
     text = Path("results/tables/toy.md").read_text()
     assert "Minimum detectable effect" in text and "Threats to validity" in text

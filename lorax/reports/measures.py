@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lorax.reports import over_tasks
 from lorax.reports.columns import Column, table
+from lorax.reports.frames import pareto, search_cost
 from lorax.reports.frames.measures import (
     CONFIDENCE,
     DROP,
@@ -15,6 +17,9 @@ from lorax.reports.frames.measures import (
     plateaus,
     recovered_shares,
 )
+from lorax.reports.frames.speed import curves_of, goal_of, speeds
+from lorax.reports.frames.study import prices
+from lorax.reports.main_table import main_table
 from lorax.reports.text import measures as text
 from lorax.reports.text import numbers
 from lorax.reports.text.document import Part, Table
@@ -45,10 +50,26 @@ BESIDE = (
 )
 
 
+SPEED = (
+    Shown("steps_to_loss", "steps to loss", text.steps),
+    Shown("steps_to_loss_difference", "difference", text.steps),
+    Shown("loss_at_half_steps_difference", "loss at half the steps, difference", text.loss),
+    Shown("loss_at_all_steps_difference", "at all steps", text.loss),
+    Shown("loss_at_equal_seconds_difference", "at equal seconds (steps of both)", text.seconds),
+)
+
+
 def beside(study: Study) -> list[Measured]:
     """Return the measures that need scores alone."""
     shares = improvements(study.result) if study.result else []
     return shares + recovered_shares(study) + plateaus(study)
+
+
+def all_of(study: Study) -> list[Measured]:
+    """Return every measure, for the CSV and the JSON file."""
+    costs = pareto.measured(pareto.with_fronts(prices(study, main_table(study)), study.result))
+    costs += search_cost.measured(search_cost.search_costs(study))
+    return beside(study) + speeds(study) + costs + (over_tasks.measured(study.result) if study.result else [])
 
 
 def tables(study: Study, measured: Sequence[Measured], shown: Sequence[Shown]) -> list[Table]:
@@ -91,6 +112,52 @@ def part(study: Study, measured: Sequence[Measured]) -> Part | None:
         )
     shown = tables(study, measured, BESIDE)
     return Part("Beside the verdicts", lines, shown) if shown else None
+
+
+def speed_part(study: Study, measured: Sequence[Measured]) -> Part | None:
+    """Return the part about training loss against steps and seconds, or None where no curve was recorded."""
+    shown = tables(study, measured, SPEED)
+    if not shown:
+        return None
+    reference = study.spec.reference
+    goals = [f"{task}: {goal:.3g}" for task in study.spec.tasks
+             if (goal := goal_of(curves_of(study.finals.get((task, reference), {})))) is not None]  # fmt: skip
+    lines = [
+        f"Smoothed training loss at the rates of the table, differences from {reference} over shared seeds with their "
+        f"t interval at {100 * CONFIDENCE:g} %, not corrected. Training loss is not the score: no verdict rests on it.",
+        f"steps to loss: to the lowest loss that every run of {reference} reaches ({', '.join(goals)}). A run that "
+        "never gets there counts all its steps, so that the mean is a restricted one (Royston and Parmar 2013): where "
+        "some never arrive, it is too low.",
+    ]
+    if any(one.measure == "loss_at_equal_seconds_difference" for one in measured):
+        lines.append(
+            "at equal seconds: both are read when the faster of the two has ended (in brackets the step of the arm and "
+            f"of {reference}), supposing that seconds are initialisation plus steps at the pace of the solo probes, "
+            "one an arm, whose own error no interval here holds. Rates follow a schedule made for all steps, so the "
+            "slower arm is read before its rate has fallen."
+        )
+    costs = prices(study, main_table(study))
+    lines += [line for task in study.spec.tasks if (line := pareto.memory(costs, task, reference))]
+    return Part("Training loss against steps and time", lines, shown)
+
+
+def search_part(study: Study) -> Part | None:
+    """Return what the search of each arm cost, or None before any run."""
+    costs = search_cost.search_costs(study)
+    if not any(cost.steps or cost.final for cost in costs):
+        return None
+    searched = "the learning rate alone was searched" if study.spec.tuning else "nothing was searched"
+    lines = [
+        f"On one budget for all arms {searched}; rank, alpha, targets and steps were fixed by the design, for all arms "
+        "alike unless the list of asymmetries names them. A run that stands for two arms counts for both.",
+    ]
+    if any(cost.other for cost in costs):
+        lines.append("other records: under the arm's label, asked for by no job of this study; no row uses them.")
+    shown = []
+    for task in study.spec.tasks:
+        of_task = [cost for cost in costs if cost.task == task]
+        shown.append(table(search_cost.columns(costs), of_task, task))
+    return Part("Search cost of each arm", lines, shown)
 
 
 def _column(one: Shown) -> Column[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.reports import conclusions, diagnostics, measures
+from lorax.reports import conclusions, diagnostics, measures, over_tasks
 from lorax.reports.audit.audit import foot
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
@@ -19,6 +19,7 @@ from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.factor_lines import Line
 from lorax.reports.frames.items import descriptions, item_scores
 from lorax.reports.frames.measures import frame as measures_frame
+from lorax.reports.frames.speed import speeds
 from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs, test_scored, tuning_frame
 from lorax.reports.main_table import blocks, main_table, score_columns, select, setting_columns, study_rows
 from lorax.reports.sweep import read_sweep
@@ -55,7 +56,7 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
         "tex": latex.render(report),
         "html": html.render(report),
     }
-    told = measures_frame(measures.beside(study))
+    told = measures_frame(measures.all_of(study))
     pages |= {"measures.csv": to_csv(told), "json": to_json({"rows": values, "measures": told})}
     for kind, text in pages.items():
         paths.append(store.root / "tables" / f"{name}.{kind}")
@@ -83,6 +84,8 @@ def document(
     if maps:
         words = ["Mean test score ± SD over seeds, per cent (number of seeds)."]
         parts.append(Part("Rank down, alpha, zeta or gamma across", words, maps))
+    if study.result is not None and (together := over_tasks.part(study.result)):
+        parts.append(together)
     told = measures.part(study, measures.beside(study))
     parts += [told] if told else []
     if numbered:
@@ -95,6 +98,10 @@ def document(
         parts.append(Part("What a fixed learning rate would have shown", fixed))
     parts.append(Part("Settings and costs", _cost_lines(study), settings))
     parts.append(Part("Tuning", conclusions.tuning(study)))
+    searched = measures.search_part(study)
+    parts += [searched] if searched else []
+    fast = measures.speed_part(study, speeds(study))
+    parts += [fast] if fast else []
     if study.windows:
         parts.append(Part("Windows of rates", conclusions.windows(study)))
     if len(described):

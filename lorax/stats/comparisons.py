@@ -36,7 +36,7 @@ def against_reference(
     """
     if not contrasts:
         return ()
-    found = verdicts or decide(stack(contrasts), margin, alpha, family, claim)
+    found = verdicts or decide(stack([c.evidence for c in contrasts]), margin, alpha, family, claim)
     level = alpha / family
     return tuple(_comparison(at, c, reference, found, margin, level, claim) for at, c in enumerate(contrasts))
 
@@ -60,7 +60,7 @@ def all_pairs(
     others = [pair for pair in planned if reference not in pair[1:]]
     tested: dict[tuple[str, str, str], Pair] = {}
     if others:
-        evidence = stack([contrast(cells, task, i, j, procedure) for task, i, j in others])
+        evidence = stack([contrast(cells, task, i, j, procedure).evidence for task, i, j in others])
         p = evidence.p_zero()
         adjusted = effects.holm(p)
         tested = {
@@ -77,9 +77,8 @@ def _with_reference(pair: tuple[str, str, str], judged: dict[tuple[str, str], Co
     return Pair(task, first, second, estimate, c.p, c.p_adjusted, c.verdict in ("better", "worse"))
 
 
-def stack(contrasts: Sequence[Contrast]) -> BestRate:
+def stack(evidence: Sequence[BestRate]) -> BestRate:
     """Return the evidence of several comparisons as arrays; a smaller window's last rate is repeated."""
-    evidence = [c.evidence for c in contrasts]
     return BestRate(
         np.array([float(e.estimate) for e in evidence]),
         _ragged([e.below for e in evidence]),
@@ -104,7 +103,7 @@ def _comparison(
     at: int, c: Contrast, reference: str, v: Verdicts, margin: float, level: float, claim: str
 ) -> Comparison:
     verdict, n = VERDICTS[v.code[at]], len(c.seeds)
-    refused = _refused(c, margin) if verdict in ("equivalent", "non_inferior") else ""
+    refused = refused_equivalence(c, margin) if verdict in ("equivalent", "non_inferior") else ""
     spread = c.evidence.spread(1 - level, n)
     typical = float(power.typical_sd([spread / max(n, 1) ** 0.5], max(n, 1), [float(c.effect.df)]))
     return Comparison(
@@ -142,7 +141,7 @@ def _edges(c: Contrast, reference: str) -> str:
     return f"the best rate of {' and of '.join(sides)} is at the edge of what was run" if sides else ""
 
 
-def _refused(c: Contrast, margin: float) -> str:
+def refused_equivalence(c: Contrast, margin: float) -> str:
     """Return why the two arms may not be called equivalent (non-inferior) although the interval alone would say so."""
     if len(c.seeds) < refusals.LEAST_SEEDS:
         return f"{len(c.seeds)} seeds, fewer than the {refusals.LEAST_SEEDS} that equivalence needs"

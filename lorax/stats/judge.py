@@ -14,6 +14,7 @@ import numpy as np
 from lorax.errors import UserError, near
 from lorax.stats import courses as decided_courses
 from lorax.stats import effects, power
+from lorax.stats.across import over_all_tasks
 from lorax.stats.anytime_design import anytime_design
 from lorax.stats.comparisons import against_reference, all_pairs
 from lorax.stats.courses import Course
@@ -108,6 +109,7 @@ def judge(
         estimand=estimand,
         claim=claim,
         courses=courses,
+        across=over_all_tasks(cells, tasks, arms, reference, margin, alpha, claim, procedure) if courses is None else (),
     )
 
 

@@ -133,13 +133,13 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
         procedure: paired_t | crossed.
     """
     a, b = cells.get((first, task)), cells.get((second, task))
-    seeds = _shared(a, b)
+    seeds = () if a is None or b is None else shared_seeds((a, b))
     if a is None or b is None or not seeds:
         nothing = effects.Effect(np.asarray(np.nan), np.asarray(np.inf), np.asarray(1.0))
         unknown = effects.Effect(np.zeros(1), np.full(1, np.inf), np.ones(1))
         evidence = BestRate(np.asarray(0.0), unknown, unknown)
         return Contrast(task, first, (), (), nothing, evidence, 0, None, "no pair of runs")
-    firsts, seconds = _grid(a, seeds), _grid(b, seeds)
+    firsts, seconds = grid(a, seeds), grid(b, seeds)
     pairs = list(zip(firsts[a.best], seconds[b.best], strict=True))
     n_items = min(run.n_items for row in firsts + seconds for run in row)
     resolution = 1 / n_items if n_items else 0.0
@@ -171,18 +171,17 @@ def contrast(cells: Cells, task: str, first: str, second: str, procedure: str) -
     )  # fmt: skip
 
 
-def _grid(runs: Runs, seeds: Sequence[int]) -> list[list[Final]]:
+def grid(runs: Runs, seeds: Sequence[int]) -> list[list[Final]]:
     """Return the runs, rates x seeds; a run without a seed stands for every seed."""
     return [[of_rate[seed] if seed in of_rate else of_rate[None] for seed in seeds] for of_rate in runs.by_rate]
 
 
-def _shared(a: Runs | None, b: Runs | None) -> tuple[int, ...]:
-    if a is None or b is None:
-        return ()
-    of_a, of_b = a.seeds, b.seeds
-    seeds = of_b if None in of_a else of_a if None in of_b else set(of_a) & set(of_b)
-    numbered = tuple(sorted(seed for seed in seeds if seed is not None))
-    return numbered or ((0,) if None in of_a and None in of_b else ())
+def shared_seeds(sides: Sequence[Runs]) -> tuple[int, ...]:
+    """Return the seeds that all of them have, rising; runs without a seed meet every one, and each other once."""
+    numbered = [set(side.seeds) for side in sides if None not in side.seeds]
+    if not numbered:
+        return (0,) if sides else ()
+    return tuple(sorted(seed for seed in set.intersection(*numbered) if seed is not None))
 
 
 def _scores(runs: Sequence[Sequence[Final]]) -> effects.Array:

@@ -128,6 +128,34 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Across:
+    """One arm over all tasks, tasks and seeds both drawn; see `stats.across`. The reference has ranks alone."""
+
+    arm: str
+    tasks: int
+    seeds: int
+    """That it shares with the reference in every task."""
+    rank: float
+    """Average over tasks and seeds; 1 is best."""
+    rank_low: float
+    rank_high: float
+    """At 1 - alpha, for this arm only."""
+    verdict: str = ""
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    """Ends of the interval that decided, at `confidence`: about tasks like these."""
+    confidence: float = math.nan
+    p_adjusted: float = math.nan
+    refused: str = ""
+    here_low: float = math.nan
+    here_high: float = math.nan
+    """At 1 - alpha, uncorrected, at the picks: about these tasks alone."""
+    improvement: tuple[float, float, float] | None = None
+    """Probability that a run beats one of the reference, mean over tasks, with its interval."""
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """Everything that tables show about final runs."""
 
@@ -148,6 +176,8 @@ class StudyResult:
     """(task, arm) -> its looks, where seeds were added until it was decided; None: their number was fixed."""
     claim: str = "difference"
     """What the study set out to show; see `stats.rule.CLAIMS`."""
+    across: tuple[Across, ...] = ()
+    """One row an arm over all tasks, where there are several."""
 
     def arm(self, task: str, arm: str) -> ArmResult | None:
         """Return one row, or None where it has no final run."""

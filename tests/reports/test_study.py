@@ -37,7 +37,7 @@ def words(store):
 
 def test_all_four_tables_and_both_kinds_of_picture(demo, written):
     text, paths = written
-    assert {"demo.md", "demo.csv", "demo.tex", "demo.html", "price.png", "price.svg"} <= set(paths)
+    assert {"demo.md", "demo.csv", "demo.tex", "demo.html", "pareto.png", "pareto.svg"} <= set(paths)
     assert all(path.is_file() and path.stat().st_size for path in paths.values())
     rows = list(csv.DictReader(io.StringIO(paths["demo.csv"].read_text())))
     assert len(rows) == len(demo.spec.labels) * len(demo.spec.tasks)
@@ -189,7 +189,7 @@ def test_payload_for_tracking_is_plain(demo, written, tmp_path):
     assert len(payload["rows"]) == 12 and payload["rows"][0]["arm"] == "lora"
     assert all(value == value for row in payload["rows"] for value in row.values()), "null, never NaN"
     assert wandb_payload(sweep, "sweep")["rows"][0]["method"] == "lora"
-    assert set(payload["figures"]) >= {"price", "training"} and all(p.is_file() for p in payload["figures"].values())
+    assert set(payload["figures"]) >= {"pareto", "training"} and all(p.is_file() for p in payload["figures"].values())
 
 
 def test_rescoring_judges_a_study_again(demo):

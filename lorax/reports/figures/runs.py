@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lorax.records import RunRecord
 from lorax.records.fields import task
-from lorax.reports.figures.style import GREY, colours, ink, label_ends, legend_right, panels, per_cent, styled
+from lorax.reports.figures.style import GREY, colours, ink, label_ends, panels, styled
 from lorax.reports.frames.runs import common_loss, loss_curves, steps_to
 
 
@@ -59,44 +57,6 @@ def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | No
 
 
 @styled
-def price(frame: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure | None:
-    """Draw the score with its interval against trained parameters and against wall-clock time.
-
-    Args:
-        frame: one row per arm and task: arm, task, mean, low, high (fractions), parameters, seconds
-            (initialisation and training, solo; null where not measured).
-        arms: all arms of the study.
-    """
-    shown = frame[frame["parameters"].fillna(0) > 0]
-    columns = [("parameters", "trained parameters"), ("seconds", "seconds, initialisation and training")]
-    columns = [item for item in columns if shown[item[0]].notna().any()]
-    if not columns:
-        return None
-    tasks, looks = list(dict.fromkeys(shown["task"])), colours(arms or list(dict.fromkeys(frame["arm"])))
-    figure, axes = panels(len(tasks), height=3.0, width=4.0 * len(columns) + 1.6, columns=len(columns))
-    for place, panel in enumerate(axes):
-        name, (column, label) = tasks[place // len(columns)], columns[place % len(columns)]
-        for line in shown[(shown["task"] == name) & shown[column].notna()].to_dict("records"):
-            colour, marker, _ = looks[line["arm"]]
-            bounds = [[line["mean"] - line["low"]], [line["high"] - line["mean"]]]
-            known = bounds if np.all(np.isfinite(bounds)) else None
-            panel.errorbar(line[column], line["mean"], yerr=known, color=colour, marker=marker, capsize=2, lw=1.2)
-        panel.margins(x=0.12)
-        low, high = panel.get_ylim()
-        panel.set_ylim(max(low, -0.02), min(high, 1.02))  # t intervals of few seeds reach beyond 0 and 1
-        _size_axis(panel, shown[shown["task"] == name][column].dropna())
-        per_cent(panel)
-        panel.set_title(name)
-        if place % len(columns) == 0:
-            panel.set_ylabel("test score, %")
-        if place >= len(axes) - len(columns):
-            panel.set_xlabel(label)
-    present = {arm: looks[arm] for arm in looks if arm in set(shown["arm"])}
-    legend_right(axes[len(columns) - 1], {arm: (c, m, "none") for arm, (c, m, _) in present.items()})
-    return figure
-
-
-@styled
 def agreement_map(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
     """Draw the agreement between arms, one heat map per task, per cent written in each cell.
 
@@ -129,23 +89,3 @@ def _spans_decades(arms: Mapping[str, np.ndarray]) -> bool:
     """Return whether the largest loss is more than twenty times the smallest."""
     values = np.concatenate([curves[np.isfinite(curves)] for curves in arms.values()])
     return values.size > 0 and values.min() > 0 and values.max() / values.min() > 20
-
-
-def _size_axis(panel: Axes, values: pd.Series) -> None:
-    """Set the axis of a size: logarithmic if values span more than a factor of five; ticks such as 1k, 30k, 2M."""
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    if values.max() <= 5 * values.min():
-        return
-    panel.set_xscale("log")
-    decades = np.log10(values.max() / values.min())
-    subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
-    panel.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    panel.xaxis.set_minor_locator(NullLocator())
-
-
-def _short(value: float) -> str:
-    for size, mark in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{mark}"
-    return f"{value:g}"

@@ -9,14 +9,17 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lorax.reports import over_tasks
 from lorax.reports.figures.diagnostics import diagnostics
 from lorax.reports.figures.factor_maps import factor_map
 from lorax.reports.figures.forest import forest
 from lorax.reports.figures.learning_rates import response, selection, winner_flip
-from lorax.reports.figures.runs import agreement_map, price, training
+from lorax.reports.figures.pareto import pareto
+from lorax.reports.figures.runs import agreement_map, training
 from lorax.reports.figures.style import save
 from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.items import Scores
+from lorax.reports.frames.pareto import with_fronts
 from lorax.reports.frames.runs import agreement
 from lorax.reports.frames.study import (
     base_scores,
@@ -61,7 +64,7 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
             "forest",
             f"Difference from {study.spec.reference} with the interval that decided, the band of the margin, and the "
             f"verdict, {ESTIMANDS[study.spec.estimand]}.",
-            forest(table, study.spec.margin, study.spec.reference, study.spec.claim),
+            forest(_with_all_tasks(study, table), study.spec.margin, study.spec.reference, study.spec.claim),
         ),
         (
             "learning_rate",
@@ -113,9 +116,11 @@ def _arm_by_arm(study: Study, scores: Scores, table: pd.DataFrame) -> list[tuple
             training({arm: finals[arm] for arm in arms if arm in finals}, arms),
         ),
         (
-            "price",
-            "Test score, 95 % interval over seeds, against trained parameters and wall-clock of one solo run.",
-            price(prices(study, table), arms),
+            "pareto",
+            "Test score, 95 % interval over seeds, against trained parameters, wall-clock and peak memory of one solo "
+            "run; filled: on the front of means, faint: a cheaper arm is shown to score higher. Arms "
+            "of nearly the same cost are moved a little aside.",
+            pareto(with_fronts(prices(study, table), study.result), arms),
         ),
         (
             "agreement",
@@ -139,8 +144,8 @@ def left_out(study: Study) -> list[str]:
     if arms <= MOST_ARMS:
         return []
     return [
-        f"Training curves, price, agreement and diagnostics arm by arm are left out: {arms} arms, and no more than "
-        f"{MOST_ARMS} can be told apart. The tables hold them all."
+        f"Training curves, score against cost, agreement and diagnostics arm by arm are left out: {arms} arms, and no "
+        f"more than {MOST_ARMS} can be told apart. The tables hold them all."
     ]
 
 
@@ -150,6 +155,14 @@ def save_all(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
     for old in {*folder.glob("*.png"), *folder.glob("*.svg")} - {*paths}:
         old.unlink()
     return paths
+
+
+def _with_all_tasks(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the table, and where a study has several tasks those over all of them."""
+    shown = table[["task", "arm", "difference", "difference_low", "difference_high", "verdict", "verdict_words"]]
+    if study.result is None or not study.result.across:
+        return shown
+    return pd.concat([shown, over_tasks.frame(study.result)[list(shown.columns)]], ignore_index=True)
 
 
 def _arms(study: Study) -> list[str]:

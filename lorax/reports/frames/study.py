@@ -14,6 +14,9 @@ from lorax.reports.frames.learning_rates import Selection, selection
 from lorax.stats.selection import Trial
 from lorax.studies.study import Study
 
+COSTS = ("parameters", "seconds", "peak_mb", "examples")
+"""What a row may cost, columns of `prices`."""
+
 
 def final_runs(study: Study, task: str | None = None) -> list[RunRecord]:
     """Return all final records, or those of one task; a run that stands for two arms is there twice."""
@@ -90,9 +93,10 @@ def base_scores(study: Study) -> dict[str, float]:
 
 
 def prices(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Return what each row cost: arm, task, mean, low, high (fractions), parameters, seconds.
+    """Return what each row cost: arm, task, mean, low, high (fractions), parameters, seconds, peak_mb, examples.
 
-    Seconds are those of initialisation plus a full run at the solo run's pace; null where not measured.
+    Seconds are those of initialisation plus a full run at the solo run's pace; examples are steps times the batch
+    (records hold no count of tokens); null where not measured.
 
     Args:
         study: from `studies.study.read_study`.
@@ -101,12 +105,16 @@ def prices(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for line in table[table["mean"].notna()].to_dict("records"):
         runs = list(study.finals.get((line["task"], line["arm"]), {}).values())
-        steps = runs[0].config.get("steps") if runs else None
+        steps, batch = (runs[0].config.get(key) if runs else None for key in ("steps", "batch_size"))
         init, pace = line["init_seconds"], line["step_ms"]
         known = steps is not None and pd.notna(init) and pd.notna(pace)
         counts = [record.costs.get("trainable") for record in runs]
         lines.append({key: line[key] for key in ("arm", "task", "mean", "low", "high")} | {
             "parameters": float(counts[0]) if counts and counts[0] else None,
             "seconds": float(init + pace * steps / 1e3) if known else None,
+            "peak_mb": line["peak_mb"],
+            "examples": float(steps * batch) if steps and batch else None,
         })  # fmt: skip
-    return pd.DataFrame(lines, columns=["arm", "task", "mean", "low", "high", "parameters", "seconds"])
+    return pd.DataFrame(lines, columns=["arm", "task", "mean", "low", "high", *COSTS]).astype(
+        dict.fromkeys(COSTS, float)
+    )

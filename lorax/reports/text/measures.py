@@ -27,3 +27,30 @@ def decades(one: Measured) -> str:
     """Return `0.62 [0.25, 1.50]`; `≥0.62` where the set reaches an end of the grid."""
     high = "∞" if math.isinf(one.high) else f"{one.high:.2f}"
     return f"{'≥' if one.note == 'at least' else ''}{one.value:.2f} [{one.low:.2f}, {high}]"
+
+
+def steps(one: Measured) -> str:
+    """Return `62 [55, 69]`, a difference with its sign; `≥100` where no run arrived, else how many did not."""
+    if one.note == "never":
+        return f"≥{_interval(one, 0).split(' ')[0]}"
+    return f"{_interval(one, 0)} ({one.note})" if one.note else _interval(one, 0)
+
+
+def loss(one: Measured) -> str:
+    """Return `0.612 [0.590, 0.634]`, a difference with its sign."""
+    if not math.isfinite(one.value):
+        return f"{numbers.NOTHING} ({one.note})" if one.note else numbers.NOTHING
+    return _interval(one, 3)
+
+
+def seconds(one: Measured) -> str:
+    """Return a difference in loss with the step of either arm: `+0.012 [-0.004, +0.028] (57 : 100)`."""
+    at = one.note.partition("step ")[2].replace(" against ", " : ")
+    return f"{loss(one)} ({at})" if at else loss(one)
+
+
+def _interval(one: Measured, digits: int) -> str:
+    form = f"{'+' if one.measure.endswith('difference') else ''}.{digits}f"
+    if not (math.isfinite(one.low) and math.isfinite(one.high)):
+        return f"{one.value:{form}}"
+    return f"{one.value:{form}} [{one.low:{form}}, {one.high:{form}}]"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from lorax.reports.text import numbers
-from lorax.stats.result import Comparison
+from lorax.stats.result import Across, Comparison
 
 _SMALLEST = 0.0005
 """Bounds below this fraction, 0.05 points, are written with one significant digit instead of 0.0."""
 
 
+Judged = Comparison | Across
 _WORDS = {
     "better": "better by at least {}",
     "worse": "worse by at least {}",
@@ -19,7 +20,7 @@ _WORDS = {
 }
 
 
-def words(comparison: Comparison, margin: float) -> str:
+def words(comparison: Judged, margin: float) -> str:
     """Return a verdict with the bound that its interval shows, or with the margin.
 
     Examples:
@@ -30,7 +31,7 @@ def words(comparison: Comparison, margin: float) -> str:
     return comparison.verdict if text is None else text.format(bound_of(comparison, margin))
 
 
-def bound_of(comparison: Comparison, margin: float) -> str:
+def bound_of(comparison: Judged, margin: float) -> str:
     """Return what a verdict carries, in points: the end of the interval nearer to 0, or the margin.
 
     Args:

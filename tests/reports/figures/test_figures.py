@@ -9,7 +9,8 @@ from lorax.records import RunRecord, Store
 from lorax.reports.figures import study as study_figures
 from lorax.reports.figures.diagnostics import diagnostics
 from lorax.reports.figures.learning_rates import response, winner_flip
-from lorax.reports.figures.runs import price, training
+from lorax.reports.figures.pareto import pareto
+from lorax.reports.figures.runs import training
 from lorax.reports.figures.style import colours, panels, save, spread
 from lorax.reports.frames.items import item_scores
 from lorax.reports.main_table import main_table
@@ -48,7 +49,7 @@ def test_labels_keep_their_distance_and_their_order():
 
 def test_nothing_to_draw_is_no_figure():
     assert response(pd.DataFrame(columns=["arm", "task", "lr", "seed", "score"])) is None
-    assert price(pd.DataFrame({"arm": ["a"], "task": ["t"], "mean": [0.5], "low": [0.4], "high": [0.6],
+    assert pareto(pd.DataFrame({"arm": ["a"], "task": ["t"], "mean": [0.5], "low": [0.4], "high": [0.6],
                                "parameters": [None], "seconds": [None]})) is None  # fmt: skip
     assert diagnostics(pd.DataFrame(columns=["arm", "task", "seed", "quantity", "value"])) is None
 
@@ -58,7 +59,7 @@ def test_every_figure_of_a_study_lays_out_without_overlap(demo):
     study = read_study(demo.spec, demo.store)
     drawn = draw(study, item_scores(study, demo.store))
     assert next(iter(drawn)) == "forest"
-    assert set(drawn) >= {"learning_rate", "winner_flip", "selection", "training", "price", "agreement",
+    assert set(drawn) >= {"learning_rate", "winner_flip", "selection", "training", "pareto", "agreement",
                           "diagnostics_words", "diagnostics_sums"}  # fmt: skip
     for name, figure in drawn.items():
         figure.draw_without_rendering()
@@ -84,7 +85,7 @@ def test_a_study_that_has_not_tuned_draws_what_it_has(tmp_path, make_study):
     arms = [{"init": "lora", "label": "lora"}, {"init": "pissa", "label": "pissa"}]
     study = read_study(make_study(store, arms, tuning=None, seeds=(0, 1)), store)
     drawn = draw(study, item_scores(study, store))
-    assert "learning_rate" not in drawn and {"training", "price", "agreement"} <= set(drawn)
+    assert "learning_rate" not in drawn and {"training", "pareto", "agreement"} <= set(drawn)
 
 
 def test_more_arms_than_can_be_told_apart_are_not_drawn_and_older_files_go(demo, tmp_path, monkeypatch):
@@ -92,8 +93,8 @@ def test_more_arms_than_can_be_told_apart_are_not_drawn_and_older_files_go(demo,
     drawn = study_figures.draw_all(study, {}, main_table(study))
     monkeypatch.setattr(study_figures, "MOST_ARMS", len(demo.spec.arms) - 1)
     fewer = draw(study, {})
-    assert {"training", "price"} <= {one.name for one in drawn} - fewer.keys() and "learning_rate" in fewer
+    assert {"training", "pareto"} <= {one.name for one in drawn} - fewer.keys() and "learning_rate" in fewer
     assert f"{len(demo.spec.arms)} arms" in study_figures.left_out(study)[0]
-    study_figures.save_all([one for one in drawn if one.name == "price"], tmp_path)
+    study_figures.save_all([one for one in drawn if one.name == "pareto"], tmp_path)
     study_figures.save_all([one for one in drawn if one.name == "learning_rate"], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"learning_rate.png", "learning_rate.svg"}

@@ -36,3 +36,5 @@ def test_a_price_is_initialisation_plus_all_steps_at_the_pace_of_the_solo_run(st
     )
     assert frame.loc[("words", "lora"), "parameters"] == 40_000
     assert frame.loc[("words", "base"), "parameters"] != frame.loc[("words", "base"), "parameters"], "null"
+    assert frame.loc[("words", "lora"), "peak_mb"] == 300
+    assert frame.loc[("words", "lora"), "examples"] == 8 * steps
