@@ -54,3 +54,28 @@ def test_the_toy_study_goes_through_every_round_to_every_output(lorax, capsys, w
     store.folder("toy").joinpath(f"{stray.run_id}.json").unlink()
     again = subprocess.run([sys.executable, "-m", "lorax.tables", "toy"], capture_output=True, text=True)
     assert again.returncode == 0 and Path("results/tables/toy.md").read_text() == text
+
+
+@pytest.mark.slow
+def test_the_toy_study_until_decided_in_packs(lorax, capsys):
+    """`study.seeds` on the command line; killed by losing records, it goes on to the same table."""
+    few = ["study.costs=false", "study.tuning.rounds=0", "~study.blocks", "study.arms=[lora,pissa]"]
+    words = [*STUDY, *QUICK[1:], *few, "study.seeds={until_decided: {max: 5}}"]
+    assert lorax(*words, "study.plan=true", small=False) == 0
+    assert "an upper bound" in capsys.readouterr().out and not Path("results/records/toy").exists()
+    assert lorax(*words, small=False) == 0
+    printed = capsys.readouterr().out
+    assert "toy: final, 18 runs" in printed and "of 1 comparisons decided after 4 seeds" in printed
+    store = Store("results")
+    study = read_study(frozen(store.root, "toy"), store)
+    assert study.complete and not study.unasked and study.spec.until_decided.max == 5
+    assert all(row.letters == "" for row in study.result.arms) and Path("results/figures/toy/seeds.svg").is_file()
+    text = Path("results/tables/toy.md").read_text()
+    lost = [record for record in store.read("toy") if record.config["seed"] == 3 and "test" in record.scores]
+    assert len(lost) == 6
+    for record in lost[:3]:
+        store.folder("toy").joinpath(f"{record.run_id}.json").unlink()
+    assert lorax(*words, small=False) == 0
+    assert Path("results/tables/toy.md").read_text() == text
+    assert lorax(*STUDY, *QUICK[1:], *few, "study.seeds=until_decided", small=False) == 2
+    assert "seeds was fixed as" in capsys.readouterr().err

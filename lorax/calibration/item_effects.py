@@ -49,14 +49,17 @@ def measure(world: World, tables: int, seed: int = 0, favour: float = 0.007) -> 
     for name, parts in counts.items():
         mean = np.concatenate(parts).mean(axis=0)
         keys = ("false", "false_here", "coverage", "coverage_here")
-        out.append({"world": world.name, "procedure": name, "tables": tables, **dict(zip(keys, map(float, mean), strict=True))})
+        out.append(
+            {"world": world.name, "procedure": name, "tables": tables, **dict(zip(keys, map(float, mean), strict=True))}
+        )
     return out
 
 
 def _by_item(batch: Batch, noise: float, favour: float, g: np.random.Generator) -> tuple[Window, np.ndarray]:
     """Return every arm's window by item, and the difference of the best lattice points on these items."""
     of_arm, of_rate = (
-        g.normal(0, favour * (COUNT / 2) ** 0.5, (*shape, COUNT)) for shape in ((*batch.level.shape[:2], 1), batch.level.shape)
+        g.normal(0, favour * (COUNT / 2) ** 0.5, (*shape, COUNT))
+        for shape in ((*batch.level.shape[:2], 1), batch.level.shape)
     )
     favoured = of_arm + of_rate
     expected = (batch.level + favoured.mean(axis=-1)).max(axis=-1)
@@ -68,9 +71,7 @@ def _by_item(batch: Batch, noise: float, favour: float, g: np.random.Generator) 
     return Window(test, best - low, (best == low) | (best == high)), expected[:, 1:] - expected[:, :1]
 
 
-def _counted(
-    batch: Batch, every: Window, here: np.ndarray, name: str, procedure: Any, margin: float
-) -> np.ndarray:
+def _counted(batch: Batch, every: Window, here: np.ndarray, name: str, procedure: Any, margin: float) -> np.ndarray:
     data = every if name == "crossed" else replace(every, test=every.test.mean(axis=-1))
     reference, arms = (
         Window(data.test[:, part], data.best[:, part], data.at_edge[:, part]) for part in (slice(0, 1), slice(1, None))

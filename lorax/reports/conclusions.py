@@ -7,6 +7,7 @@ import statistics
 
 import pandas as pd
 
+from lorax.reports import until_decided
 from lorax.reports.frames.learning_rates import stretches
 from lorax.reports.frames.study import selections
 from lorax.reports.text import numbers
@@ -32,6 +33,8 @@ def verdicts(result: StudyResult) -> list[str]:
     ]
     if not lines:
         lines = [f"No difference from {result.reference} was found, and no equivalence shown."]
+        if result.courses is not None:
+            lines = [f"No difference from {result.reference} was found; equivalence is not judged."]
     for task in result.tasks:
         pairs = [pair for pair in result.pairs if pair.task == task]
         apart = sum(pair.separated for pair in pairs)
@@ -71,7 +74,13 @@ def undecided(result: StudyResult) -> list[str]:
 
     Each says how wide the interval is and what would decide it.
     """
-    lines = []
+    lines: list[str] = []
+    if result.courses is not None:
+        return [
+            until_decided.undecided(result, c, result.design.n_seeds)
+            for c in result.comparisons
+            if c.verdict == "undecided"
+        ]
     if any(c.verdict == "undecided" and would_need(result, c).verdict for c in result.comparisons):
         lines.append(
             "Numbers of seeds below are for a new study: seeds added to this one after looking at it break the "
@@ -217,7 +226,8 @@ def windows(study: Study) -> list[str]:
 
 def _effect(c: Comparison) -> str:
     ends = f"[{numbers.points(c.low, True)}, {numbers.points(c.high, True)}]"
-    return f"{numbers.points(c.estimate, True)} points, interval {ends} at {100 * c.confidence:.3g} %"
+    says = f"{numbers.points(c.estimate, True)} points, interval {ends} at {100 * c.confidence:.3g} %"
+    return says + until_decided.after(c)
 
 
 def _needed(result: StudyResult, c: Comparison) -> str:

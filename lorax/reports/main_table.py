@@ -93,7 +93,10 @@ def main_table(study: Study) -> pd.DataFrame:
     `high` a t interval over seeds at 1 - alpha, `difference_low` and `difference_high` the interval of the verdict
     at `confidence`; costs come from the solo cost run; `notes` are numbers of footnotes.
     """
-    return columns.frame([*KEYS, *score_columns(), *setting_columns(study.spec.estimand)], study_rows(study))
+    until_decided = study.spec.until_decided is not None
+    return columns.frame(
+        [*KEYS, *score_columns(until_decided), *setting_columns(study.spec.estimand)], study_rows(study)
+    )
 
 
 def blocks(study: Study) -> dict[str, tuple[str, ...]]:
@@ -116,6 +119,10 @@ def _score(result: ArmResult | None) -> str:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _detectable(row: StudyRow) -> float | None:
+    return _finite(row.difference.mde) if row.difference else None
 
 
 def _difference(comparison: Comparison | None) -> str:
@@ -144,8 +151,14 @@ KEYS: list[Column[StudyRow]] = [
 ]
 
 
-def score_columns() -> list[Column[StudyRow]]:
-    """Return the columns of the left half: scores and verdicts."""
+_DECIDED_AFTER: Column[StudyRow] = Column(
+    "decided_after", "after seeds", lambda row: row.comparison and row.comparison.decided_after, numbers.count
+)
+
+
+def score_columns(until_decided: bool = False) -> list[Column[StudyRow]]:
+    """Return the columns of the left half: scores and verdicts; with seeds until decided after how many it was."""
+    after: list[Column[StudyRow]] = [_DECIDED_AFTER] if until_decided else []
     return [
         Column("", "arm", _marked),
         Column("mean", "", lambda row: row.result and row.result.mean),
@@ -160,9 +173,11 @@ def score_columns() -> list[Column[StudyRow]]:
         Column("confidence", "", lambda row: row.difference and row.difference.confidence),
         Column("", "difference [interval]", lambda row: row.difference, _difference),
         Column("verdict", "verdict", lambda row: row.verdict, _or_nothing),
+        *after,
+        Column("p_flip", "", lambda row: _finite(row.comparison.p_flip if row.comparison else None)),
         Column("p_adjusted", "", lambda row: row.comparison and row.comparison.p_adjusted),
         Column("p_equivalence_adjusted", "", lambda row: row.comparison and row.comparison.p_equivalence_adjusted),
-        Column("mde", "detectable", lambda row: _finite(row.difference and row.difference.mde), numbers.points),
+        Column("mde", "detectable", _detectable, numbers.points),
         Column("seeds", "seeds", lambda row: row.result and row.result.n_seeds, numbers.count),
         Column("items", "items", lambda row: row.result and row.result.n_items, numbers.count),
         Column("diverged", "", lambda row: row.result.diverged if row.result else 0),

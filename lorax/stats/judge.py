@@ -87,7 +87,9 @@ def judge(
         verdicts = decided_courses.verdicts(of_all, alpha)
         comparisons = tuple(
             _until_decided(c, course, margin)
-            for c, course in zip(against_reference(contrasts, reference, margin, alpha, family, verdicts), of_all, strict=True)
+            for c, course in zip(
+                against_reference(contrasts, reference, margin, alpha, family, verdicts), of_all, strict=True
+            )
         )
         lettered = tuple(rows)
         design = _anytime(_design(rows, comparisons, reference, family, margin, alpha), of_all, most)
@@ -101,7 +103,7 @@ def judge(
         comparisons=comparisons,
         pairs=pairs,
         design=design,
-        notes=_notes(rows, comparisons),
+        notes=_notes(rows, comparisons if courses is None else ()),
         estimand=estimand,
         courses=courses,
     )
@@ -118,7 +120,12 @@ def would_need(result: StudyResult, comparison: Comparison, most: int = 200) -> 
         comparison: one of its comparisons.
         most: up to so many seeds, and so many times the present items, are tried.
     """
-    if result.courses is not None or comparison.verdict != "undecided" or comparison.refused or not np.isfinite(comparison.spread):
+    if (
+        result.courses is not None
+        or comparison.verdict != "undecided"
+        or comparison.refused
+        or not np.isfinite(comparison.spread)
+    ):
         return power.Need(None, None, None)
     return power.need(
         comparison.estimate,

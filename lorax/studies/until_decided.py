@@ -73,7 +73,9 @@ def until_decided(spec: StudySpec, index: JobIndex, choices: Mapping[Place, Choi
     rounds = spec.tuning.rounds if spec.tuning else 0
     found = replay(series, spec.reference, scores, most=len(spec.seeds), rounds=rounds, alpha=spec.alpha)
     answers = {
-        place: tuple(answer(place, k, at) for k in of.points for at in range(of.seeds if of.seeded else min(of.seeds, 1)))
+        place: tuple(
+            answer(place, k, at) for k in of.points for at in range(of.seeds if of.seeded else min(of.seeds, 1))
+        )
         for place, of in found.series.items()
     }
     windows = {place: _window(spec, found.series[place], answers[place]) for place in windowed}

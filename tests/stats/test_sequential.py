@@ -42,7 +42,11 @@ def test_it_stays_below_one_over_alpha_at_all_looks_together():
 
 def test_the_evidence_is_the_largest_over_fixed_rates_of_the_least_over_the_others():
     g = np.random.default_rng(1)
-    arm, reference, fixed = g.normal(0.4, 1, (3, 6)), g.normal(0, 1, (3, 6)), (np.array([True, True, False]), [True] * 3)
+    arm, reference, fixed = (
+        g.normal(0.4, 1, (3, 6)),
+        g.normal(0, 1, (3, 6)),
+        (np.array([True, True, False]), [True] * 3),
+    )
     seen = look(Side.of(arm, fixed[0]), Side.of(reference, fixed[1]))
     e, up = np.zeros((3, 3)), np.zeros((3, 3), dtype=bool)
     for r in range(3):
@@ -86,7 +90,7 @@ def test_too_few_seeds_cannot_reach_a_level_and_the_first_that_can_is_said():
 
 
 def simulated(tables, arms=5, rates=3, seeds=25):
-    """Yield tables of scores (arms, rates, seeds), peaks in the middle; arm 1 is better, arm 2 worse, by 1.5 spreads."""
+    """Yield tables of scores (arms, rates, seeds), peaks in the middle; arm 1 is better and arm 2 worse by 1.5."""
     g = np.random.default_rng(2)
     level = np.array([-1.0, 0.0, -1.0])[:rates, None]
     for _ in range(tables):

@@ -28,7 +28,9 @@ def test_it_is_scipys_permutation_test(n):
 def test_ties_and_rounding_count_as_equal():
     """Whole items of 500: sums that are the same number in another order."""
     d = np.array([3, 1, -2, 4, 1, 1, 0]) / 500
-    every = np.array([[1 if at >> i & 1 else -1 for i in range(7)] for at in range(2**7)]) * np.array([3, 1, -2, 4, 1, 1, 0])
+    every = np.array([[1 if at >> i & 1 else -1 for i in range(7)] for at in range(2**7)]) * np.array(
+        [3, 1, -2, 4, 1, 1, 0]
+    )
     assert above(d) == (every.sum(axis=1) >= 8).mean() and above(np.zeros(4)) == 1.0
 
 

@@ -1,16 +1,25 @@
-"""Seeds until decided: which runs are asked for after each look, that kills and orders change nothing, what is refused."""
+"""Seeds until decided: which runs are asked for after each look, that kills change nothing, what is refused."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from made_study import ARMS as MADE
+from made_study import made_record
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, canonical, run_id
+from lorax.reports.figures.courses import courses
+from lorax.reports.frames.items import descriptions, item_scores
+from lorax.reports.main_table import main_table
+from lorax.reports.study import document
+from lorax.reports.text.markdown import render
 from lorax.stats.sequential import earliest
 from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind, plan
@@ -81,7 +90,9 @@ def test_a_seed_at_a_time_until_an_arm_is_decided_and_the_reference_runs_every_o
     assert 4 <= after["pissa"] < 12 and after["none"] is not None and after["svft"] is None
     asked = Counter()
     for kind, jobs in log[2:]:
-        assert kind == "final" and set(jobs.values()) == {3} and {"lora", "svft"} <= set(jobs) <= {"lora", "svft", "pissa"}
+        assert (
+            kind == "final" and set(jobs.values()) == {3} and {"lora", "svft"} <= set(jobs) <= {"lora", "svft", "pissa"}
+        )
         asked.update(jobs)
     assert asked == {"lora": 27, "svft": 27, "pissa": 3 * (after["pissa"] - 3)}, "3 rates, seed by seed to 12"
     assert study.complete and not study.unasked
@@ -111,7 +122,9 @@ def test_killed_anywhere_it_asks_for_exactly_the_rest_and_decides_the_same(tmp_p
     for seed in range(3):
         kept = random.Random(seed).sample(sorted(known), len(known) // 2)
         _, again = play(spec, records=[known[name] for name in kept], **how)
-        assert {n: canonical(r.identity) for n, r in again.items()} == {n: canonical(r.identity) for n, r in known.items()}
+        assert {n: canonical(r.identity) for n, r in again.items()} == {
+            n: canonical(r.identity) for n, r in known.items()
+        }
     part = stored(spec, {n: r for n, r in known.items() if r.config["seed"] != 5}, tmp_path / "part")
     for c in part.result.comparisons:
         course, of_whole = part.result.courses[c.task, c.arm], whole.result.courses[c.task, c.arm]
@@ -181,7 +194,10 @@ def test_the_plan_shows_the_most_and_says_so():
     text = "\n".join(planned.lines)
     assert "final: 271 runs at most" in text and "an upper bound" in text and "at most about" in text
     first = earliest(0.05, 3)
-    assert f"{3 * first * 3 + 1} final runs are the fewest" in text and f"No verdict is possible before {first} seeds" in text
+    assert (
+        f"{3 * first * 3 + 1} final runs are the fewest" in text
+        and f"No verdict is possible before {first} seeds" in text
+    )
     assert "a look after every seed from 3 to 30" in text and "Equivalence is not judged" in text
     assert "seeds in all" not in text
 
@@ -223,3 +239,39 @@ def test_what_cannot_be_meant_is_refused_in_one_line(changes, line):
     with pytest.raises(UserError, match=line) as refused:
         spec_of(**changes)
     assert "\n" not in str(refused.value) and len(str(refused.value)) <= 300
+
+
+def test_the_report_says_after_how_many_seeds_and_advises_no_more_of_them(tmp_path, make_study):
+    store = Store(tmp_path)
+    spec = make_study(store, [*MADE[:3], MADE[-1]], seeds={"until_decided": {"max": 8}}, costs=None)
+    study = read_study(spec, store)
+    text = render(document(study, descriptions(study, item_scores(study, store))))
+    assert "decided after" in text and "No verdict is possible before" in text and "at all looks together" in text
+    assert not [words for words in ("seeds in all", "share a letter", "Holm", "sign-flip") if words in text]
+    assert "rslora against lora is undecided after 8 of at most 8 seeds" in text and "Equivalence is not judged" in text
+    table = main_table(study).set_index("arm")
+    after = table.loc["pissa", "decided_after"]
+    assert after == table.loc["pissa", "seeds"] < table.loc["lora", "seeds"] == 8 and table["p_flip"].isna().all()
+    row = next(line for line in text.splitlines() if line.startswith("| pissa"))
+    assert f"| better | {int(after)} |" in " ".join(row.split()) and np.isnan(table.loc["rslora", "decided_after"])
+    (panel,) = courses(study.result, list(spec.labels)).axes
+    dots = [line for line in panel.lines if line.get_marker() not in ("None", "")]
+    ends = [dot.get_xdata()[-1] for dot in dots]
+    assert sorted(ends) == sorted(c.decided_after for c in study.result.comparisons if c.decided_after)
+    fixed = replace(study.result, courses=None)
+    assert courses(fixed) is None
+
+
+def test_an_unfinished_study_says_how_far_it_is(tmp_path, make_study):
+    store = Store(tmp_path)
+    spec = make_study(store, MADE[:2], seeds={"until_decided": {"max": 8}}, costs=None, stop="final")
+    study = read_study(spec, store)
+    assert study.result is None and "runs of the final round are missing" in render(document(study, pd.DataFrame()))
+    records = store.read("demo")
+    for _ in range(3):
+        for job in next_round(spec, records).jobs:
+            record, rows = made_record(job)
+            store.write(record, rows)
+            records.append(record)
+    text = render(document(read_study(spec, store), pd.DataFrame()))
+    assert "undecided after 5 of at most 8 seeds" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lorax.reports.figures.courses import courses
 from lorax.reports.figures.diagnostics import diagnostics
 from lorax.reports.figures.factor_maps import factor_map
 from lorax.reports.figures.learning_rates import response, selection, winner_flip
@@ -26,6 +27,7 @@ from lorax.reports.frames.study import (
     selections,
     tuning_frame,
 )
+from lorax.stats.result import StudyResult
 from lorax.studies.study import Study
 
 MOST_ARMS = 16
@@ -75,6 +77,7 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
             "How often resampled tuning runs would have selected each learning rate.",
             selection(frequency, arms),
         ),
+        *([] if left_out(study) or study.result is None else [_courses(study.result, arms)]),
         *([] if left_out(study) else _arm_by_arm(study, scores, table)),
         (
             "factors_score",
@@ -88,6 +91,15 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
         ),
     ]
     return [Drawing(name, caption, figure) for name, caption, figure in figures if figure is not None]
+
+
+def _courses(result: StudyResult, arms: Sequence[str]) -> tuple[str, str, Figure | None]:
+    return (
+        "seeds",
+        "What no look has rejected so far, arm minus reference, against the number of seeds; a dot where an arm was "
+        "decided, dotted lines at the margin.",
+        courses(result, arms),
+    )
 
 
 def _arm_by_arm(study: Study, scores: Scores, table: pd.DataFrame) -> list[tuple[str, str, Figure | None]]:
