@@ -123,8 +123,8 @@ def _all_in_one(result: StudyResult, task: str, known: list[Comparison]) -> str:
         return line + " 200 seeds would decide none of them at the present estimates."
     now = min(len(c.seeds) for c in known)
     return line + (
-        f" If estimates and spreads stay, {min(seeds)} to {max(seeds)} seeds in all (now {now}) would decide "
-        f"{len(seeds)} of them, half of these with {statistics.median_high(seeds)}."
+        f" If estimates and spreads stay, a new study with {min(seeds)} to {max(seeds)} seeds (this one: {now}) would "
+        f"decide {len(seeds)} of them, half of these with {statistics.median_high(seeds)}."
     )
 
 
@@ -238,9 +238,9 @@ def _needed(result: StudyResult, c: Comparison) -> str:
     need = would_need(result, c)
     ways = []
     if need.seeds is not None:
-        ways.append(f"{need.seeds} seeds in all (now {len(c.seeds)})")
+        ways.append(f"{need.seeds} seeds (this one: {len(c.seeds)})")
     if need.items is not None:
-        ways.append(f"{need.items:,} test items (now {c.n_items:,})")
+        ways.append(f"{need.items:,} test items (this one: {c.n_items:,})")
     if not ways:
         return "Neither 200 seeds nor more items would decide it at the present estimate."
-    return f"If estimate and spread stay, {' or '.join(ways)} would make it {need.verdict}."
+    return f"If estimate and spread stay, a new study with {' or '.join(ways)} would find it {need.verdict}."

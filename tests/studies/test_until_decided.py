@@ -18,6 +18,7 @@ from lorax.records import RunRecord, Store, canonical, run_id
 from lorax.reports.figures.courses import courses
 from lorax.reports.frames.items import descriptions, item_scores
 from lorax.reports.main_table import main_table
+from lorax.reports.rescore import verdict_changes
 from lorax.reports.study import document
 from lorax.reports.text.markdown import render
 from lorax.stats.sequential import earliest
@@ -199,7 +200,7 @@ def test_the_plan_shows_the_most_and_says_so():
         and f"No verdict is possible before {first} seeds" in text
     )
     assert "a look after every seed from 3 to 30" in text and "Equivalence is not judged" in text
-    assert "seeds in all" not in text
+    assert "a new study" not in text
 
 
 def test_both_ways_to_write_it_and_what_is_stored(tmp_path):
@@ -247,7 +248,7 @@ def test_the_report_says_after_how_many_seeds_and_advises_no_more_of_them(tmp_pa
     study = read_study(spec, store)
     text = render(document(study, descriptions(study, item_scores(study, store))))
     assert "decided after" in text and "No verdict is possible before" in text and "at all looks together" in text
-    assert not [words for words in ("seeds in all", "share a letter", "Holm", "sign-flip") if words in text]
+    assert not [words for words in ("a new study", "share a letter", "Holm", "sign-flip") if words in text]
     assert "rslora against lora is undecided after 8 of at most 8 seeds" in text and "Equivalence is not judged" in text
     table = main_table(study).set_index("arm")
     after = table.loc["pissa", "decided_after"]
@@ -258,6 +259,9 @@ def test_the_report_says_after_how_many_seeds_and_advises_no_more_of_them(tmp_pa
     dots = [line for line in panel.lines if line.get_marker() not in ("None", "")]
     ends = [dot.get_xdata()[-1] for dot in dots]
     assert sorted(ends) == sorted(c.decided_after for c in study.result.comparisons if c.decided_after)
+    assert verdict_changes(study, pd.DataFrame()) == [
+        "No verdict was judged again: the study's own score decided how many seeds each arm ran."
+    ]
     fixed = replace(study.result, courses=None)
     assert courses(fixed) is None
 
