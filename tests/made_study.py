@@ -103,7 +103,9 @@ def run_study(store, arms, *, tasks=("words",), stop=None, seeds=(0, 1, 2, 3, 4)
     """Drive all rounds, answering each job; `stop` ends before a round of that kind."""
     data = {"name": "demo", "model": "toy", "tasks": list(tasks), "arms": arms, "margin": 0.02, "reference": "lora"}
     data |= {"estimand": "rate"}
-    study = from_mapping(data | {"seeds": list(seeds), "question": "Does it matter?"} | spec)
+    study = from_mapping(
+        data | {"seeds": seeds if isinstance(seeds, dict) else list(seeds), "question": "Does it matter?"} | spec
+    )
 
     def rate(overrides):
         init = next(word.split("=")[1] for word in overrides if word.startswith("init="))
@@ -112,7 +114,7 @@ def run_study(store, arms, *, tasks=("words",), stop=None, seeds=(0, 1, 2, 3, 4)
     study = bind(study, lr=rate)
     freeze(study, store.root)
     records = []
-    for _ in range(12):
+    for _ in range(60):
         this = next_round(study, records)
         if this.kind in ("done", stop):
             break

@@ -86,3 +86,28 @@ def test_a_study_is_registered_first_and_run_then(lorax, capsys):
     assert [line.kind for line in read_chain(chain)] == ["design", "anchor"] and not Path("results/records").exists()
     assert lorax(*words, "study.register=true", "study.margin=0.5", small=False) == 2
     assert "margin was fixed as" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_toy_study_until_decided_in_packs(lorax, capsys):
+    """`study.seeds` on the command line; killed by losing records, it goes on to the same table."""
+    few = ["study.costs=false", "study.tuning.rounds=0", "~study.blocks", "study.arms=[lora,pissa]"]
+    words = [*STUDY, *QUICK[1:], *few, "study.seeds={until_decided: {max: 5}}"]
+    assert lorax(*words, "study.plan=true", small=False) == 0
+    assert "an upper bound" in capsys.readouterr().out and not Path("results/records/toy").exists()
+    assert lorax(*words, small=False) == 0
+    printed = capsys.readouterr().out
+    assert "toy: final, 18 runs" in printed and "of 1 comparisons decided after 4 seeds" in printed
+    store = Store("results")
+    study = read_study(frozen(store.root, "toy"), store)
+    assert study.complete and not study.unasked and study.spec.until_decided.max == 5
+    assert all(row.letters == "" for row in study.result.arms) and Path("results/figures/toy/seeds.svg").is_file()
+    text = Path("results/tables/toy.md").read_text().partition("## Audit\n")[0]
+    lost = [record for record in store.read("toy") if record.config["seed"] == 3 and "test" in record.scores]
+    assert len(lost) == 6
+    for record in lost[:3]:
+        store.folder("toy").joinpath(f"{record.run_id}.json").unlink()
+    assert lorax(*words, small=False) == 0
+    assert Path("results/tables/toy.md").read_text().partition("## Audit\n")[0] == text
+    assert lorax(*STUDY, *QUICK[1:], *few, "study.seeds=until_decided", small=False) == 2
+    assert "seeds was fixed as" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def figures(quick: bool = False, seed: int = 0) -> dict[str, Any]:
         "differing": _rows([*differing, *(world for world in equal if world.effects)], tables, seed),
         "detected": [] if quick else [r for e in ("method", "rate") for r in _detected(tables, seed, e)],
         "peeked": {} if quick else peeked(method_worlds.LOOKED, tables // 4, seed),
-        "until_decided": [] if quick else until_decided.rows(method_worlds.until_decided(), tables // 2, seed),
+        "until_decided": [] if quick else until_decided.rows(method_worlds.until_decided(), tables // 5, seed),
         "items": [] if quick else item_effects.rows(method_worlds.favoured(), tables // 2, seed),
         "moderated": [] if quick else moderated.compared(method_worlds.spreads(), 2 * tables, seed),
         "incomplete": {}
@@ -48,7 +48,9 @@ def figures(quick: bool = False, seed: int = 0) -> dict[str, Any]:
             {"estimand": estimand, **written.agreement(small, 1 if quick else 40, seed, estimand)}
             for estimand in ("method", "rate")
         ],
-        "written_looks": written.same_looks(replace(small, seeds=8), 1 if quick else 20, seed),
+        "written_looks": written.same_looks(
+            replace(small, arms=2, seeds=5) if quick else replace(small, seeds=8), 1 if quick else 10, seed
+        ),
     }
 
 
@@ -126,8 +128,8 @@ def text(found: dict[str, Any]) -> list[str]:
         f"eleven comparisons, {found['tables']} studies a row (half as many with 16 seeds or more comparisons). "
         "False, peaks: studies in which an arm of the reference's peak is called better or worse (or one that differs, "
         "with the wrong sign); should be 5 % at most. False, lattice: the same against the best lattice points, which "
-        "is what `method` promises. Coverage: single 95 % intervals, lattice. Half: their half width in points. After +-: "
-        "Monte Carlo error, one sd; that of a coverage is at most 1 point.",
+        "is what `method` promises. Coverage: single 95 % intervals, lattice. Half: their half width in points. After "
+        "+-: Monte Carlo error, one sd; that of a coverage is at most 1 point.",
         _level(found["equal"]),
     ]
     if found["differing"]:
@@ -154,13 +156,13 @@ def text(found: dict[str, Any]) -> list[str]:
             ),
         ]
     if found["peeked"]:
-        looked = found["peeked"]
+        looked = {name: with_error(share, found["tables"] // 4) for name, share in found["peeked"].items()}
         parts += [
             "Looking at the verdicts after every seed from 3 to 20, equal peaks off the lattice, and stopping at the "
-            f"first difference: false in {with_error(looked['method'], found['tables'] // 4)} of studies under `method`, "
-            f"{with_error(looked['rate'], found['tables'] // 4)} under `rate`. Looking at 5 seeds and going on to the "
+            f"first difference: false in {looked['method']} of studies under `method`, "
+            f"{looked['rate']} under `rate`. Looking at 5 seeds and going on to the "
             f"number that would decide at the present estimate, under `rate`: "
-            f"{with_error(looked['followed'], found['tables'] // 4)}. **Neither estimand allows looking twice** with a "
+            f"{looked['followed']}. **Neither estimand allows looking twice** with a "
             "fixed number of seeds; `seeds: until_decided` does, below.",
         ]
     if found.get("until_decided"):
@@ -171,8 +173,8 @@ def text(found: dict[str, Any]) -> list[str]:
         parts += extra.moderated(found["moderated"])
     if found["incomplete"]:
         parts += [
-            f"Runs that are missing, equal peaks off the lattice, 8 seeds, {found['tables'] // 10} studies a row, through "
-            "`judge`:",
+            f"Runs that are missing, equal peaks off the lattice, 8 seeds, {found['tables'] // 10} studies a row, "
+            "through `judge`:",
             table(
                 ["missing", "false, method", "false, rate"],
                 [

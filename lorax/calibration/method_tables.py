@@ -25,8 +25,8 @@ def until_decided(rows: Rows, written: dict[str, Any]) -> list[str]:
         "5 % at most. Lattice: the same against the best lattice points. All inside: studies whose anytime intervals, "
         "corrected over the comparisons, all hold the difference of the best lattice points at the last look; 95 % at "
         "least. Found: differing arms called so, rightly. Median: seeds after which half of these are decided. Runs: "
-        "final runs an arm, where 30 seeds at three rates are 90. Under `rate` every rate of an arm scores the same, so "
-        "that a verdict at the selected rates is one about methods.",
+        "final runs an arm, where 30 seeds at three rates are 90. Under `rate` every rate of an arm scores the same, "
+        "so that a verdict at the selected rates is one about methods.",
         table(
             ["world", "estimand", "false, any look", "lattice", "all inside", "found", "median seeds", "runs an arm"],
             [
@@ -43,10 +43,10 @@ def until_decided(rows: Rows, written: dict[str, Any]) -> list[str]:
                 for row in rows
             ],
         ),
-        f"{rows[0]['tables']} studies a row. A run that is lost is waited for: no look leaves a seed out, so that runs that "
-        "are missing because of their scores cannot bend it. A part of the studies was written as records, run by run as "
-        "the rounds ask, and read back: verdict, seeds, both ends of the interval and the adjusted p are equal in "
-        f"{written['equal']} of {written['verdicts']}.",
+        f"{rows[0]['tables']} studies a row. A run that is lost is waited for: no look leaves a seed out, so that runs "
+        "that are missing because of their scores cannot bend it. A part of the studies was written as records, run by "
+        "run as the rounds ask, and read back: verdict, seeds, both ends of the interval and the adjusted p are equal "
+        f"in {written['equal']} of {written['verdicts']}.",
     ]
 
 

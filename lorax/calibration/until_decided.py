@@ -83,10 +83,9 @@ def measure(world: World, tables: int, seed: int = 0, estimand: str = "method") 
             sign = np.array([course.sign for course in courses])
             peak, lattice = (np.where(np.abs(x) > 1e-9, x, 0.0) for x in (batch.peak[table], batch.lattice[table]))
             runs = [len(of.points) * of.seeds for of in study.series.values()]
-            counts.append([
-                ((sign != 0) & (sign != np.sign(peak))).any(), ((sign != 0) & (sign != np.sign(lattice))).any(),
-                np.all((found.low <= lattice) & (lattice <= found.high)), float(np.mean(runs)),
-            ])  # fmt: skip
+            wrong = [bool(((sign != 0) & (sign != np.sign(truth))).any()) for truth in (peak, lattice)]
+            inside = bool(np.all((found.low <= lattice) & (lattice <= found.high)))
+            counts.append([*wrong, inside, float(np.mean(runs))])
             apart = peak != 0
             right += list(sign[apart] == np.sign(peak[apart]))
             after += [course.seeds for course in np.array(courses, dtype=object)[apart]]

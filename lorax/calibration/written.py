@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lorax.calibration.methods import ITEMS
-from lorax.calibration.until_decided import looked
 from lorax.calibration.protocol import ROUNDS, judged, selected, window_rates
+from lorax.calibration.until_decided import looked
 from lorax.calibration.worlds import Batch, World, draws
 from lorax.records import RunRecord, Store, run_id
 from lorax.stats.courses import verdicts
@@ -58,7 +58,7 @@ def agreement(world: World, tables: int, seed: int = 0, estimand: str = "method"
 
 
 def same_looks(world: World, tables: int, seed: int = 0) -> dict[str, int]:
-    """Judge the first tables of a world with seeds until decided from written records, and compare with the looks on arrays.
+    """Judge the first tables of a world with seeds until decided from written records, and compare with the arrays.
 
     Args:
         world: with as many seeds as may be run.

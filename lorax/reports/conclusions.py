@@ -7,6 +7,7 @@ import statistics
 
 import pandas as pd
 
+from lorax.reports import until_decided
 from lorax.reports.frames.learning_rates import stretches
 from lorax.reports.frames.study import selections
 from lorax.reports.text import numbers
@@ -39,6 +40,8 @@ def verdicts(result: StudyResult) -> list[str]:
     if not lines:
         aim = "non-inferiority" if result.claim == "non_inferior" else "equivalence"
         lines = [f"No difference from {result.reference} was found, and no {aim} shown."]
+        if result.courses is not None:
+            lines = [f"No difference from {result.reference} was found; equivalence is not judged."]
     for task in result.tasks:
         pairs = [pair for pair in result.pairs if pair.task == task]
         apart = sum(pair.separated for pair in pairs)
@@ -78,7 +81,13 @@ def undecided(result: StudyResult) -> list[str]:
 
     Each says how wide the interval is and what would decide it.
     """
-    lines = []
+    lines: list[str] = []
+    if result.courses is not None:
+        return [
+            until_decided.undecided(result, c, result.design.n_seeds)
+            for c in result.comparisons
+            if c.verdict == "undecided"
+        ]
     if any(c.verdict == "undecided" and would_need(result, c).verdict for c in result.comparisons):
         lines.append(
             "Numbers of seeds below are for a new study: seeds added to this one after looking at it break the "
@@ -121,8 +130,8 @@ def _all_in_one(result: StudyResult, task: str, known: list[Comparison]) -> str:
         return line + " 200 seeds would decide none of them at the present estimates."
     now = min(len(c.seeds) for c in known)
     return line + (
-        f" If estimates and spreads stay, {min(seeds)} to {max(seeds)} seeds in all (now {now}) would decide "
-        f"{len(seeds)} of them, half of these with {statistics.median_high(seeds)}."
+        f" If estimates and spreads stay, a new study with {min(seeds)} to {max(seeds)} seeds (this one: {now}) would "
+        f"decide {len(seeds)} of them, half of these with {statistics.median_high(seeds)}."
     )
 
 
@@ -224,7 +233,8 @@ def windows(study: Study) -> list[str]:
 
 def _effect(c: Comparison) -> str:
     ends = f"[{numbers.points(c.low, True)}, {numbers.points(c.high, True)}]"
-    return f"{numbers.points(c.estimate, True)} points, interval {ends} at {100 * c.confidence:.3g} %"
+    says = f"{numbers.points(c.estimate, True)} points, interval {ends} at {100 * c.confidence:.3g} %"
+    return says + until_decided.after(c)
 
 
 def _needed(result: StudyResult, c: Comparison) -> str:
@@ -235,9 +245,9 @@ def _needed(result: StudyResult, c: Comparison) -> str:
     need = would_need(result, c)
     ways = []
     if need.seeds is not None:
-        ways.append(f"{need.seeds} seeds in all (now {len(c.seeds)})")
+        ways.append(f"{need.seeds} seeds (this one: {len(c.seeds)})")
     if need.items is not None:
-        ways.append(f"{need.items:,} test items (now {c.n_items:,})")
+        ways.append(f"{need.items:,} test items (this one: {c.n_items:,})")
     if not ways:
         return "Neither 200 seeds nor more items would decide it at the present estimate."
-    return f"If estimate and spread stay, {' or '.join(ways)} would make it {need.verdict}."
+    return f"If estimate and spread stay, a new study with {' or '.join(ways)} would find it {need.verdict}."

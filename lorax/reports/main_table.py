@@ -101,8 +101,8 @@ def main_table(study: Study) -> pd.DataFrame:
     `high` a t interval over seeds at 1 - alpha, `difference_low` and `difference_high` the interval of the verdict
     at `confidence`; costs come from the solo cost run; `notes` are numbers of footnotes.
     """
-    halves = [*score_columns(study.spec.claim), *setting_columns(study.spec.estimand)]
-    return columns.frame([*KEYS, *halves], study_rows(study))
+    left = score_columns(study.spec.claim, study.spec.until_decided is not None)
+    return columns.frame([*KEYS, *left, *setting_columns(study.spec.estimand)], study_rows(study))
 
 
 def blocks(study: Study) -> dict[str, tuple[str, ...]]:
@@ -123,8 +123,12 @@ def _score(result: ArmResult | None) -> str:
     return numbers.bounded(result.mean, low, high) + diverged
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _detectable(row: StudyRow) -> float | None:
-    return row.difference.mde if row.difference and math.isfinite(row.difference.mde) else None
+    return _finite(row.difference.mde) if row.difference else None
 
 
 def _difference(comparison: Comparison | None) -> str:
@@ -157,15 +161,20 @@ NON_INFERIOR: Column[StudyRow] = Column(
     "p_non_inferior_adjusted", "", lambda row: row.comparison and row.comparison.p_non_inferior_adjusted
 )
 """In studies that claim it only: looked at beside another claim it would be chosen after the fact."""
+_DECIDED_AFTER: Column[StudyRow] = Column(
+    "decided_after", "after seeds", lambda row: row.comparison and row.comparison.decided_after, numbers.count
+)
 
 
-def score_columns(claim: str = "difference") -> list[Column[StudyRow]]:
+def score_columns(claim: str = "difference", until_decided: bool = False) -> list[Column[StudyRow]]:
     """Return the columns of the left half: scores and verdicts.
 
     Args:
         claim: of the study.
+        until_decided: say after how many seeds a comparison was decided.
     """
     claimed: list[Column[StudyRow]] = [NON_INFERIOR] if claim == "non_inferior" else []
+    after: list[Column[StudyRow]] = [_DECIDED_AFTER] if until_decided else []
     return [
         Column("", "arm", _marked),
         Column("mean", "", lambda row: row.result and row.result.mean),
@@ -181,6 +190,8 @@ def score_columns(claim: str = "difference") -> list[Column[StudyRow]]:
         Column("", "difference [interval]", lambda row: row.difference, _difference),
         Column("verdict", "", lambda row: row.verdict),
         Column("verdict_words", "verdict", lambda row: row.verdict_words, _or_nothing),
+        *after,
+        Column("p_flip", "", lambda row: _finite(row.comparison.p_flip if row.comparison else None)),
         Column("p_adjusted", "", lambda row: row.comparison and row.comparison.p_adjusted),
         Column("p_equivalence_adjusted", "", lambda row: row.comparison and row.comparison.p_equivalence_adjusted),
         *claimed,

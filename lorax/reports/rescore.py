@@ -154,6 +154,8 @@ def verdict_changes(study: Study, table: pd.DataFrame) -> list[str]:
     spec = study.spec
     if study.result is None:
         return []
+    if spec.until_decided is not None:
+        return ["No verdict was judged again: the study's own score decided how many seeds each arm ran."]
     place_of: dict[tuple[str, str], Final] = {  # one run may stand for two arms, so the arm is part of the key
         (arm, run.run_id): final_of(run, arm, name, seed, spec.metric, lr=lr)
         for (name, arm), rates in _by_rate(study).items()

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.reports import conclusions, diagnostics, measures, over_tasks
+from lorax.reports import conclusions, diagnostics, measures, over_tasks, until_decided
 from lorax.reports.audit.audit import foot
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
@@ -28,6 +28,8 @@ from lorax.reports.text.cells import to_csv, to_json
 from lorax.reports.text.document import Document, Part, Picture, Table
 from lorax.reports.threats import threats
 from lorax.stats.estimands import ESTIMANDS, sentence
+from lorax.stats.result import StudyResult
+from lorax.stats.sign_flips import attainable
 from lorax.studies.registration import digest, frozen, frozen_path
 from lorax.studies.study import Study, read_study
 
@@ -105,7 +107,7 @@ def document(
     if study.windows:
         parts.append(Part("Windows of rates", conclusions.windows(study)))
     if len(described):
-        parts.append(_description(described, study.spec.reference))
+        parts.append(_description(described, study))
     diagnosed = diagnostics_frame(by_arm(study))
     if len(diagnosed):
         parts.append(diagnostics.part(diagnosed, by_arm(study)))
@@ -125,7 +127,8 @@ def _halves(study: Study, numbered: Sequence[str]) -> tuple[list[Table], list[Ta
         for block, arms in blocks(study).items():
             title = f"{task}: {block}, {about}" if block else f"{task}, {about}"
             shown = select(rows, task, arms)
-            results.append(table(score_columns(study.spec.claim), shown, title, numbered))
+            left = score_columns(study.spec.claim, study.spec.until_decided is not None)
+            results.append(table(left, shown, title, numbered))
             settings.append(table(setting_columns(study.spec.estimand), shown, title))
     return results, settings
 
@@ -147,7 +150,10 @@ def protocol(study: Study) -> list[str]:
         *_launched(runs),
         *_beside(study),
     ]
-    lines.insert(0, sentence(spec.estimand, spec.tuning is not None))
+    if spec.until_decided is not None:
+        lines[:2] = [lines[0].partition(" Rows that")[0], f"{until_decided.protocol(study)} {_fixed(study)}"]
+    given = spec.until_decided is not None and spec.estimand == "method"
+    lines.insert(0, until_decided.METHOD if given else sentence(spec.estimand, spec.tuning is not None))
     if result is None:
         return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
     return lines + result.design.sentences() + list(result.notes)
@@ -287,7 +293,8 @@ def _cost_lines(study: Study) -> list[str]:
     return lines
 
 
-def _description(described: pd.DataFrame, reference: str) -> Part:
+def _description(described: pd.DataFrame, study: Study) -> Part:
+    reference, fixed = study.spec.reference, study.spec.until_decided is None
     columns: list[Column[Mapping[Hashable, Any]]] = [
         Column("", "arm", lambda line: f"{line['task']}: {line['arm']}"),
         Column("", "bootstrap 95 %", lambda line: (line["low"], line["high"]), _interval),
@@ -295,12 +302,25 @@ def _description(described: pd.DataFrame, reference: str) -> Part:
         Column("", "items gained", lambda line: line["gained"], "{:.1f}".format),
         Column("", "items lost", lambda line: line["lost"], "{:.1f}".format),
     ]
+    if fixed:
+        columns.append(Column("", "sign-flip p", lambda line: line["p_flip"], "{:.2g}".format))
     lines = [
         f"Descriptions only, against {reference}: two-level bootstrap (seeds and items) of the difference; pairs of "
         "checkpoints that an exact, uncorrected McNemar test tells apart; items only one of the two solves, a seed. "
         "No verdict rests on them: McNemar compares two checkpoints, not two methods."
     ]
+    if fixed and study.result is not None:
+        lines.append(_flips(study.result))
     return Part("Descriptions by item", lines, [table(columns, described.to_dict("records"))])
+
+
+def _flips(result: StudyResult) -> str:
+    """Say what the p of sign flips is, and the smallest that these seeds allow."""
+    seeds = max((len(c.seeds) for c in result.comparisons), default=0)
+    return (
+        "Sign-flip p: exact, two-sided, of no difference, over all ways to give the per-seed differences their signs; "
+        f"not corrected over the comparisons. With {seeds} seeds none is smaller than {attainable(seeds):.2g}."
+    )
 
 
 def _interval(ends: tuple[float, float]) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from lorax.stats.effects import Array, step_down
 from lorax.stats.rule import VERDICTS, Verdicts
 from lorax.stats.sequential import NEVER, Look, needed
+
+Key = TypeVar("Key", bound=Hashable)
+"""Names a comparison."""
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Course:
         return np.maximum.accumulate(ends[:, 0]), np.minimum.accumulate(ends[:, 1])
 
 
-class Family:
+class Family(Generic[Key]):
     """The planned comparisons, judged together after every seed by Holm's procedure on the running maxima.
 
     Args:
@@ -55,16 +59,16 @@ class Family:
         alpha: chance that any is ever called different although it is not.
     """
 
-    def __init__(self, places: Iterable[Hashable], alpha: float):
+    def __init__(self, places: Iterable[Key], alpha: float):
         self.alpha = alpha
-        self.courses: dict[Hashable, Course] = {place: Course() for place in places}
+        self.courses: dict[Key, Course] = {place: Course() for place in places}
 
     @property
-    def undecided(self) -> list[Hashable]:
+    def undecided(self) -> list[Key]:
         """Those that go on."""
         return [place for place, course in self.courses.items() if not course.sign]
 
-    def add(self, looks: Mapping[Hashable, Look]) -> None:
+    def add(self, looks: Mapping[Key, Look]) -> None:
         """Take in what every undecided comparison shows after one more seed, and decide what can be decided."""
         for place, seen in looks.items():
             course = self.courses[place]

@@ -105,11 +105,13 @@ def judge(
         comparisons=comparisons,
         pairs=pairs,
         design=design,
-        notes=_notes(rows, comparisons),
+        notes=_notes(rows, comparisons if courses is None else ()),
         estimand=estimand,
         claim=claim,
         courses=courses,
-        across=over_all_tasks(cells, tasks, arms, reference, margin, alpha, claim, procedure) if courses is None else (),
+        across=over_all_tasks(cells, tasks, arms, reference, margin, alpha, claim, procedure)
+        if courses is None
+        else (),
     )
 
 

@@ -110,8 +110,8 @@ class Contrast:
 
     def p_flip(self) -> float:
         """Return the exact two-sided p of sign flips; 1 where a best lies at the edge, nan without pairs."""
-        known = [np.isfinite(end.se).all() for end in (self.evidence.below, self.evidence.above)]
-        return sign_flips.two_sided(self.below, self.above, *known)
+        better, worse = (bool(np.isfinite(end.se).all()) for end in (self.evidence.below, self.evidence.above))
+        return sign_flips.two_sided(self.below, self.above, better, worse)
 
     @property
     def differences(self) -> effects.Array:

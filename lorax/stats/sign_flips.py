@@ -1,8 +1,8 @@
 """The exact p-value of sign flips, beside that of the t: it needs no normal differences, only symmetric ones.
 
 Where arm and reference do not differ, each per-seed difference is as likely to have the other sign. Of the 2^n ways to
-give n differences their signs, p is the share whose mean is at least the one seen. All are counted, none is drawn: every
-sum is that of two halves, and one half's sums are found in the other's sorted ones, 2^(n/2) look-ups.
+give n differences their signs, p is the share whose mean is at least the one seen. All are counted, none is drawn:
+every sum is that of two halves, and one half's sums are found in the other's sorted ones, 2^(n/2) look-ups.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Seeds until decided: which runs are asked for after each seed, and which arms are decided, from the scores alone.
 
     first looks   every arm runs the first `FIRST` seeds at its rates; a look after each seed from then on
-    windows       under estimand `method` a rate is added while an arm's best on validation is at an end, on all seeds so
-                  far, `rounds` times at most; while it is there, nothing is said that rests on the arm's best
+    windows       under estimand `method` a rate is added while an arm's best on validation is at an end, on all seeds
+                  so far, `rounds` times at most; while it is there, nothing is said that rests on the arm's best
     stops         a decided arm runs no further seed; the reference of a task runs on while any of its arms is undecided
     ends          when all are decided, or after the last seed
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from lorax.stats.courses import Course, Family
 from lorax.stats.selection import pick
-from lorax.stats.sequential import FIRST, Look, Side, look
+from lorax.stats.sequential import FIRST, Side, look
 
 Place = tuple[str, str]
 """(task, arm)."""

@@ -132,8 +132,8 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
     if spec.until_decided:
         least, every = _until(spec, design), spec.tuning is not None and spec.estimand == "method"
         lines.append(
-            f"  an upper bound: final runs{' and widen' * every} are those of {len(spec.seeds)} seeds for every arm; an arm "
-            f"stops when it is decided, and {least} final runs are the fewest that can decide all"
+            f"  an upper bound: final runs{' and widen' * every} are those of {len(spec.seeds)} seeds for every arm; "
+            f"an arm stops when it is decided, and {least} final runs are the fewest that can decide all"
         )
     if total is not None:
         conditions = "one run after another, extensions not counted; packed runs share much of it"

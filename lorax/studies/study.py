@@ -74,6 +74,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
     """
     reached = progress(spec, store.read(spec.name))
     finals, runners_up, windows = _final_runs(spec, reached)
+    courses = reached.decided.courses if reached.decided else {} if spec.until_decided else None
     return Study(
         spec=spec,
         choices=reached.choices,
@@ -83,7 +84,7 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         runners_up=runners_up,
         windows=windows,
         costs={(job.task, job.arm): record for job, record in reached.costs if record is not None},
-        result=_judged(spec, finals, windows, store if items else None, reached.decided and reached.decided.courses),
+        result=_judged(spec, finals, windows, store if items else None, courses),
         stale=reached.stale,
         unasked=reached.unasked,
         damaged=store.left_out(spec.name),
@@ -177,6 +178,6 @@ def _judged(
         metric=spec.metric,
         arms=spec.labels,
         tasks=spec.tasks,
-        courses=courses if courses is not None else {} if spec.until_decided else None,
+        courses=courses,
         most=len(spec.seeds),
     )

@@ -47,7 +47,7 @@ def test_all_four_tables_and_both_kinds_of_picture(demo, written):
 def test_words_say_verdicts_what_is_undecided_and_what_would_decide(written):
     text, _ = written
     assert re.search(r"words: pissa scores higher than lora by at least 5\.5 points: \+6\.8 points", text)
-    assert re.search(r"undecided: .* If estimate and spread stay, \d+ seeds in all \(now 5\)", text)
+    assert re.search(r"undecided: .* If estimate and spread stay, a new study with \d+ seeds \(this one: 5\)", text)
     assert "Minimum detectable effect" in text and "Smallest corrected p attainable" in text
     assert "the winner depends on the rate given to all arms" in text
     assert "(1) alpha / rank: 2 (lora, rslora, svft, full), 1 (pissa)" in text
@@ -58,13 +58,13 @@ def test_words_say_verdicts_what_is_undecided_and_what_would_decide(written):
 def test_many_undecided_rows_are_one_sentence(demo, monkeypatch):
     result = read_study(demo.spec, demo.store).result
     each = [line for line in conclusions.undecided(result) if line.startswith("words")]
-    needed = [int(n) for line in each for n in re.findall(r"(\d+) seeds in all", line)]
+    needed = [int(n) for line in each for n in re.findall(r"new study with (\d+) seeds", line)]
     assert needed
     monkeypatch.setattr(conclusions, "MANY", 0)
     head, line, *_ = conclusions.undecided(result)
     assert "seeds added to this one after looking at it break the promised 5 %" in head
     assert line.startswith(f"words: {len(each)} rows against lora are undecided")
-    assert f"{min(needed)} to {max(needed)} seeds in all" in line
+    assert f"{min(needed)} to {max(needed)} seeds (this one:" in line
 
 
 def test_the_report_of_estimand_method_says_so_and_shows_its_windows(make_study, tmp_path):
@@ -239,7 +239,7 @@ def test_at_the_floor_or_ceiling_nothing_is_named_and_nothing_advised(tmp_path, 
         store.write(record)
     text = words(store)
     assert f"Nothing can be found: every run of words is at the {end} of the metric." in text
-    assert "seeds in all" not in text and "leads at every" not in text and "points over" not in text
+    assert "a new study with" not in text and "leads at every" not in text and "points over" not in text
     assert "no winner (validation means, no test)" in text
     assert ("is below the majority class's share (25.0 %)" in text) == (end == "floor")
     assert "is at the majority class's share" not in text and f"near the {end} arms look alike" in text

@@ -90,7 +90,7 @@ def test_too_few_seeds_cannot_reach_a_level_and_the_first_that_can_is_said():
 
 
 def simulated(tables, arms=5, rates=3, seeds=25):
-    """Yield tables of scores (arms, rates, seeds), peaks in the middle; arm 1 is better, arm 2 worse, by 1.5 spreads."""
+    """Yield tables of scores (arms, rates, seeds), peaks in the middle; arm 1 is better and arm 2 worse by 1.5."""
     g = np.random.default_rng(2)
     level = np.array([-1.0, 0.0, -1.0])[:rates, None]
     for _ in range(tables):

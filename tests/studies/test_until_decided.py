@@ -1,16 +1,26 @@
-"""Seeds until decided: which runs are asked for after each look, that kills and orders change nothing, what is refused."""
+"""Seeds until decided: which runs are asked for after each look, that kills change nothing, what is refused."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from made_study import ARMS as MADE
+from made_study import made_record
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, canonical, run_id
+from lorax.reports.figures.courses import courses
+from lorax.reports.frames.items import descriptions, item_scores
+from lorax.reports.main_table import main_table
+from lorax.reports.rescore import verdict_changes
+from lorax.reports.study import document
+from lorax.reports.text.markdown import render
 from lorax.stats.sequential import earliest
 from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind, plan
@@ -190,7 +200,7 @@ def test_the_plan_shows_the_most_and_says_so():
         and f"No verdict is possible before {first} seeds" in text
     )
     assert "a look after every seed from 3 to 30" in text and "Equivalence is not judged" in text
-    assert "seeds in all" not in text
+    assert "a new study" not in text
 
 
 def test_both_ways_to_write_it_and_what_is_stored(tmp_path):
@@ -230,3 +240,42 @@ def test_what_cannot_be_meant_is_refused_in_one_line(changes, line):
     with pytest.raises(UserError, match=line) as refused:
         spec_of(**changes)
     assert "\n" not in str(refused.value) and len(str(refused.value)) <= 300
+
+
+def test_the_report_says_after_how_many_seeds_and_advises_no_more_of_them(tmp_path, make_study):
+    store = Store(tmp_path)
+    spec = make_study(store, [*MADE[:3], MADE[-1]], seeds={"until_decided": {"max": 8}}, costs=None)
+    study = read_study(spec, store)
+    text = render(document(study, descriptions(study, item_scores(study, store))))
+    assert "decided after" in text and "No verdict is possible before" in text and "at all looks together" in text
+    assert not [words for words in ("a new study", "share a letter", "Holm", "sign-flip") if words in text]
+    assert "rslora against lora is undecided after 8 of at most 8 seeds" in text and "Equivalence is not judged" in text
+    table = main_table(study).set_index("arm")
+    after = table.loc["pissa", "decided_after"]
+    assert after == table.loc["pissa", "seeds"] < table.loc["lora", "seeds"] == 8 and table["p_flip"].isna().all()
+    row = next(line for line in text.splitlines() if line.startswith("| pissa"))
+    assert f"| better | {int(after)} |" in " ".join(row.split()) and np.isnan(table.loc["rslora", "decided_after"])
+    (panel,) = courses(study.result, list(spec.labels)).axes
+    dots = [line for line in panel.lines if line.get_marker() not in ("None", "")]
+    ends = [dot.get_xdata()[-1] for dot in dots]
+    assert sorted(ends) == sorted(c.decided_after for c in study.result.comparisons if c.decided_after)
+    assert verdict_changes(study, pd.DataFrame()) == [
+        "No verdict was judged again: the study's own score decided how many seeds each arm ran."
+    ]
+    fixed = replace(study.result, courses=None)
+    assert courses(fixed) is None
+
+
+def test_an_unfinished_study_says_how_far_it_is(tmp_path, make_study):
+    store = Store(tmp_path)
+    spec = make_study(store, MADE[:2], seeds={"until_decided": {"max": 8}}, costs=None, stop="final")
+    study = read_study(spec, store)
+    assert study.result is None and "runs of the final round are missing" in render(document(study, pd.DataFrame()))
+    records = store.read("demo")
+    for _ in range(3):
+        for job in next_round(spec, records).jobs:
+            record, rows = made_record(job)
+            store.write(record, rows)
+            records.append(record)
+    text = render(document(read_study(spec, store), pd.DataFrame()))
+    assert "undecided after 5 of at most 8 seeds" in text

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lorax.reports import over_tasks
+from lorax.reports.figures.courses import courses
 from lorax.reports.figures.diagnostics import diagnostics
 from lorax.reports.figures.factor_maps import factor_map
 from lorax.reports.figures.forest import forest
@@ -31,6 +32,7 @@ from lorax.reports.frames.study import (
     tuning_frame,
 )
 from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.result import StudyResult
 from lorax.studies.study import Study
 
 MOST_ARMS = 16
@@ -86,6 +88,7 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
             "How often resampled tuning runs would have selected each learning rate.",
             selection(frequency, arms),
         ),
+        *([] if left_out(study) or study.result is None else [_courses(study.result, arms)]),
         *([] if left_out(study) else _arm_by_arm(study, scores, table)),
         (
             "factors_score",
@@ -99,6 +102,15 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
         ),
     ]
     return [Drawing(name, caption, figure) for name, caption, figure in figures if figure is not None]
+
+
+def _courses(result: StudyResult, arms: Sequence[str]) -> tuple[str, str, Figure | None]:
+    return (
+        "seeds",
+        "What no look has rejected so far, arm minus reference, against the number of seeds; a dot where an arm was "
+        "decided, dotted lines at the margin.",
+        courses(result, arms),
+    )
 
 
 def _arm_by_arm(study: Study, scores: Scores, table: pd.DataFrame) -> list[tuple[str, str, Figure | None]]:

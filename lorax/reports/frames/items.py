@@ -33,7 +33,8 @@ def descriptions(study: Study, scores: Scores) -> pd.DataFrame:
 
     Columns: task, arm, low, high (95 % two-level bootstrap over seeds and items of the difference),
     pairs (seeds that both have), mcnemar (pairs of checkpoints with exact p < 5 %, uncorrected),
-    gained and lost (items per seed, on average, that only the arm, only the reference solves).
+    gained and lost (items per seed, on average, that only the arm, only the reference solves), p_flip (of the
+    comparison, see `stats.sign_flips`).
 
     Args:
         study: from `studies.study.read_study`.
@@ -49,6 +50,7 @@ def descriptions(study: Study, scores: Scores) -> pd.DataFrame:
             if pairs is None:
                 continue
             first, second = pairs
+            comparison = study.result.comparison(task, arm) if study.result else None
             tests = [mcnemar(a, b) for a, b in zip(first, second, strict=True)]
             low, high = bootstrap(first - second)
             lines.append({
@@ -56,8 +58,9 @@ def descriptions(study: Study, scores: Scores) -> pd.DataFrame:
                 "mcnemar": sum(p < 0.05 for _, _, p in tests),
                 "gained": float(np.mean([won for won, _, _ in tests])),
                 "lost": float(np.mean([lost for _, lost, _ in tests])),
+                "p_flip": comparison.p_flip if comparison else float("nan"),
             })  # fmt: skip
-    return pd.DataFrame(lines, columns=["task", "arm", "low", "high", "pairs", "mcnemar", "gained", "lost"])
+    return pd.DataFrame(lines, columns=["task", "arm", "low", "high", "pairs", "mcnemar", "gained", "lost", "p_flip"])
 
 
 def _paired(

@@ -39,7 +39,7 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     _check_options([*options, *overrides])
     overrides = [_quoted(_study_word(word)) for word in overrides]
     if any(word.startswith("+study=") for word in overrides):
-        overrides = [_field_of_study(word) for word in overrides]
+        overrides = [given for word in overrides for given in _field_of_study(word)]
         if not {word.split("=")[0] for word in options} & _MODES:
             options.insert(0, "--multirun")
     for word in overrides:
@@ -125,11 +125,16 @@ _UNREAD = re.compile(r"[^\x20-\x7e]|[~()=&#;<>!^`]")
 """Characters that Hydra's grammar does not know, or not everywhere in a value."""
 
 
-def _field_of_study(word: str) -> str:
-    """Let `study.<field>=` set a field that the study's YAML leaves to its default."""
+def _field_of_study(word: str) -> list[str]:
+    """Let `study.<field>=` set a field that the study's YAML leaves to its default.
+
+    Seeds are a list, a word or a mapping; a word comes first, because a list and a mapping are merged, not replaced.
+    """
     from lorax.studies.parse import COMMANDS
     from lorax.studies.spec import StudySpec
 
     names = {item.name for item in fields(StudySpec)} | {*COMMANDS}
     match = re.match(r"study\.(\w+)[.=]", word)
-    return f"++{word}" if match and match[1] in names else word
+    if not match or match[1] not in names:
+        return [word]
+    return ["++study.seeds=until_decided"] * bool(re.match(r"study\.seeds=[\[{]", word)) + [f"++{word}"]
