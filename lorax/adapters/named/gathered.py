@@ -17,8 +17,10 @@ from lorax.adapters import core
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.low_rank import LowRankAdapter
 
-_WASTE = 4
+_WASTE = 2
 """Filling up with zeros may take this many times the adapters' own numbers."""
+_COPIED = 32
+"""Rows of one adapter each get a copy of its pair; above this rank that takes longer than adapter after adapter."""
 
 
 class Gathered:
@@ -32,16 +34,17 @@ class Gathered:
     def __init__(self, adapters: Mapping[int, LowRankAdapter], lanes: Sequence[int]):
         self._sources = _tensors(adapters)
         self._versions = [tensor._version for tensor in self._sources]
-        pairs = [added_pair(adapter) for adapter in adapters.values()]
-        place = {lane: position for position, lane in enumerate(adapters)}
-        bare = [lane for lane in lanes if lane not in place]
-        count, rank = len(pairs) + bool(bare), max(A.shape[0] for _, A in pairs)
-        B, A = pairs[0]
+        pairs = {lane: added_pair(adapter) for lane, adapter in adapters.items()}
+        rank = max(A.shape[0] for _, A in pairs.values())
+        index = order(adapters, lanes)
+        B, A = next(iter(pairs.values()))
+        count = max(index) + 1
         self.A, self.B = A.new_zeros(count, rank, A.shape[1]), B.new_zeros(count, B.shape[0], rank)
-        for position, (B, A) in enumerate(pairs):
-            self.A[position, : A.shape[0]] = A
-            self.B[position, :, : B.shape[1]] = B
-        index = [place.get(lane, len(pairs)) for lane in lanes]
+        for lane, position in zip(lanes, index, strict=True):
+            if lane in pairs:
+                B, A = pairs[lane]
+                self.A[position, : A.shape[0]] = A
+                self.B[position, :, : B.shape[1]] = B
         self.index = None if index == list(range(count)) else torch.tensor(index, device=A.device)
         self._cast: tuple[torch.dtype, Tensor, Tensor] | None = None
 
@@ -71,13 +74,23 @@ class Gathered:
 def gather(adapters: Mapping[int, LayerAdapter], lanes: Sequence[int]) -> Gathered | None:
     """Return the stacked pairs, or None where the rows are better computed adapter by adapter.
 
-    That is, where one of them is not low-rank, drops inputs, or is so much wider than the others that zeros prevail.
+    That is, where one of them is not low-rank, drops inputs, is so much wider than the others that zeros prevail, or
+    is wide and serves several rows; and where there is only one.
     """
     low = {lane: adapter for lane, adapter in adapters.items() if isinstance(adapter, LowRankAdapter)}
-    if len(low) < len(adapters) or any(adapter.q and adapter.training for adapter in low.values()):
+    if not 1 < len(low) == len(adapters) or any(adapter.q and adapter.training for adapter in low.values()):
         return None
     widths = [sum(A.shape[0] for _, _, A in adapter.terms()) for adapter in low.values()]
-    return Gathered(low, lanes) if max(widths) * len(widths) <= _WASTE * sum(widths) else None
+    copies = len(set(order(low, lanes))) < len(lanes)
+    if max(widths) * len(widths) > _WASTE * sum(widths) or (copies and max(widths) > _COPIED):
+        return None
+    return Gathered(low, lanes)
+
+
+def order(adapters: Mapping[int, LowRankAdapter], lanes: Sequence[int]) -> list[int]:
+    """Return each row's place in the stack: adapters in the order of their first rows, one place for rows without."""
+    places: dict[int | None, int] = {}
+    return [places.setdefault(lane if lane in adapters else None, len(places)) for lane in lanes]
 
 
 def added_pair(adapter: LowRankAdapter) -> tuple[Tensor, Tensor]:
