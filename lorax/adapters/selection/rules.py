@@ -58,9 +58,9 @@ class Rules:
     def given(self) -> dict[str, Any]:
         """Return the rules that are set, as plain data; a mapping in its order, since the first match counts."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        texts = {
-            k: [f"{key}:{n:g}" for key, n in v.items()] if isinstance(v, Mapping) else v for k, v in values.items()
-        }
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                values[name] = [f"{key}:{int(n) if n == int(n) else float(n)}" for key, n in value.items()]
         return {key: value for key, value in values.items() if value is not None}
 
     def left_out(self, names: Iterable[str], targets: object) -> dict[str, str]:
