@@ -11,6 +11,7 @@ from lorax.errors import UserError, near
 
 NAMES = (
     "packed", "step", "evaluation", "time_to_table", "init", "svd", "cache", "gradient_pass", "dropout", "operations",
+    "gpu", "latency", "switch",
 )  # fmt: skip
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 

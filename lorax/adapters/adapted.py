@@ -21,6 +21,7 @@ from lorax.errors import UserError
 if TYPE_CHECKING:
     from lorax.adapters.face import LayerKind
     from lorax.adapters.layer_adapter import LayerAdapter
+    from lorax.adapters.named.routing import Routing
     from lorax.adapters.pack_state import PackState
 
 _HOOKS = (
@@ -128,20 +129,23 @@ class AdaptedLayer(nn.Module):
             blocks.append(y_k if adapter is None else self._adapted(adapter, lane, x_k, y_k))
         return self.from_rows(blocks[0] if len(blocks) == 1 else torch.cat(blocks), y)
 
-    def _routed(self, x: Tensor, y: Tensor, routing: Tensor) -> Tensor:
-        """Return the output where row i uses the adapter of lane `routing[i]`, and the base's alone at -1."""
+    def _routed(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """Return the output where each row uses the adapter of its lane, and the base's alone at -1."""
         if len(routing) != len(x):
             raise UserError(f"{self.name}: {len(x)} rows, but {len(routing)} are routed")
         if self.changed:
             raise UserError(f"{self.name}: rows cannot be routed past a merged or folded weight")
-        if unknown := sorted(set(routing.tolist()) - {-1, *self.pack.lanes}):
+        if unknown := sorted(routing.rows.keys() - {-1, *self.pack.lanes}):
             raise UserError(f"{self.name}: rows are routed to lanes {unknown}, which are not active")
-        routing = routing.to(x.device)
-        for lane in self.pack.lanes:
-            adapter, rows = self.adapter(lane), (routing == lane).nonzero()[:, 0]
-            if adapter is not None and len(rows):
-                y = y.index_copy(0, rows, self._adapted(adapter, lane, x[rows], y[rows]))
-        return y
+        adapters = {lane: adapter for lane in routing.rows if (adapter := self.adapter(lane)) is not None}
+        if not adapters:
+            return y
+        gathered = routing.gathered(self.name, adapters)
+        if gathered is not None:
+            return gathered.output(x, y)
+        where = {lane: routing.rows_of(lane, x.device) for lane in adapters}
+        out = [self._adapted(adapter, lane, x[where[lane]], y[where[lane]]) for lane, adapter in adapters.items()]
+        return y.index_copy(0, torch.cat(list(where.values())), torch.cat(out))
 
     def _adapted(self, adapter: LayerAdapter, lane: int, x: Tensor, base: Tensor) -> Tensor:
         mask = None

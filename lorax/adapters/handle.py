@@ -347,8 +347,10 @@ class Adapters:
             raise UserError(f"cannot {verb}: these adapters were detached, and are gone; {verb} before detach()")
 
     def _refuse_other_lanes(self, verb: str) -> None:
-        if len(self.pack.lanes) > 1:
-            raise UserError(f"cannot {verb}: {len(self.pack.lanes)} lanes share this base; detach() the others first")
+        if len(self.pack.installed) > 1:
+            raise UserError(
+                f"cannot {verb}: {len(self.pack.installed)} lanes share this base; detach() the others first"
+            )
 
     def __repr__(self) -> str:
         kinds = sorted({core.describe(f.M)["kind"] for f in self.factors().values()})

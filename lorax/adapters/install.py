@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -18,6 +18,7 @@ from lorax.adapters.files.trainer import patch_checkpoints
 from lorax.adapters.handle import Adapters
 from lorax.adapters.installation import Installation
 from lorax.adapters.kinds import is_linear
+from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.linear import AdaptedLinear
 from lorax.adapters.module import AdaptedModule
 from lorax.adapters.pack_state import PackState
@@ -91,15 +92,11 @@ def install(
         base = modules[name]
         shared = _Shared()
         adapters = {
-            lane: _placed(plan[name], base).build(fold=recenter == "fold", dropout=drops[lane], share=shared)
+            lane: placed(plan[name], base).build(fold=recenter == "fold", dropout=drops[lane], share=shared)
             for lane, plan in enumerate(by_lane)
             if name in plan
         }
-        if isinstance(base, ExpertSlice):
-            layers[name] = AdaptedExpert(base, adapters, installation.pack, name)
-        else:
-            cls = AdaptedLinear if is_linear(base) else AdaptedModule
-            layers[name] = cls(base, adapters, installation.pack, name)
+        layers[name] = adapted_layer(base, adapters, installation.pack, name)
     installation.freeze()
     installation.put(layers)
     installation.on_restore(FastPath(model, layers).restore)
@@ -140,7 +137,14 @@ def _check(
         )
 
 
-def _placed(plan: LayerPlan, base: nn.Module) -> LayerPlan:
+def adapted_layer(base: nn.Module, adapters: Mapping[int, LayerAdapter], pack: PackState, name: str) -> AdaptedLayer:
+    """Return what stands in a module's place: the frozen module with its adapters, {lane: adapter}."""
+    if isinstance(base, ExpertSlice):
+        return AdaptedExpert(base, adapters, pack, name)
+    return (AdaptedLinear if is_linear(base) else AdaptedModule)(base, adapters, pack, name)
+
+
+def placed(plan: LayerPlan, base: nn.Module) -> LayerPlan:
     """Put a plan's tensors where the module's are, in the dtype that trains."""
     parameter = next(base.parameters(), None)
     if parameter is None:

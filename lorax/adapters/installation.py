@@ -38,15 +38,18 @@ class Installation:
             parameter.requires_grad_(False)
 
     def put(self, layers: dict[str, AdaptedLayer]) -> None:
-        """Put adapted layers wherever their originals stand (a module may stand in several places)."""
-        experts = [layer for layer in layers.values() if isinstance(layer, AdaptedExpert)]
+        """Put adapted layers, beside earlier ones, wherever their originals stand, in several places where they do."""
+        replacing = {name: layer for name, layer in layers.items() if not isinstance(layer, AdaptedExpert)}
+        originals = {name: self.model.get_submodule(name) for name in replacing}
+        self._originals |= originals
+        self.layers |= layers
+        _swap(self.model, [(originals[name], layer) for name, layer in replacing.items()])
+        for site in self._experts:
+            site.take_off()
+        experts = [layer for layer in self.layers.values() if isinstance(layer, AdaptedExpert)]
         owners = {id(layer.owner): layer.owner for layer in experts}
         of_owner = {key: [layer for layer in experts if layer.owner is owner] for key, owner in owners.items()}
         self._experts = [ExpertsForward(owner, of_owner[key]) for key, owner in owners.items()]
-        replacing = {name: layer for name, layer in layers.items() if not isinstance(layer, AdaptedExpert)}
-        self._originals = {name: self.model.get_submodule(name) for name in replacing}
-        self.layers = dict(layers)
-        _swap(self.model, [(self._originals[name], layer) for name, layer in replacing.items()])
         for site in self._experts:
             site.put()
 
@@ -61,7 +64,7 @@ class Installation:
             if str(number) in layer.lanes:
                 del layer.lanes[str(number)]
             layer.forget()
-        if self.pack.lanes or not self.layers:
+        if self.pack.installed or not self.layers:
             return
         for layer in self.layers.values():
             if isinstance(layer, AdaptedExpert):
@@ -73,7 +76,7 @@ class Installation:
         )
         self.layers, self._experts = {}, []
         self._restore_flags()
-        for action in self._undo:
+        for action in reversed(self._undo):
             action()
 
     @contextmanager

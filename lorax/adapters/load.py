@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,26 @@ from lorax.adapters.face import LayerPlan
 from lorax.adapters.files.format import digest_module, fingerprint
 from lorax.adapters.files.plans import restore_plan
 from lorax.adapters.files.reading import check_layer, read_header, read_tensors
+from lorax.adapters.handle import Adapters
 from lorax.adapters.install import install
 from lorax.adapters.kinds import effective, is_linear
 from lorax.adapters.selection.coverage import coverage_of
 from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.errors import UserError, near
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved adapter, as it fits a model; or what else was saved."""
+
+    path: str | Path
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """The tensors of a wholly trained model, by name; of an adapter as `Adapters.load_state_dict` takes them."""
+    plans: dict[str, LayerPlan]
+    """{layer: its plan}; empty where no adapter was saved."""
+    heads: list[tuple[nn.Parameter, Tensor]]
+    """Parameters of the model that were trained beside the adapter, and their values."""
 
 
 def load(
@@ -46,6 +62,28 @@ def load(
         UserError: another base (names both digests), a missing layer, a damaged or edited file; the model is
             then as it was.
     """
+    saved = read_saved(model, path, check, accept)
+    header = saved.header
+    if header["kind"] != "adapter":
+        return baselines.restore(model, header, saved.tensors)
+    whole = {name.rpartition(".")[0] for name in header["heads"]}
+    coverage = coverage_of(model, header["layers"], {}, whole, [])
+    with one_line(f"{path}: the adapters cannot be built"):
+        adapters = install(
+            model, saved.plans, recenter=header["recenter"], dropout=header["dropout"], info=header["info"]
+        )
+    fill(adapters, saved)
+    adapters.coverage = coverage
+    adapters.train_whole(header["heads"])
+    for parameter, value in saved.heads:
+        parameter.data.copy_(value)
+    return adapters
+
+
+def read_saved(
+    model: nn.Module, path: str | Path, check: str = "error", accept: Callable[[dict[str, Any]], None] | None = None
+) -> Saved:
+    """Read a saved adapter and fit it to a model, which is not changed; arguments and errors as `load`."""
     if check not in ("error", "warn"):
         raise UserError(f"check={check!r}; {near(check, ['error', 'warn'])}")
     header = read_header(path)
@@ -58,36 +96,36 @@ def load(
         check_layer(path, name, layer)
         if name not in modules:
             raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
-        with _one_line(f"{path}: what is stored of the base weight {name} cannot be read"):
+        with one_line(f"{path}: what is stored of the base weight {name} cannot be read"):
             if line := _other_base(str(path), name, layer, modules[name], header["heads"]):
                 differing.append(line)
     if differing and check == "error":
         raise UserError(differing[0] + _more(differing) + "; check='warn' loads it all the same")
     if differing:
-        warnings.warn(differing[0] + _more(differing), stacklevel=2)
+        warnings.warn(differing[0] + _more(differing), stacklevel=3)
     if header["kind"] != "adapter":
-        return baselines.restore(model, header, state)
+        return Saved(path, header, state, {}, [])
     heads = _heads(model, header["heads"], state, str(path))
-    plans, saved = _plans(header["layers"], state, modules, str(path))
-    whole = {name.rpartition(".")[0] for name in header["heads"]}
-    coverage = coverage_of(model, header["layers"], {}, whole, [])
-    with _one_line(f"{path}: the adapters cannot be built"):
-        adapters = install(model, plans, recenter=header["recenter"], dropout=header["dropout"], info=header["info"])
+    plans, tensors = _plans(header["layers"], state, modules, str(path))
+    return Saved(path, header, tensors, plans, heads)
+
+
+def fill(adapters: Adapters, saved: Saved) -> None:
+    """Put saved values into adapters that were built from the saved plans, in the model's own mode.
+
+    Raises:
+        UserError: they have other tensors; the adapters are then taken off.
+    """
     try:
-        adapters.load_state_dict(saved)
+        adapters.load_state_dict(saved.tensors)
     except UserError as error:
         adapters.detach()
-        raise UserError(f"{path}: {error}") from None
-    adapters.coverage = coverage
-    adapters.train(model.training)  # dropout is off on a model in eval mode
-    adapters.train_whole(header["heads"])
-    for parameter, value in heads:
-        parameter.data.copy_(value)
-    return adapters
+        raise UserError(f"{saved.path}: {error}") from None
+    adapters.train(adapters.model.training)  # dropout is off on a model in eval mode
 
 
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def one_line(what: str) -> Iterator[None]:
     """Say in one line which part of a description does not fit the rest."""
     try:
         yield
@@ -112,7 +150,7 @@ def _plans(
         by_layer[name][tensor] = value
     for name, layer in layers.items():
         tensors = by_layer[name]
-        with _one_line(f"{path}: the adapter of {name} cannot be built"):
+        with one_line(f"{path}: the adapter of {name} cannot be built"):
             plans[name] = restore_plan(layer, tensors)
             plans[name].check_module(name, modules[name])
         saved |= {f"{name}.{key}": value for key, value in tensors.items()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from lorax.adapters.named.routing import BASE, Routing
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class PackState:
     """
 
     def __init__(self, count: int):
-        self.lanes: tuple[int, ...] = tuple(range(count))
+        self.installed: tuple[int, ...] = tuple(range(count))
+        """All lanes, active or not."""
+        self.lanes: tuple[int, ...] = self.installed
         """The active lanes, in the order of their row blocks."""
         self.off: set[int] = set()
         """Lanes whose rows get the base model's own output for now."""
@@ -42,8 +45,8 @@ class PackState:
         self.unpadded: tuple[tuple[int, int], Tensor] | None = None
         """((rows, tokens), flat indices of the tokens that are no padding) of the batch at hand: the base products
         leave out the others. Only for batches in which no token reads what stands at a padded one."""
-        self.routing: Tensor | None = None
-        """(rows,), the lane of each row of the batch, -1 for the base alone; None: equal blocks, in order."""
+        self.routing: Routing | None = None
+        """Which lane each row of the batch uses; None: equal blocks, in order."""
         self.frozen_key: object | None = None
         """Names the current `frozen_factors` block; None outside."""
         self.stacks: Stacks | None = None
@@ -62,7 +65,7 @@ class PackState:
         Raises:
             UserError: no lane, or one that is not there.
         """
-        known, before = set(self.lanes), self.lanes
+        known, before = set(self.installed), self.lanes
         if not lanes or not set(lanes) <= known or len(set(lanes)) != len(lanes):
             raise UserError(f"active lanes {list(lanes)}: choose distinct ones among {sorted(known)}")
         self.lanes = tuple(lanes)
@@ -89,7 +92,7 @@ class PackState:
             raise UserError("rows are routed by one whole number each: a tensor of shape (rows,)")
         if unknown := sorted(set(routing.tolist()) - known):
             raise UserError(f"rows are routed to lanes {unknown}: choose among {sorted(known)}")
-        self.routing = routing
+        self.routing = Routing(routing)
         try:
             yield
         finally:
@@ -146,7 +149,8 @@ class PackState:
 
     def remove(self, lane: int) -> None:
         """Take a lane out for good; the batch has one block of rows fewer from now on."""
-        self.lanes = tuple(other for other in self.lanes if other != lane)
+        self.installed = tuple(other for other in self.installed if other != lane)
+        self.lanes = tuple(other for other in self.lanes if other != lane) or ((BASE,) if self.installed else ())
 
     def seed(self, lane: int) -> int:
         """Draw the seed of one dropout mask.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from lorax.errors import UserError
 from lorax.initializers.registry import build, names
@@ -13,10 +13,21 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorax.adapters.install import Adapters
+    from lorax.adapters.named.collection import NamedAdapters
     from lorax.initializers.base import Initializer
 
 
-def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -> Adapters:
+@overload
+def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error", *, name: None = None) -> Adapters: ...
+
+
+@overload
+def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error", *, name: str) -> NamedAdapters: ...
+
+
+def load(
+    model: nn.Module, path: str | os.PathLike[str], check: str = "error", *, name: str | None = None
+) -> Adapters | NamedAdapters:
     """Put adapters saved by `adapters.save`, or by PEFT, on a model; no decomposition is repeated.
 
     Of PEFT's adapters LoRA (rank-stabilised too) and AdaLoRA are read, with biases and modules trained beside them;
@@ -27,16 +38,19 @@ def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -
         path: the folder: of `adapters.save`, or with PEFT's adapter_config.json.
         check: "error" refuses a base whose adapted weights differ from those at saving; "warn" goes on, for
             the same weights in another dtype. PEFT's format holds nothing to check.
+        name: load it beside others that were loaded with a name. `adapters.use(name)` switches,
+            `adapters.use(rows=[name, other, None])` gives each row of a batch its own; no weight is written.
+
+    Returns:
+        The adapters' handle; with a name all named adapters of the model, of which the new one is in use.
 
     Raises:
         UserError: no such adapter, another base, or one of PEFT's that is not held exactly.
     """
     from lorax.adapters.load import load as read
+    from lorax.adapters.named.load import load as read_beside
     from lorax.adapters.peft.config import is_peft_folder
     from lorax.adapters.peft.load import load as read_peft
-
-    if is_peft_folder(Path(path)):
-        return read_peft(model, Path(path))
 
     built: list[Initializer] = []
 
@@ -50,7 +64,19 @@ def load(model: nn.Module, path: str | os.PathLike[str], check: str = "error") -
         except (UserError, TypeError) as error:
             raise UserError(f"{path}: init={saved['name']} of the saved adapter cannot be built: {error}") from None
 
-    adapters = read(model, Path(path), check=check, accept=build_method)
-    if adapters.layer_adapters() and built:
-        adapters.rates, adapters.rule = dict(built[0].rates), built[0].rule()
+    if name is not None:
+        beside = read_beside(model, name, Path(path), check, build_method)
+        _as_trained(beside[name], built)
+        return beside
+    adapters = (
+        read_peft(model, Path(path)) if is_peft_folder(Path(path)) else read(model, Path(path), check, build_method)
+    )
+    if adapters.layer_adapters():
+        _as_trained(adapters, built)
     return cast("Adapters", adapters)
+
+
+def _as_trained(adapters: Adapters, built: list[Initializer]) -> None:
+    """Give a handle its method's rates and rule."""
+    if built:
+        adapters.rates, adapters.rule = dict(built[0].rates), built[0].rule()

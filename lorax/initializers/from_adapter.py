@@ -144,6 +144,8 @@ def _own(path: Path) -> tuple[dict[str, tuple[int, int]], list[str], Read]:
     from lorax.adapters.files.reading import check_layer, read_header, read_tensors
 
     header = read_header(path)
+    if header["kind"] != "adapter":
+        raise UserError(f"{path}: holds no factors (kind {header['kind']}); init=from starts from adapters")
     tensors = read_tensors(path, header)
     plans: dict[str, Factors] = {}
     for name, layer in header["layers"].items():
@@ -164,6 +166,4 @@ def _own(path: Path) -> tuple[dict[str, tuple[int, int]], list[str], Read]:
         if not isinstance(plan, Factors):
             raise UserError(f"{path}: {name} has no low-rank factors to start from; lorax.load takes it whole")
         plans[name] = plan
-    if not plans:
-        raise UserError(f"{path}: holds no factors (kind {header['kind']}); init=from starts from adapters")
     return {name: plan.shape for name, plan in plans.items()}, header["heads"], lambda name, *_: plans[name]

@@ -86,7 +86,7 @@ class Family(Generic[Key]):
 def verdicts(courses: Sequence[Course], alpha: float) -> Verdicts:
     """Return verdicts as a table has them; a decided one with the interval of its step, as `rule.decide` does.
 
-    No equivalence: its p-values are 1.
+    No equivalence and no non-inferiority: their p-values are 1.
 
     Args:
         courses: of all planned comparisons, in the order of the table.
@@ -105,6 +105,7 @@ def verdicts(courses: Sequence[Course], alpha: float) -> Verdicts:
         p_adjusted=step_down(p, lambda rising: rising * (planned - np.arange(planned))),
         p_equivalence=np.ones(planned),
         p_equivalence_adjusted=np.ones(planned),
+        p_non_inferior_adjusted=np.ones(planned),
     )
 
 

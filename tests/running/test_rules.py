@@ -16,7 +16,7 @@ def test_a_run_takes_what_peft_users_set(lorax):
     assert lorax(*words) == 0
     [path] = Path("results/records/small").glob("*.json")
     record = json.loads(path.read_text())
-    assert record["identity"]["rank_pattern"] == [["q_proj", 2]] and record["identity"]["layers_to_transform"] == [0]
+    assert record["identity"]["rank_pattern"] == ["q_proj:2"] and record["identity"]["layers_to_transform"] == [0]
     assert record["init_report"]["eta"] == [2.0, 8.0] and record["init_report"]["n_layers"] == 2
     [folder] = Path("saved").iterdir()
     tensors = load_file(folder / "adapter.safetensors")

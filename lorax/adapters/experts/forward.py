@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters import core
 from lorax.adapters.experts.adapted import AdaptedExpert
 from lorax.adapters.low_rank import LowRankAdapter
+from lorax.adapters.named.gathered import added_pair
 from lorax.errors import UserError
 
 
@@ -108,7 +108,7 @@ class ExpertsForward:
 
 def _updated(stack: Tensor, present: list[tuple[AdaptedExpert, LowRankAdapter]]) -> Tensor:
     """Return the experts' weights, (E, ...), each adapted one with its update."""
-    pairs = [_pair(adapter) for _, adapter in present]
+    pairs = [added_pair(adapter) for _, adapter in present]
     turned = present[0][0].kind.transposed
     if len({B.shape for B, _ in pairs}) == 1:
         left, right = torch.stack([B for B, _ in pairs]).to(stack.dtype), torch.stack([A for _, A in pairs])
@@ -123,13 +123,6 @@ def _updated(stack: Tensor, present: list[tuple[AdaptedExpert, LowRankAdapter]])
         update = torch.stack([product.mT if turned else product for product in products])
     chosen = torch.tensor([layer.index for layer, _ in present], device=stack.device)
     return stack.index_add(0, chosen, update)
-
-
-def _pair(adapter: LowRankAdapter) -> tuple[Tensor, Tensor]:
-    """Return (B', A') whose product is what the adapter adds to the frozen weight; eta is in B'."""
-    terms = adapter.terms()
-    B, A = [core.left_multiply(B, M) for B, M, _ in terms], [A for _, _, A in terms]
-    return adapter.eta * (B[0] if len(B) == 1 else torch.cat(B, 1)), A[0] if len(A) == 1 else torch.cat(A)
 
 
 def _block(value: Any, rows: int, k: int, count: int) -> Any:

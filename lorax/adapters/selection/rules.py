@@ -56,10 +56,12 @@ class Rules:
         return any(getattr(self, item.name) is not None for item in fields(self))
 
     def given(self) -> dict[str, Any]:
-        """Return the rules that are set, as plain data; a mapping as pairs in order, since the first match counts."""
+        """Return the rules that are set, as plain data; a mapping in its order, since the first match counts."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        pairs = {key: [list(pair) for pair in v.items()] if isinstance(v, Mapping) else v for key, v in values.items()}
-        return {key: value for key, value in pairs.items() if value is not None}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                values[name] = [f"{key}:{int(n) if n == int(n) else float(n)}" for key, n in value.items()]
+        return {key: value for key, value in values.items() if value is not None}
 
     def left_out(self, names: Iterable[str], targets: object) -> dict[str, str]:
         """Return {name: reason} of the layers that the targets cover and the rules leave out.

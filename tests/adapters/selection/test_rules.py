@@ -147,11 +147,9 @@ def test_all_linear_serves_a_layer_too_small_for_the_rank_that_has_a_rank_of_its
 
 def test_given_keeps_the_order_of_patterns_and_leaves_out_what_is_not_set():
     first, second = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
-    assert (
-        Rules(rank_pattern=first).given()
-        == {"rank_pattern": [["a", 1], ["b", 2]]}
-        != Rules(rank_pattern=second).given()
-    )
+    assert Rules(rank_pattern=first).given() == {"rank_pattern": ["a:1", "b:2"]} != Rules(rank_pattern=second).given()
+    alphas = [Rules(alpha_pattern={"a": alpha}).given()["alpha_pattern"] for alpha in (2, 2.0, 0.1234567, 0.1234568)]
+    assert alphas == [["a:2"], ["a:2"], ["a:0.1234567"], ["a:0.1234568"]]
     assert Rules(exclude_modules=[], rank_pattern={}).given() == {} and not Rules()
 
 

@@ -1,0 +1,1 @@
+"""Several adapters on one base, by name: switched without a weight written, and mixed in one batch."""
