@@ -140,6 +140,17 @@ def test_eva_leaves_the_mean_in():
     close(given.A.T @ given.A, Vh[:R].T @ Vh[:R], 1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_massive_activation_leaves_eva_the_other_directions(dtype):
+    """SmolLM2's layer 11 has one direction with 0.9998 of the trace before its down-projection."""
+    x = inputs(40)
+    x[0, 5] = 1e3 * float(x.norm(dim=1).max())
+    given = factors(layer(dtype=dtype), "eva", loss=passed, batches=[x.to(dtype)])
+    _, S, Vh = torch.linalg.svd(x, full_matrices=False)
+    assert float(S[R - 1] / S[0]) ** 2 < 1e-5 < 1 - 1e-4 < given.report["captured"]
+    close((given.A.T @ given.A).double(), Vh[:R].T @ Vh[:R], 1e-2 if dtype == torch.float32 else 1e-6)
+
+
 @pytest.mark.parametrize("x,spans", [(torch.ones(5, N, dtype=torch.float64), 1), (0 * torch.ones(5, N).double(), 0)])
 def test_eva_needs_inputs_of_its_rank(x, spans):
     with pytest.raises(UserError, match=f"layer 0: eva rank=4, but .* span {spans} directions"):
