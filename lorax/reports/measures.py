@@ -17,6 +17,7 @@ from lorax.reports.frames.measures import (
     plateaus,
     recovered_shares,
 )
+from lorax.reports.frames.sensitivity import sensitivity
 from lorax.reports.frames.speed import curves_of, goal_of, speeds
 from lorax.reports.frames.study import prices
 from lorax.reports.main_table import main_table
@@ -24,6 +25,7 @@ from lorax.reports.text import measures as text
 from lorax.reports.text import numbers
 from lorax.reports.text.document import Part, Table
 from lorax.studies.study import Study
+from lorax.studies.variations import VARIED_SEEDS
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def beside(study: Study) -> list[Measured]:
 def all_of(study: Study) -> list[Measured]:
     """Return every measure, for the CSV and the JSON file."""
     costs = pareto.measured(pareto.with_fronts(prices(study, main_table(study)), study.result))
+    costs += sensitivity(study)
     costs += search_cost.measured(search_cost.search_costs(study))
     return beside(study) + speeds(study) + costs + (over_tasks.measured(study.result) if study.result else [])
 
@@ -139,6 +142,24 @@ def speed_part(study: Study, measured: Sequence[Measured]) -> Part | None:
     costs = prices(study, main_table(study))
     lines += [line for task in study.spec.tasks if (line := pareto.memory(costs, task, reference))]
     return Part("Training loss against steps and time", lines, shown)
+
+
+def sensitivity_part(study: Study) -> Part | None:
+    """Return the block of runs around the design, or None where the study asks for none or none has run yet."""
+    found = sensitivity(study)
+    names = list(dict.fromkeys(one.measure for one in found))
+    if len(names) < 2:
+        return None
+    shown = [Shown(name, name.removeprefix("at "), text.points) for name in names]
+    seeds = min(len(study.spec.seeds), VARIED_SEEDS)
+    lines = [
+        f"Differences from {study.spec.reference} at the same value, in points, with their paired t interval at "
+        f"{100 * CONFIDENCE:g} %, not corrected, over the first {seeds} final seeds; no verdict "
+        "rests on them. One setting is changed at a time.",
+        "Every arm keeps the rate that was selected at the design: nothing is tuned again, so an arm that would need "
+        "another rate there stands at its worst. Arms that set the setting themselves are left out.",
+    ]
+    return Part("Sensitivity around the design", lines, tables(study, found, shown))
 
 
 def search_part(study: Study) -> Part | None:

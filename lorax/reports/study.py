@@ -102,6 +102,8 @@ def document(
     parts.append(Part("Tuning", conclusions.tuning(study)))
     searched = measures.search_part(study)
     parts += [searched] if searched else []
+    around = measures.sensitivity_part(study)
+    parts += [around] if around else []
     fast = measures.speed_part(study, speeds(study))
     parts += [fast] if fast else []
     if study.windows:

@@ -22,7 +22,7 @@ class Job:
     arm: str
     task: str
     stage: str
-    """cost | screen | tune | final."""
+    """cost | screen | tune | final | vary."""
     lr: float | None
     """None: the arm does not train, or the study does not tune."""
     seed: int
@@ -37,7 +37,13 @@ class Job:
         return [f"{key}={_text(value)}" for key, value in self.settings.items()]
 
 
-def make_job(spec: StudySpec, arm: str, task: str, stage: str, lr: float | None, seed: int) -> Job:
+Variation = tuple[str, Any]
+"""A setting and a value of it, around the design."""
+
+
+def make_job(
+    spec: StudySpec, arm: str, task: str, stage: str, lr: float | None, seed: int, vary: Variation | None = None
+) -> Job:
     """Build the job of one arm, task, learning rate and seed.
 
     Settings of all jobs come first, then those of the task, the arm, the matched field and the stage; the
@@ -55,13 +61,19 @@ def make_job(spec: StudySpec, arm: str, task: str, stage: str, lr: float | None,
         settings |= {"steps": spec.costs.steps, "cache": "off"}
     if stage == "screen" and spec.tuning and spec.tuning.halving:
         settings |= {"steps": spec.tuning.halving.steps}
+    settings |= dict([vary]) if vary else {}
     settings |= {"name": spec.name, "label": arm, "tag": f"{spec.name}.{stage}"}
-    return Job(arm, task, stage, lr, seed, settings, spec.consumes.get(f"{task}/{arm}"))
+    return Job(arm, task, stage, lr, seed, settings, spec.consumes.get(consumed(arm, task, vary)))
+
+
+def consumed(arm: str, task: str, vary: Variation | None = None) -> str:
+    """Return the key of `StudySpec.consumes` for the runs of an arm, at the design or beside it."""
+    return f"{task}/{arm}" if vary is None else f"{task}/{arm}/{vary[0]}={canonical(vary[1])}"
 
 
 def _splits(spec: StudySpec, arm: str, stage: str) -> str:
     """Return what a job is scored on; final runs of several rates are scored on validation too, which picks one."""
-    if stage != "final":
+    if stage not in ("final", "vary"):
         return "validation"
     return "both" if spec.estimand == "method" and spec.arm(arm).trained else "test"
 

@@ -60,6 +60,7 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     read["per_task"] = {
         task: _settings(given, f"{where}.per_task.{task}") for task, given in (data.get("per_task") or {}).items()
     }
+    read["sensitivity"] = _varied(data.get("sensitivity") or {}, f"{where}.sensitivity")
     for key in ("margin", "alpha", "assumed_sd"):
         if key in data:
             read[key] = _number(data[key], f"{where}.{key}")
@@ -125,6 +126,21 @@ def _settings(value: Any, where: str) -> dict[str, Any]:
                 f"{where}.{key}={dict(item)}: a plain value or a list is needed; write {key}.<field>: <value>"
             )
     return dict(value or {})
+
+
+def _varied(value: Any, where: str) -> dict[str, tuple[Any, ...]]:
+    """Read settings that are varied: each a list of plain values, none of what a study sets itself."""
+    read = {}
+    for key, values in _settings(value, where).items():
+        if key in OWNED:
+            raise UserError(f"{where}.{key}: {OWNED[key]}")
+        if not isinstance(values, list | tuple) or not values or any(isinstance(one, list | tuple) for one in values):
+            raise UserError(f"{where}.{key}={values}: a list of plain values is needed")
+        twice = [one for at, one in enumerate(values) if one in values[:at]]
+        if twice:
+            raise UserError(f"{where}.{key}={list(values)}: {twice[0]} occurs twice")
+        read[key] = tuple(values)
+    return read
 
 
 def _arm(data: Any, where: str) -> Arm:

@@ -15,8 +15,9 @@ from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.rule import CLAIMS
 from lorax.stats.sequential import earliest
 from lorax.studies.equal_parameters import nearest
-from lorax.studies.jobs import Job, make_job
+from lorax.studies.jobs import Job, consumed, make_job
 from lorax.studies.spec import WHEN_ABSENT, Arm, StudySpec
+from lorax.studies.variations import VARIED_SEEDS, variations
 from lorax.studies.windows import FIRST, fewest_rates
 
 LEAST_TEST, LEAST_VALIDATION, FEW_SEEDS = 1000, 300, 8
@@ -47,6 +48,10 @@ def bind(
         UserError: an arm has `match` and there is no `count`, a method refuses its fields, or `trained` is
             not what the method does.
     """
+    if spec.sensitivity and consumes is None:
+        raise UserError(
+            f"study {spec.name}: sensitivity needs to know what a run consumes: labels alone tell no values apart"
+        )
     spec = replace(spec, matched=_matched(spec, count))
     centres: dict[str, float] = {}
     fields: dict[str, dict[str, Any]] = {}
@@ -56,8 +61,11 @@ def bind(
             if arm.trained:
                 centres[f"{task}/{arm.label}"] = float(f"{lr(overrides):.6g}")
             if consumes is not None:
-                used = fields[f"{task}/{arm.label}"] = dict(consumes(overrides))
+                used = fields[consumed(arm.label, task)] = dict(consumes(overrides))
                 _check_trained(spec, arm, "lr" in used)
+                for vary in variations(spec, arm.label):
+                    varied = make_job(spec, arm.label, task, "vary", None, 0, vary).overrides
+                    fields[consumed(arm.label, task, vary)] = dict(consumes(varied))
     return replace(spec, centres=centres, consumes=json.loads(canonical(fields)))
 
 
@@ -119,9 +127,12 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
     jobs["final"] = of_rate * _rates(spec) + tasks * (len(spec.arms) - len(trained))
     if spec.tuning and spec.estimand == "method":
         jobs["widen"] = of_rate * spec.tuning.rounds
+    if spec.sensitivity:
+        values = sum(len(variations(spec, arm.label)) for arm in trained)
+        jobs["vary"] = tasks * values * len(spec.seeds[:VARIED_SEEDS])
     design = _design(spec)
     total = _seconds(spec, seconds)
-    upper = ("extend", "widen", "final") if spec.until_decided else ("extend", "widen")
+    upper = ("extend", "widen", "vary", *(["final"] if spec.until_decided else []))
     lines = [
         f"study {spec.name}: {len(spec.arms)} arms x {tasks} task(s), reference {spec.reference}",
         f"  estimand {spec.estimand}: {ESTIMANDS[spec.estimand]}",

@@ -6,6 +6,7 @@
     extend   the same number of further points for every arm, where any arm's best is at its edge (screened, if it was)
     final    new seeds at the chosen rate, or at every rate of its window; the test split is scored once in a run
     widen    a further rate of a window on every seed, where an arm's best is at its edge (estimand `method`)
+    vary     settings around the design, where the study asks for them (`sensitivity`); no verdict rests on them
     done
 
 With `seeds: until_decided` there is a round of final runs after every look, one seed of the arms that are not decided
@@ -22,13 +23,14 @@ from dataclasses import dataclass
 
 from lorax.records import RunRecord
 from lorax.studies.job_index import JobIndex
-from lorax.studies.jobs import Job, make_job
+from lorax.studies.jobs import Job, Variation, make_job
 from lorax.studies.spec import StudySpec
 from lorax.studies.tuning import Choice, Search, choose, search
 from lorax.studies.until_decided import Decided, until_decided
+from lorax.studies.variations import vary_jobs
 from lorax.studies.windows import Window, picked, window
 
-STAGES = ("cost", "screen", "tune", "extend", "final", "widen")
+STAGES = ("cost", "screen", "tune", "extend", "final", "widen", "vary")
 Answers = tuple[tuple[Job, RunRecord | None], ...]
 """Jobs, each with the record that answers it, or None."""
 
@@ -38,7 +40,7 @@ class Round:
     """Jobs that may run at the same time, in any order."""
 
     kind: str
-    """cost | screen | tune | extend | final | widen | done."""
+    """cost | screen | tune | extend | final | widen | vary | done."""
     jobs: tuple[Job, ...] = ()
     notes: tuple[str, ...] = ()
     """What the log shows: stale records, rates at the edge of the grid."""
@@ -70,6 +72,8 @@ class Progress:
     """Fresh records that answer no job."""
     decided: Decided | None = None
     """The looks so far, where seeds are until decided and all tuning is complete."""
+    varied: tuple[tuple[Variation, Job, RunRecord | None], ...] = ()
+    """Runs around the design; empty before all others are there."""
 
     def next_round(self) -> Round:
         """Return the missing jobs of the earliest unfinished stage."""
@@ -80,6 +84,7 @@ class Progress:
         missing["final"] = [job for job, record in self.finals if record is None]
         for of_arm in self.windows.values():
             missing["widen" if of_arm.widened and self.decided is None else "final"] += of_arm.missing
+        missing["vary"] = [job for _, job, record in self.varied if record is None]
         notes = [f"stale: {run_id} ({why})" for run_id, why in sorted(self.stale.items())]
         notes += [
             f"{c.task}: best lr of {c.arm} is at the {c.edge} edge, {c.lr:g}" for c in self.choices.values() if c.edge
@@ -121,11 +126,15 @@ def progress(spec: StudySpec, records: Iterable[RunRecord]) -> Progress:
         decided = until_decided(spec, index, choices)
         windows, finals = decided.windows, decided.finals
     choices |= {place: picked(choices[place], of_arm) for place, of_arm in windows.items()}
+    whole = len(choices) == len(spec.tasks) * len(spec.arms) and all(record for _, record in costs + finals)
+    whole = whole and not any(of_arm.missing for of_arm in windows.values())
+    varied = tuple((vary, job, index.find(job)) for vary, job in (vary_jobs(spec, choices.values()) if whole else ()))
     used = {record.run_id for _, record in costs + finals if record is not None}
+    used |= {record.run_id for _, _, record in varied if record is not None}
     used |= {record.run_id for of_arm in windows.values() for record in of_arm.records}
     used |= {trial.record.run_id for tuned in searches.values() for trial in tuned.all_trials()}
     unasked = tuple(record for record in index.records if record.run_id not in used)
-    return Progress(costs, searches, choices, finals, windows, index.stale, unasked, decided)
+    return Progress(costs, searches, choices, finals, windows, index.stale, unasked, decided, varied)
 
 
 def next_round(spec: StudySpec, records: Iterable[RunRecord]) -> Round:

@@ -10,7 +10,7 @@ from lorax.errors import UserError, near
 
 _NOT_DESIGN = ("question", "assumed_sd", "validation_items", "test_items", "blocks")
 """Keys that may change after the first run: no conclusion rests on them."""
-WHEN_ABSENT = {"estimand": "rate", "claim": "difference"}
+WHEN_ABSENT: dict[str, Any] = {"estimand": "rate", "claim": "difference", "sensitivity": {}}
 """Key added later -> the value that stored designs without it stand for. With this value it is not stored."""
 
 
@@ -121,6 +121,9 @@ class StudySpec:
     """Overrides of every job: steps, batch_size, targets, dtype, ..."""
     per_task: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overrides of one task's jobs."""
+    sensitivity: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Setting -> values around the design, one at a time: `rank: [4, 16]`, `steps: [50, 200]`, `targets: [...]`. Every
+    arm that does not set it itself runs at its selected rate with each; a description, no verdict rests on it."""
     costs: Costs | None = field(default_factory=Costs)
     validation_items: int = 300
     """Items on validation, for the plan only."""

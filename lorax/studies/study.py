@@ -10,6 +10,7 @@ from lorax.stats.courses import Course
 from lorax.stats.judge import judge
 from lorax.stats.result import Final, StudyResult
 from lorax.stats.selection import Trial
+from lorax.studies.jobs import Variation
 from lorax.studies.looks import Place
 from lorax.studies.registration import fixed_at
 from lorax.studies.rounds import Progress, Round, progress
@@ -55,6 +56,8 @@ class Study:
     """What is still to be run; kind `done` when nothing is."""
     damaged: dict[str, str] = field(default_factory=dict)
     """File name -> why it is left out: what lies among the records and is not believed."""
+    varied: dict[tuple[str, str, Variation], BySeed] = field(default_factory=dict)
+    """(task, arm, setting and value) -> runs around the design; description only."""
     fixed_at: str | None = None
     """When the design was fixed, ISO 8601; None where that was not written down."""
 
@@ -89,8 +92,17 @@ def read_study(spec: StudySpec, store: Store, items: bool = True) -> Study:
         unasked=reached.unasked,
         damaged=store.left_out(spec.name),
         remaining=reached.next_round(),
+        varied=_varied(reached),
         fixed_at=fixed_at(store.root, spec.name),
     )
+
+
+def _varied(reached: Progress) -> dict[tuple[str, str, Variation], BySeed]:
+    runs: dict[tuple[str, str, Variation], BySeed] = {}
+    for vary, job, record in reached.varied:
+        if record is not None:
+            runs.setdefault((job.task, job.arm, vary), {})[job.seed] = record
+    return runs
 
 
 def final_of(

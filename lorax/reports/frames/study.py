@@ -24,10 +24,11 @@ def final_runs(study: Study, task: str | None = None) -> list[RunRecord]:
 
 
 def test_scored(study: Study) -> list[RunRecord]:
-    """Return every record that was scored on test: final runs at every rate, runners-up too."""
+    """Return every record that was scored on test: final runs at every rate, runners-up and variations too."""
     windows = [runs for rates in study.windows.values() for runs in rates.values()]
     others = [runs for place, runs in study.finals.items() if place not in study.windows]
-    return [run for runs in (*others, *windows, *study.runners_up.values()) for run in runs.values()]
+    beside = (*study.runners_up.values(), *study.varied.values())
+    return [run for runs in (*others, *windows, *beside) for run in runs.values()]
 
 
 def by_arm(study: Study) -> dict[str, list[RunRecord]]:

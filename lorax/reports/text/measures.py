@@ -23,6 +23,11 @@ def share(one: Measured) -> str:
     return f"{value} [{100 * one.low:.0f}, {100 * one.high:.0f}]"
 
 
+def points(one: Measured) -> str:
+    """Return a difference in points: `-1.2 [-2.0, -0.4]`."""
+    return numbers.bounded(one.value, one.low, one.high, signed=True)
+
+
 def decades(one: Measured) -> str:
     """Return `0.62 [0.25, 1.50]`; `≥0.62` where the set reaches an end of the grid."""
     high = "∞" if math.isinf(one.high) else f"{one.high:.2f}"
