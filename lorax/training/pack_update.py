@@ -112,7 +112,7 @@ class PackUpdate:
             if any(penalty is not None for penalty in penalties[lanes]):
                 zero = losses.new_zeros(())
                 total = total + torch.stack([zero if penalty is None else penalty for penalty in penalties[lanes]])
-            optimizer.step(norms[lanes].to(optimizer.values), total.isfinite().to(optimizer.values.device))
+            optimizer.step(norms[lanes].to(optimizer.values), (total - total == 0).to(optimizer.values.device))
 
     def record(self, losses: Sequence[float], norms: Sequence[float], penalties: Sequence[float | None]) -> None:
         """Take note of a step: end runs whose numbers are not finite, update what lies in no buffer."""

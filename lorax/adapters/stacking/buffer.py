@@ -75,6 +75,12 @@ class LaneBuffer:
                 place.copy_(parameter)
                 parameter.data = place
         self._attach()
+        self._hooked = [
+            (layer, parameter)
+            for k, lane in enumerate(self.slots)
+            for (layer, name) in lane
+            if (parameter := self.adapters[k][layer].trained()[name])._post_accumulate_grad_hooks
+        ]
 
     def __len__(self) -> int:
         return len(self.adapters)
@@ -96,6 +102,14 @@ class LaneBuffer:
 
     def complete(self) -> None:
         """Make the gradients those of the parameters, when the losses' backward passes are over."""
+        self.finish_gradients()
+        for layer, parameter in self._hooked if self._hooked else ():
+            for hook in list((parameter._post_accumulate_grad_hooks or {}).values()) if layer in self.reached else ():
+                hook(parameter)
+        self._hooked = [each for each in self._hooked if each[1]._post_accumulate_grad_hooks]
+
+    def finish_gradients(self) -> None:
+        """Turn what the layers have accumulated into the parameters' gradients."""
         raise NotImplementedError
 
     def release(self) -> None:

@@ -71,7 +71,7 @@ class StackedCores(LaneBuffer):
             self._fresh.add(dtype)
         return self._scaled[dtype][:, 0, self.columns[layer]]
 
-    def complete(self) -> None:
+    def finish_gradients(self) -> None:
         """Multiply the gradients by s."""
         self.gradients.mul_(self.factor)
 

@@ -115,7 +115,7 @@ class StackedFactors(LaneBuffer):
         torch.mul(dA, s, out=D_U[:, R:, :N])
         D_U[:, :R, N:].copy_(self.values[:, :, N:])
 
-    def complete(self) -> None:
+    def finish_gradients(self) -> None:
         """Add what was accumulated in another dtype, and multiply by s."""
         for products in self._in_dtype.values():
             products.give(self.gradients)

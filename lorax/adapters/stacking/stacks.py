@@ -129,8 +129,8 @@ def _factor_key(adapter: LowRankAdapter) -> Hashable | None:
 
 
 def _hooked(adapter: LowRankAdapter) -> bool:
-    """Whether somebody waits for a parameter's gradient where autograd hands it over."""
-    return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in adapter.trained().values())
+    """Whether somebody changes a parameter's gradient where autograd hands it over."""
+    return any(parameter._backward_hooks for parameter in adapter.trained().values())
 
 
 def _fitting(members: _Members) -> list[list[int]]:
