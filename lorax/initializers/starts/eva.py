@@ -52,8 +52,8 @@ class EVA(Ranked):
         V = eigenvectors(moment, last=r).flip(1)
         variances = ((moment @ V) * V).sum(0)
         total = float(moment.diagonal().sum())
-        # a direction below the rounding of the sums, taken in probe.dtype, and of the decomposition is noise; one massive
-        # activation may hold all but 1e-5 of the trace
+        # below the rounding of the sums, taken in probe.dtype, and of the decomposition a direction is noise; no higher
+        # bound would do, since one massive activation may hold all but 1e-5 of the trace
         rounding = 4 * torch.finfo(probe.dtype).eps + n * torch.finfo(torch.float64).eps
         spanned = int((variances > rounding * total).sum()) if total > 0 else 0
         if spanned < r:
