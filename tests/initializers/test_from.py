@@ -46,7 +46,7 @@ def test_attach_starts_where_peft_stopped(theirs):
     assert part.names() == ["model.layers.0.self_attn.q_proj"]
 
 
-@pytest.mark.parametrize("init", ["lora", "lora_xs", "adalora", "svft", "lora_plus"])
+@pytest.mark.parametrize("init", ["lora", "lora_xs", "adalora", pytest.param("svft", marks=pytest.mark.slow)])
 def test_attach_starts_where_lorax_stopped(init, tmp_path):
     model, batch = llama()
     adapters = lorax.attach(model, init, rank=3, targets=QV)
@@ -101,6 +101,7 @@ def test_what_is_no_start_is_one_line(theirs, tmp_path):
         lorax.attach(nn.Sequential(nn.Linear(6, 5)), "from", path=str(tmp_path / "full"))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_adapter(lorax, capsys):
     assert lorax("init=lora", "rank=2", "targets=[q_proj]", "save=saved", "base=false", "steps=2") == 0
     [folder] = Path("saved").iterdir()

@@ -134,11 +134,21 @@ def test_gradients_reach_the_rows_adapters_only(folders):
     assert reached == ["lora", "pissa"]
 
 
-@pytest.mark.parametrize("architecture, targets", [("qwen3", ["q_proj", "up_proj"]), ("t5", ["q", "wo"])])
+GREEDY, BEAMS, TWO = {}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}
+LLAMA, T5 = ("qwen3", ["q_proj", "up_proj"]), ("t5", ["q", "wo"])
+
+
 @pytest.mark.parametrize(
-    "how", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=["greedy", "beams", "two answers"]
+    "model, how",
+    [(LLAMA, TWO), (T5, BEAMS)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [(LLAMA, GREEDY), (LLAMA, BEAMS), (T5, GREEDY), (T5, TWO)]
+    ],
+    ids=["llama two", "t5 beams", "llama greedy", "llama beams", "t5 greedy", "t5 two"],
 )
-def test_generation_keeps_each_row_s_adapter(architecture, targets, how, tmp_path):
+def test_generation_keeps_each_row_s_adapter(model, how, tmp_path):
+    architecture, targets = model
     model, batch = llama(architecture=architecture)
     for seed in range(2):
         adapters = lorax.attach(model, rank=2, targets=targets, seed=seed)

@@ -66,7 +66,11 @@ def steps_of(model, batch, parameters, steps=2):
         optimiser.zero_grad()
 
 
-@pytest.mark.parametrize("case", HELD)
+SLOW = ("one block", "expression", "all linear", "classifier", "Conv1D")
+HELD_CASES = [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in HELD]
+
+
+@pytest.mark.parametrize("case", HELD_CASES)
 def test_pefts_adapter_computes_the_same_trains_on_and_goes_back(case, tmp_path):
     architecture, config = HELD[case]
     base, batch = subject(architecture)
