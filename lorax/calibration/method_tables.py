@@ -43,7 +43,7 @@ def until_decided(rows: Rows, written: dict[str, Any]) -> list[str]:
                 for row in rows
             ],
         ),
-        f"{rows[0]['tables']} studies a row. A run that is lost is waited for: no look leaves a seed out, so that runs "
+        f"{_studies(rows)} studies a row. A run that is lost is waited for: no look leaves a seed out, so that runs "
         "that are missing because of their scores cannot bend it. A part of the studies was written as records, run by "
         "run as the rounds ask, and read back: verdict, seeds, both ends of the interval and the adjusted p are equal "
         f"in {written['equal']} of {written['verdicts']}.",
@@ -107,6 +107,11 @@ def moderated(rows: Rows) -> list[str]:
             ],
         ),
     ]
+
+
+def _studies(rows: Rows) -> str:
+    counts = sorted({row["tables"] for row in rows})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _seeds(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ its best, no rate of an equal arm lies above it. "Worse" has the same with the r
 
 The largest over R rates is divided by R and not replaced by their mean: the e-processes of two rates are martingales of
 their own t's, not of each other's, and a mean of such processes need not keep its level at every look, while R of them
-at alpha / R do. It costs less than half a seed (`lorax.calibration`).
+at alpha / R do. Simulated beside the mean, half of the arms 3 points apart were decided after as many seeds.
 
 Over K comparisons Holm's procedure on the running maxima: the largest needs 2 K / alpha, the next 2 (K - 1) / alpha,
 and so on; what was decided is never revoked. Differences that E_n does not reject are an interval that holds at all

@@ -15,9 +15,8 @@ from lorax.errors import UserError, near, one_line
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.judge import PROCEDURES
 from lorax.stats.rule import CLAIMS
-from lorax.stats.sequential import earliest
-from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning, UntilDecided
-from lorax.studies.windows import fewest_rates
+from lorax.studies.seeds import check_until_decided, read_seeds, read_until_decided
+from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
 
 COMMANDS = ("plan", "register", "anchor")
 """Keys that say what a command does with a study, and are no part of it."""
@@ -25,7 +24,7 @@ METRICS = ("score", "tolerant")
 LEAST_POINTS, LEAST_TUNING_SEEDS = 6, 2
 SEEDS = {"method": tuple(range(8)), "rate": tuple(range(6))}
 """Final seeds where a study names none."""
-MOST_POINTS, MOST_PER_DECADE, MOST_SEEDS, MOST_LOOKS = 1000, 1000, 10_000, 1000
+MOST_POINTS, MOST_PER_DECADE = 1000, 1000
 
 
 def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
@@ -71,8 +70,8 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
     if data.get("estimand") is None:
         read["estimand"] = "method" if read["tuning"] else "rate"
     seeds = data.get("seeds", SEEDS.get(read["estimand"], SEEDS["method"]))
-    read["until_decided"] = decided = _until_decided(seeds, f"{where}.seeds")
-    read["seeds"] = tuple(range(decided.max)) if decided else _seeds(seeds, f"{where}.seeds")
+    read["until_decided"] = decided = read_until_decided(seeds, f"{where}.seeds")
+    read["seeds"] = tuple(range(decided.max)) if decided else read_seeds(seeds, f"{where}.seeds")
     costs = data.get("costs", {})
     read["costs"] = None if costs in (None, False) else _build(Costs, costs, f"{where}.costs")
     spec = StudySpec(**read)
@@ -185,7 +184,7 @@ def _tuning(data: Any, where: str) -> Tuning | None:
     _shaped(data, _MAPPING, where)
     read = {key: value for key, value in data.items() if value is not None}
     if "seeds" in read:
-        read["seeds"] = _seeds(read["seeds"], f"{where}.seeds")
+        read["seeds"] = read_seeds(read["seeds"], f"{where}.seeds")
     halving = read.get("halving")
     read["halving"] = None if halving in (None, False, "off") else _build(Halving, halving, f"{where}.halving")
     return _build(Tuning, read, where)
@@ -209,7 +208,7 @@ def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
 
 
-_WHOLE = {"points", "per_decade", "extend", "rounds", "runners_up", "steps", "seed", "low", "high", "max"}
+_WHOLE = {"points", "per_decade", "extend", "rounds", "runners_up", "steps", "seed", "low", "high"}
 
 
 def _known(data: Mapping[str, Any], kind: type, where: str, without: frozenset[str] | set[str] = frozenset()) -> None:
@@ -227,31 +226,6 @@ def _number(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise UserError(f"{where}={value}: a finite number is needed")
     return number
-
-
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    seeds = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
-        raise UserError(f"{where}={value}: a list of whole numbers from 0 is needed")
-    if len(seeds) > MOST_SEEDS or max(seeds) >= 2**63:
-        raise UserError(f"{where}: at most {MOST_SEEDS:,} seeds below 2^63")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}={list(seeds)}: a seed occurs twice")
-    return seeds
-
-
-def _until_decided(value: Any, where: str) -> UntilDecided | None:
-    """Read `until_decided`, or `{until_decided: {max: 30}}`; None where the seeds are a list."""
-    if isinstance(value, str):
-        if value != "until_decided":
-            raise UserError(f"{where}={value}: a list of whole numbers from 0, or until_decided, is needed")
-        return UntilDecided()
-    if not isinstance(value, Mapping):
-        return None
-    if set(value) != {"until_decided"}:
-        raise UserError(f"{where}={dict(value)}: a list, until_decided, or {{until_decided: {{max: 30}}}} is needed")
-    given = value["until_decided"]
-    return _build(UntilDecided, {} if given is None else given, f"{where}.until_decided")
 
 
 OWNED = {
@@ -317,24 +291,9 @@ def _check(spec: StudySpec, where: str) -> None:
             "beside the best anyway"
         )
     if spec.until_decided is not None:
-        _check_until_decided(spec, spec.until_decided, f"{where}.seeds.until_decided")
+        check_until_decided(spec, spec.until_decided, f"{where}.seeds.until_decided")
     if spec.tuning is not None:
         _check_tuning(spec, spec.tuning, f"{where}.tuning")
-
-
-def _check_until_decided(spec: StudySpec, given: UntilDecided, where: str) -> None:
-    least = earliest(spec.alpha, max(spec.family, 1), fewest_rates(spec))
-    if not least <= given.max <= MOST_LOOKS:
-        raise UserError(
-            f"{where}.max={given.max}: from {least} to {MOST_LOOKS}; with {spec.family} comparisons at "
-            f"{100 * spec.alpha:g} % no verdict is possible before {least} seeds"
-        )
-    if spec.procedure != "paired_t":
-        raise UserError(f"{where}: procedure={spec.procedure} needs a fixed number of seeds; use paired_t")
-    if spec.claim != "difference":
-        raise UserError(f"{where}: claim={spec.claim} needs a fixed number of seeds; give a list of seeds")
-    if spec.tuning and spec.tuning.runners_up:
-        raise UserError(f"{where}: tuning.runners_up={spec.tuning.runners_up} needs a fixed number of seeds")
 
 
 def _check_tuning(spec: StudySpec, tuning: Tuning, where: str) -> None:

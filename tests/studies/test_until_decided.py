@@ -177,6 +177,19 @@ def test_a_look_is_about_all_tasks_together():
     assert final.kind == "final" and {job.task for job in final.jobs} == {"t", "other"}
 
 
+def test_a_task_that_is_decided_stops_and_a_frozen_reference_is_scored_once(tmp_path):
+    spec = spec_of(tasks=["t", "other"], arms=["lora", "pissa"], most=9)
+    assert PEAK["pissa"] == -12
+    log, known = play(spec, spread=0.004)
+    study = stored(spec, known, tmp_path / "two")
+    assert study.complete and {c.decided_after for c in study.result.comparisons} <= set(range(4, 9))
+    frozen_base = spec_of(reference="none", arms=["lora", {"init": "none", "trained": False}])
+    log, known = play(frozen_base)
+    assert log[1] == ("final", {"lora": 9, "none": 1})
+    (c,) = stored(frozen_base, known, tmp_path / "base").result.comparisons
+    assert (c.verdict, c.reference) == ("better", "none") and c.decided_after == len(c.seeds)
+
+
 def test_a_failed_run_is_waited_for_and_a_diverged_one_counts():
     spec = spec_of(arms=["lora", "pissa"])
     tuned = [answer(job) for job in next_round(spec, []).jobs]
@@ -228,12 +241,13 @@ def test_both_ways_to_write_it_and_what_is_stored(tmp_path):
         ({"most": 2.5}, "max=2.5: a whole number is needed"),
         ({"most": True}, "max=True: a whole number is needed"),
         ({"most": 3}, "max=3: from 5 to 1000; with 3 comparisons at 5 % no verdict is possible before 5 seeds"),
-        ({"most": 10**9}, "max=1000000000: must be at most"),
+        ({"most": 10**9}, "max=1000000000: from 5 to 1000"),
         ({"most": 1001}, "max=1001: from 5 to 1000"),
         ({"procedure": "crossed"}, "procedure=crossed needs a fixed number of seeds"),
         ({"estimand": "rate", "tuning": {"runners_up": 1}}, "runners_up=1 needs a fixed number of seeds"),
         ({"most": 110}, "101 is a final seed too"),
         ({"until_decided": {"max": 9}}, "no key 'until_decided'"),
+        ({"arms": ["lora"]}, "there is no arm but the reference, and so nothing to decide"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(changes, line):
