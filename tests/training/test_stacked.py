@@ -91,12 +91,15 @@ def test_a_pack_trains_as_its_readable_twin(toy, sums, pack):
     seen = []
     plan = replace(PLAN, accumulation=2, clip=0.5)
     assert_alike(both(toy, sums, PACKS[pack], plan, seen, dropout=0.2, weight_decay=0.1))
-    assert seen == {
-        "like": [("StackedFactors", 3)],
-        "recentred": [("StackedFactors", 4)],
-        "cores": [("StackedCores", 2), ("StackedCores", 2), ("StackedFactors", 1)],
-        "ruled": [("StackedFactors", 2)],
-    }[pack]
+    assert (
+        seen
+        == {
+            "like": [("StackedFactors", 3)],
+            "recentred": [("StackedFactors", 4)],
+            "cores": [("StackedCores", 2), ("StackedCores", 2), ("StackedFactors", 1)],
+            "ruled": [("StackedFactors", 2)],
+        }[pack]
+    )
 
 
 @pytest.mark.parametrize("dtype,autocast", [("float64", None), ("float16", None), ("float32", "bfloat16")])
