@@ -109,7 +109,7 @@ def attach(
     whole = parameters_of(model, heads)
     if not method.has_factors:
         return cast("Adapters", _baseline(model, method, targets, heads, whole, info))  # it has the same methods
-    selection = select(model, targets, heads, method.adapts == "module", method.smallest)
+    selection = select(model, targets, heads, method.adapts == "module", method.smallest, sites=method.sites)
     left_out = selection.left_out
     if train_head is False:  # as asked for
         left_out = {name: HEAD if why == CLASSES else why for name, why in left_out.items()}
@@ -199,7 +199,7 @@ def make_factors(
     layers = dict(
         targets
         if isinstance(targets, Mapping)
-        else select(model, targets, modules=at_modules, smallest=initializer.smallest).chosen
+        else select(model, targets, modules=at_modules, smallest=initializer.smallest, sites=initializer.sites).chosen
     )
     if at_modules:
         return {name: initializer.plan(name, layer, layer_generator(seed, name)) for name, layer in layers.items()}

@@ -97,7 +97,7 @@ def _build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
         return {}
     method, targets = run.initializer, run.config.targets
     bound = smallest(run.config, method)
-    selection = select(loaded.model, targets, loaded.head, method.adapts == "module", bound)
+    selection = select(loaded.model, targets, loaded.head, method.adapts == "module", bound, sites=method.sites)
     run.coverage = coverage_of(loaded.model, selection.chosen, selection.left_out, loaded.head, targets)
     if (line := run.coverage.surprises()) is not None:
         warnings.warn(line, stacklevel=2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lorax.config import RunConfig, conf_dir, resolve
 from lorax.errors import UserError
 from lorax.records import Store
-from lorax.running.preflight import layer_shapes, load_task
+from lorax.running.preflight import layer_shapes, load_task, site_plans
 from lorax.running.prepared import default_rate, prepare
 from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
 
@@ -155,6 +155,8 @@ class _JobFacts:
     def trained_values(self, overrides: list[str]) -> int:
         """Return how many values the adapters train, by the method's closed formula."""
         config = self.config(overrides)
+        if config.initializer().adapts == "module":
+            return sum(plan.count_trainable() for plan in site_plans(config, load_task(config)).values())
         key = repr((config.model, config.task["name"], config.targets))
         if key not in self.shapes:
             self.shapes[key] = layer_shapes(config, load_task(config))

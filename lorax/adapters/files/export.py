@@ -95,7 +95,7 @@ def export_merged(adapters: Adapters, path: str | Path, verify: bool | None = No
 def _low_rank(adapters: Adapters, name: str) -> LowRank:
     layer, adapter = adapters.layer(name), adapters.layer_adapter(name)
     if not isinstance(adapter, LowRankAdapter) or not isinstance(layer, AdaptedLinear):
-        raise UserError(f"cannot export {name}: its adapter has no low-rank form")
+        raise UserError(f"cannot export {name}: {adapter.not_exported}")
     if not layer.kind.plain and not isinstance(layer, AdaptedExpert):
         raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
     B, A = low_rank_pair(adapter)
