@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lorax.adapters.bottleneck.bottleneck import Bottleneck
+from lorax.adapters.bottleneck.fusion import Fusion
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.factors import Factors
 from lorax.errors import UserError, near
@@ -15,7 +16,7 @@ from lorax.errors import UserError, near
 Restore = Callable[[Mapping[str, Any], Mapping[str, Tensor]], LayerPlan]
 """restore(what `LayerAdapter.describe` said, tensors by name) -> the plan."""
 
-_PLANS: dict[str, Restore] = {"factors": Factors.restore, "bottleneck": Bottleneck.restore}
+_PLANS: dict[str, Restore] = {"factors": Factors.restore, "bottleneck": Bottleneck.restore, "fusion": Fusion.restore}
 
 
 def register_plan(name: str, restore: Restore) -> None:

@@ -1,3 +1,3 @@
 """Bottleneck adapters and their fusion: one file a method."""
 
-from lorax.initializers.bottleneck import houlsby, parallel_adapter, pfeiffer  # noqa: F401  (they register themselves)
+from lorax.initializers.bottleneck import fusion, houlsby, parallel_adapter, pfeiffer  # noqa: F401  (they register themselves)
