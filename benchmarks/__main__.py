@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorax.errors import UserError, near
 
-NAMES = ("packed", "step", "evaluation", "time_to_table", "init", "svd", "cache", "gradient_pass", "dropout")
+NAMES = ("packed", "step", "evaluation", "time_to_table", "init", "svd", "cache", "gradient_pass", "dropout", "latency")
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
 
