@@ -37,6 +37,8 @@ def width_of(name: str, module: nn.Module) -> tuple[int, int]:
     if is_norm(module):
         channels = module._parameters["weight"]
         return (len(channels), len(channels)) if channels is not None else (0, 0)
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        raise UserError(f"{name} is a {type(module).__name__}, which is not called: name the modules in it")
     inside = [shape_of(layer) for layer in module.modules() if is_linear(layer)]
     if not inside:
         raise UserError(

@@ -40,7 +40,7 @@ class AdapterFusion(Method):
 
     adapters: Sequence[str] | None = None
     """Folders of the saved adapters."""
-    digests: Sequence[str] | None = None
+    identities: Sequence[str] | None = None
     """Which adapters they are; filled in from the folders. It enters the run's id, the folders do not."""
     penalty: float = 0.01
     """Weight of ||I - V||_F^2, summed over sites."""
@@ -48,11 +48,11 @@ class AdapterFusion(Method):
     adapts: ClassVar[str] = "module"
 
     def __post_init__(self) -> None:
-        """Check the values, and take the digests of the adapters."""
+        """Check the values, and take the identities of the adapters."""
         number = isinstance(self.penalty, int | float) and not isinstance(self.penalty, bool)
         if not number or not 0 <= self.penalty < float("inf"):
             raise UserError(f"penalty={self.penalty}: a finite number of at least 0 is needed")
-        for key in ("adapters", "digests"):
+        for key in ("adapters", "identities"):
             given = getattr(self, key)
             if given is None:
                 continue
@@ -62,13 +62,13 @@ class AdapterFusion(Method):
         if self.adapters is None:
             return
         here = tuple(_digest(folder) for folder in self.adapters)
-        if self.digests is not None and tuple(self.digests) != here:
-            raise UserError(f"digests={list(self.digests)}: those of the adapters are {list(here)}")
-        object.__setattr__(self, "digests", here)
+        if self.identities is not None and tuple(self.identities) != here:
+            raise UserError(f"identities={list(self.identities)}: those of the adapters are {list(here)}")
+        object.__setattr__(self, "identities", here)
 
     @property
     def idle(self) -> frozenset[str]:
-        """Where the adapters lie: the digests say which they are."""
+        """Where the adapters lie: the identities say which they are."""
         return frozenset({"adapters"})
 
     @property
@@ -136,8 +136,8 @@ class AdapterFusion(Method):
         return self.adapters
 
     def _saved(self) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
-        digests = self.digests or ()
-        return [_read(folder, digest) for folder, digest in zip(self._folders(), digests, strict=True)]
+        identities = self.identities or ()
+        return [_read(folder, digest) for folder, digest in zip(self._folders(), identities, strict=True)]
 
 
 class FusionRule(TrainingRule):

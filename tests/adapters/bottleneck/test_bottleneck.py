@@ -339,6 +339,9 @@ def test_wrong_places():
     model.block.act = nn.ReLU()
     with pytest.raises(UserError, match="block.act .ReLU.: a linear layer, a norm or a module with linear layers"):
         lorax.attach(model, init="houlsby", rank=2, targets=["act"])
+    model.parts = nn.ModuleList([nn.Linear(6, 6)])
+    with pytest.raises(UserError, match="parts is a ModuleList, which is not called"):
+        lorax.attach(model, init="houlsby", rank=2, targets=["parts"])
     plan = make_factors(model, build("pfeiffer", shared={"rank": 2}), ["norm"])["block.norm"]
     with pytest.raises(UserError, match="block.down is Linear, where the adapter needs a layer norm"):
         install(model, {"block.down": plan})

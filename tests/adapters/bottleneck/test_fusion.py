@@ -190,7 +190,7 @@ def test_folders_are_no_part_of_the_run_but_what_they_hold_is(tmp_path):
         (tmp_path / "moved" / file).write_bytes((tmp_path / "a" / file).read_bytes())
     one, same, other = (build("fusion", own={"adapters": [each]}) for each in (first, str(tmp_path / "moved"), second))
     assert consumed(one) == consumed(same) != consumed(other) and "adapters" not in consumed(one)
-    assert len(consumed(one)["digests"]) == 1
+    assert len(consumed(one)["identities"]) == 1
 
 
 def test_what_cannot_be_fused_is_one_line(tmp_path):
@@ -211,8 +211,8 @@ def test_what_cannot_be_fused_is_one_line(tmp_path):
         with pytest.raises(UserError, match=line) as caught:
             lorax.attach(_Model(), init="fusion", adapters=adapters)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="digests=.'other'.: those of the adapters are"):
-        build("fusion", own={"adapters": [good], "digests": ["other"]})
+    with pytest.raises(UserError, match="identities=.'other'.: those of the adapters are"):
+        build("fusion", own={"adapters": [good], "identities": ["other"]})
     with pytest.raises(UserError, match="penalty=-1: a finite number"):
         build("fusion", own={"penalty": -1})
     lacking = nn.Sequential(nn.Linear(6, 6))
