@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NoReturn
@@ -112,14 +113,18 @@ class BottleneckMethod(Method):
         return Bottleneck(A, A.new_zeros(m, r), a, b, self.nonlinearity, self.scale, reads)
 
     def sites_at(self, model: nn.Module, choose: Callable[[Block], Sequence[str | None]], what: str) -> list[str]:
-        """Return the names that `choose` finds in the blocks of a model.
+        """Return the names that `choose` finds in the blocks of a model; warn where some blocks have none.
 
         Raises:
             UserError: there is none.
         """
         from lorax.adapters.bottleneck.sites import blocks_of
 
-        found = [name for block in blocks_of(model) for name in choose(block) if name is not None]
+        by_block = [[name for name in choose(block) if name is not None] for block in blocks_of(model)]
+        found = [name for names in by_block for name in names]
+        if bare := by_block.count([]) if found else 0:
+            why = f"{bare} of {len(by_block)} blocks have no {what} that is known (experts?) and get no adapter"
+            warnings.warn(f"init={self.name}: {why}", stacklevel=2)
         if not found:
             line = f"init={self.name}: {type(model).__name__} has no {what} that is known; name submodules in targets"
             raise UserError(line)
