@@ -150,7 +150,8 @@ class AdaptedLayer(nn.Module):
     def _adapted(self, adapter: LayerAdapter, lane: int, x: Tensor, base: Tensor) -> Tensor:
         mask = None
         if adapter.q and adapter.training:
-            drawn = draw(tuple(x.shape), self.pack.seed(lane), x.device, self.pack.width(lane, tuple(x.shape)))
+            shape = tuple((base if adapter.drops_output else x).shape)
+            drawn = draw(shape, self.pack.seed(lane), x.device, self.pack.width(lane, shape))
             mask = kept(drawn, adapter.q, base.dtype) * scale(adapter.q)
         return adapter.output(x, base, self.frozen_weight(), mask)
 

@@ -355,7 +355,7 @@ class Adapters:
     def __repr__(self) -> str:
         kinds = sorted({core.describe(f.M)["kind"] for f in self.factors().values()})
         size = f"{len(self._layers)} layers, {self.count_trainable():,} trainable"
-        return f"Adapters({size}, core {'/'.join(kinds)})"
+        return f"Adapters({size}, core {'/'.join(kinds)})" if kinds else f"Adapters({size})"
 
     def __str__(self) -> str:
         """Return what they are, and which share of the model they stand on."""

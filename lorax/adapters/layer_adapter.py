@@ -27,6 +27,10 @@ class LayerAdapter(nn.Module):
     """Whether the frozen weight changes under recenter=fold."""
     eta: float | None = None
     """The scale of the update, where the method has one."""
+    drops_output = False
+    """Whether dropout falls on the frozen layer's output, (..., m), which the adapter reads, not on its input."""
+    not_exported = "its adapter has no low-rank form"
+    """Why an adapter without a low-rank form is not exported."""
 
     def __init__(self, dropout: float = 0.0):
         super().__init__()
@@ -42,9 +46,12 @@ class LayerAdapter(nn.Module):
             x: (..., n), the layer's input.
             base: (..., m), the frozen layer's own output; its dtype is that of the products.
             weight: returns the frozen weight, (m, n); None where the module has none.
-            mask: (..., n), the scaled dropout mask of x; None without dropout.
+            mask: the scaled dropout mask of x, (..., n), or of base where `drops_output`; None without dropout.
         """
         raise NotImplementedError(f"{type(self).__name__}.output")
+
+    def bind(self, module: nn.Module) -> None:
+        """Learn at which submodule the adapter stands, where that is no linear layer; called once."""
 
     def delta(self, weight: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Return W' - W0, (m, n), or None where the adapter is no change of the weight: no merge, no export.

@@ -97,7 +97,7 @@ def read_saved(
         if name not in modules:
             raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
         with one_line(f"{path}: what is stored of the base weight {name} cannot be read"):
-            if line := _other_base(str(path), name, layer, modules[name], header["heads"]):
+            if line := other_base(str(path), name, layer, modules[name], header["heads"]):
                 differing.append(line)
     if differing and check == "error":
         raise UserError(differing[0] + _more(differing) + "; check='warn' loads it all the same")
@@ -174,7 +174,7 @@ def _heads(
     return places
 
 
-def _other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module, heads: list[Any]) -> str | None:
+def other_base(path: str, name: str, saved: dict[str, Any], module: nn.Module, heads: list[Any]) -> str | None:
     """Say how a base weight differs from the one that was trained on, or None if it does not."""
     if "digest" not in saved:  # at a module, which has no weight of its own
         present = digest_module(name, module, heads)

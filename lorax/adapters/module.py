@@ -33,6 +33,8 @@ class AdaptedModule(AdaptedLayer):
             setattr(self, held, getattr(base, held))
         self._modules = dict(base._modules)
         self._add_adapters(adapters)
+        for adapter in adapters.values():
+            adapter.bind(base)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the adapted output of the one tensor that is given.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,13 +11,15 @@ from torch import nn
 from lorax.adapters.experts.find import ExpertSlice, expert_layers, parameter_of, refuse_parameter
 from lorax.adapters.kinds import is_linear, shape_of
 from lorax.adapters.linears.unfit import unfit
-from lorax.adapters.selection.coverage import abbreviated
+from lorax.adapters.selection.coverage import UNNAMED, abbreviated
 from lorax.adapters.selection.rules import NO_RULES, Rules
 from lorax.adapters.selection.wrappers import refuse_wrapped, unsuitable
 from lorax.architecture.heads import output_heads
 from lorax.architecture.reads import SOMETIMES, how_read
 from lorax.architecture.towers import OUTSIDE, outside_the_language_model
 from lorax.errors import UserError, near
+
+Sites = Callable[[nn.Module], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def select(
     modules: bool = False,
     smallest: int = 1,
     rules: Rules = NO_RULES,
+    sites: Sites | None = None,
 ) -> Selection:
     """Return the linear layers to adapt, and those that are left out with the reason.
 
@@ -54,6 +57,7 @@ def select(
         smallest: under "all-linear", layers with a smaller min(m, n) are left out; of named ones the method refuses
             them itself.
         rules: what PEFT's users set beside the targets.
+        sites: sites(model) -> names of the submodules where a method that adapts modules stands under "all-linear".
 
     Raises:
         UserError: the model is wrapped by others or has adapters; nothing matches; a suffix matches no linear layer, or
@@ -61,13 +65,17 @@ def select(
     """
     refuse_wrapped(model)
     named = dict(model.named_modules())
-    if modules and targets == "all-linear":
+    own = list(sites(model)) if modules and targets == "all-linear" and sites is not None else []
+    if modules and targets == "all-linear" and not own:
         raise UserError("targets='all-linear': this method adapts whole modules; name them, such as targets=[mlp]")
     linear = {name: module for name, module in named.items() if name and (modules or is_linear(module))}
     if not modules:
         linear |= expert_layers(model, named=targets != "all-linear")
     left_out: dict[str, str] = {}
-    if targets == "all-linear":
+    if own:
+        chosen = set(own) - _inside(own, outside_the_language_model(named))
+        left_out |= {name: UNNAMED for name in named if is_linear(named[name]) and not _inside([name], chosen)}
+    elif targets == "all-linear":
         chosen = set(linear)
         heads, outside = output_heads(named), outside_the_language_model(named)
         left_out |= _unfit(named, {*(head or ()), *heads, *outside})
@@ -128,9 +136,10 @@ def find_targets(
     modules: bool = False,
     smallest: int = 1,
     rules: Rules = NO_RULES,
+    sites: Sites | None = None,
 ) -> dict[str, nn.Module]:
     """Return the modules that `select` chooses, {name: module}."""
-    return select(model, targets, head, modules, smallest, rules).chosen
+    return select(model, targets, head, modules, smallest, rules, sites).chosen
 
 
 def too_small(

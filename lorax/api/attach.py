@@ -127,7 +127,7 @@ def attach(
         return cast("Adapters", _baseline(model, method, targets, heads, whole, info))  # it has the same methods
     if targets == "all-linear" and method.layers is not None:
         targets = method.layers
-    selection = select(model, targets, heads, method.adapts == "module", method.smallest, rules)
+    selection = select(model, targets, heads, method.adapts == "module", method.smallest, rules, method.sites)
     left_out = selection.left_out
     if train_head is False:  # as asked for
         left_out = {name: HEAD if why == CLASSES else why for name, why in left_out.items()}

@@ -57,7 +57,9 @@ def make_factors(
     layers = dict(
         targets
         if isinstance(targets, Mapping)
-        else select(model, targets, modules=at_modules, smallest=initializer.smallest, rules=rules).chosen
+        else select(
+            model, targets, modules=at_modules, smallest=initializer.smallest, rules=rules, sites=initializer.sites
+        ).chosen
     )
     if at_modules:
         return {

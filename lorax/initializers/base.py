@@ -93,6 +93,10 @@ class Initializer(Protocol):
         """Return the number of trained values on an (m, n) weight, in closed form."""
         ...
 
+    def sites(self, model: nn.Module) -> Sequence[str]:
+        """With adapts="module" only: names of the submodules where it stands under "all-linear"; none: name targets."""
+        ...
+
     def plan(self, name: str, module: nn.Module, generator: torch.Generator) -> LayerPlan:
         """With adapts="module" only: return what stands at a submodule; random numbers are drawn from `generator`."""
         ...
@@ -157,6 +161,10 @@ class Method:
     def rule(self) -> TrainingRule | None:
         """Nothing beside the optimiser."""
         return None
+
+    def sites(self, model: nn.Module) -> Sequence[str]:
+        """No places of its own: `targets` names them."""
+        return []
 
     def plan(self, name: str, module: nn.Module, generator: torch.Generator) -> LayerPlan:
         """Refuse: the method is called with a probe of a layer."""

@@ -99,7 +99,7 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     bound = smallest(run.config, method)
     rules = run.config.rules()
     whole = [*loaded.head, *saved_whole(run.config, loaded)]
-    selection = select(loaded.model, targets, whole, method.adapts == "module", bound, rules)
+    selection = select(loaded.model, targets, whole, method.adapts == "module", bound, rules, method.sites)
     run.coverage = coverage_of(loaded.model, selection.chosen, selection.left_out, whole, targets)
     if (line := run.coverage.surprises()) is not None:
         warnings.warn(line, stacklevel=2)

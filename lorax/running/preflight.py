@@ -16,6 +16,7 @@ from lorax.records import canonical, check_writable
 from lorax.running.device import resolve_device
 
 if TYPE_CHECKING:
+    from lorax.adapters.face import LayerPlan
     from lorax.initializers.base import Initializer
     from lorax.models.registry import Loaded
     from lorax.tasks import Task
@@ -50,7 +51,7 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         check_batch(config, task)
         initializer = config.initializer()
         if initializer.adapts == "module":
-            check_modules(config, task)
+            site_plans(config, task)
         elif initializer.changes_layers:
             key = canonical(
                 [config.model, task.labels and len(task.labels), layer_targets(config), config.rules().given()]
@@ -143,15 +144,22 @@ def check_ranks(config: RunConfig, initializer: Initializer, shapes: dict[str, t
     check_shapes(initializer, {name: shape for name, shape in shapes.items() if name not in small}, config.rules())
 
 
-def check_modules(config: RunConfig, task: Task) -> None:
-    """Refuse targets that name no submodule of the model."""
+def site_plans(config: RunConfig, task: Task) -> dict[str, LayerPlan]:
+    """Return {submodule: what a method that adapts modules would put there}, without loading weights.
+
+    Raises:
+        UserError: targets name no submodule, or the method cannot stand there.
+    """
     from lorax.adapters.install import find_targets
+    from lorax.api import make_factors
     from lorax.models.registry import skeleton
 
     loaded = skeleton(config.model, labels=class_names(task))
     check_task_fits(config, task, loaded)
+    method, rules = config.initializer(), config.rules()
     whole = [*loaded.head, *saved_whole(config, loaded)]
-    find_targets(loaded.model, config.targets, head=whole, modules=True, rules=config.rules())
+    sites = find_targets(loaded.model, config.targets, head=whole, modules=True, rules=rules, sites=method.sites)
+    return make_factors(loaded.model, method, sites, rules=rules)
 
 
 def check_head(config: RunConfig, task: Task) -> None:

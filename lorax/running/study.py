@@ -13,7 +13,7 @@ from lorax.records import Store
 from lorax.records.chain import chain_path
 from lorax.running.device import processor
 from lorax.running.identity import source
-from lorax.running.preflight import layer_shapes, layer_targets, load_task
+from lorax.running.preflight import layer_shapes, layer_targets, load_task, site_plans
 from lorax.running.prepared import default_rate, prepare
 from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
 
@@ -173,6 +173,8 @@ class _JobFacts:
     def trained_values(self, overrides: list[str]) -> int:
         """Return how many values the adapters train, by the method's closed formula."""
         config = self.config(overrides)
+        if config.initializer().adapts == "module":
+            return sum(plan.count_trainable() for plan in site_plans(config, load_task(config)).values())
         key = repr((config.model, config.task["name"], layer_targets(config), config.rules().given()))
         if key not in self.shapes:
             self.shapes[key] = layer_shapes(config, load_task(config))

@@ -15,7 +15,6 @@ from lorax.adapters.install import install
 from lorax.adapters.stacking import stacks
 from lorax.api import attach, make_factors
 from lorax.initializers.registry import build
-from lorax.training import pack_update
 from lorax.training.checkpoint import load_checkpoint, save_checkpoints
 from lorax.training.loop import Run, TrainPlan, train
 

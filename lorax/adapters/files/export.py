@@ -97,7 +97,7 @@ def _low_rank(adapters: Adapters, name: str) -> LowRank:
     factors = adapter.factors()
     if factors is None or not isinstance(layer, AdaptedLinear):
         merged = "; export_merged writes W' itself" if isinstance(layer, AdaptedLinear) else ""
-        raise UserError(f"cannot export {name}: its adapter has no low-rank form{merged}")
+        raise UserError(f"cannot export {name}: {adapter.not_exported}{merged}")
     if not layer.kind.plain and not isinstance(layer, AdaptedExpert):
         raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
     if isinstance(adapter, LowRankAdapter):

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lorax.adapters.bottleneck.bottleneck import Bottleneck
+from lorax.adapters.bottleneck.fusion import Fusion
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.factors import Factors
 from lorax.adapters.vectors.magnitude import Magnitude
@@ -18,7 +20,9 @@ Restore = Callable[[Mapping[str, Any], Mapping[str, Tensor]], LayerPlan]
 """restore(what `LayerAdapter.describe` said, tensors by name) -> the plan."""
 
 _PLANS: dict[str, Restore] = {
+    "bottleneck": Bottleneck.restore,
     "factors": Factors.restore,
+    "fusion": Fusion.restore,
     "magnitude": Magnitude.restore,
     "shared_matrices": SharedMatrices.restore,
     "singular_values": SingularValues.restore,
