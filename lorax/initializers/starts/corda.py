@@ -25,7 +25,8 @@ class CorDA(Ranked):
     """B = U sqrt(S / eta), A = sqrt(S / eta) V^T C^-1, W_fz = W0 - eta B0 A0, with W0 C = U S V^T (arXiv:2406.05223).
 
     C = X^T X / T + damping * mean(diag) I is the second moment of the layer's inputs. `ipm` trains the r largest
-    triplets, the directions that the calibration data use most; `kpm` the r smallest, which keeps what such data need.
+    triplets, the directions that the calibration data use most; `kpm` the r smallest, which keeps what such data need:
+    they are meant to be about the knowledge to keep, while a run calibrates on its task (`lorax.attach` takes any).
     Since V^T C^-1 = S^-1 U^T W0, eta B0 A0 = U U^T W0 and no inverse is formed. Under ipm no other rank-r matrix D has
     a smaller ||(W0 - D) C||_F (Eckart-Young). alpha = rank, hence eta = 1, is the authors'.
 

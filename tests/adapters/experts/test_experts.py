@@ -38,6 +38,7 @@ MODELS = {
 TRANSPOSED = {"gptoss", "llama4"}
 EXPERTS = ["gate_up_proj", "experts.down_proj"]
 METHODS = ["lora", "pissa", "milora", "lora_xs", "svft", "lora_ga", "dylora", "adalora", "lora_plus"]
+METHODS += ["svf", "olora", "lora_fa", "miss", "orthogonal"]
 FIRST = [("lora", "mixtral"), ("lora", "llama4"), ("pissa", "gptoss"), ("svft", "mixtral"), ("lora_ga", "gptoss")]
 CASES = [
     pytest.param(init, name, marks=() if (init, name) in FIRST else pytest.mark.slow)
