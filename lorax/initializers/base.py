@@ -39,6 +39,8 @@ class Initializer(Protocol):
     adapts: ClassVar[str]
     """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets;
     saved: the linear layers of an adapter on disk (`layers`)."""
+    takes_saved: ClassVar[bool]
+    """Whether it starts from adapters on disk, so that it cannot be built without a folder of one."""
     version: ClassVar[int]
     """To be raised when the code of the method gives other results: the run id holds version and fields, not code."""
 
@@ -121,6 +123,7 @@ class Method:
     changes_layers: ClassVar[bool] = True
     has_factors: ClassVar[bool] = True
     adapts: ClassVar[str] = "linear"
+    takes_saved: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
     @property

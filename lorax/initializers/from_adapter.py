@@ -48,6 +48,7 @@ class From(Method):
     """SHA-256 of its files, the first 16 digits; None: as they are. It stands in the run id, the path does not."""
 
     adapts: ClassVar[str] = "saved"
+    takes_saved: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Find the files and their digest."""

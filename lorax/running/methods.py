@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 RANK = 8
 SMOLLM2 = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)] * 30
 """(m, n) of the linear layers of SmolLM2-135M that "all-linear" adapts."""
+SMOLLM2_WIDTH = 576
 SMOLLM2_TOTAL = 134_515_008
 """All of its parameters."""
 HEAD = ("method", "equation", "source", "trains", "values", "looks at", "in a pack", "merges", "PEFT", "step 0", "lr")
@@ -61,16 +62,39 @@ def _row(name: str) -> list[str]:
     yaml = conf_dir() / "init" / f"{name}.yaml"
     prior = f"{OmegaConf.load(yaml)['lr_prior']:g}" if yaml.is_file() else "1"
     known = [name, equation, source[0] if source else "-"]
-    found = _found(name) if method.has_factors else _without_factors(method)
+    if method.takes_saved:
+        found = _of_saved(method)
+    else:
+        found = _found(name) if method.has_factors else _without_factors(method)
     return [*known, found["trains"], _count(method), *(found[key] for key in HEAD[5:-1]), prior]
 
 
 def _count(method: Initializer) -> str:
     if not method.trains:
         return "0"
+    if method.takes_saved:
+        return "as saved"
     if not method.has_factors:
         return f"{SMOLLM2_TOTAL:,}" if method.changes_layers else "the head's"
-    return f"{sum(method.count(m, n) for m, n in SMOLLM2):,}" if method.adapts == "linear" else "-"
+    if method.adapts == "module":
+        return f"{len(_sites(method)) * method.count(SMOLLM2_WIDTH, SMOLLM2_WIDTH):,}"
+    return f"{sum(method.count(m, n) for m, n in SMOLLM2):,}"
+
+
+def _sites(method: Initializer) -> list[str]:
+    """Return where a method that adapts modules stands in SmolLM2-135M."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=SMOLLM2_WIDTH, num_hidden_layers=30, num_attention_heads=9, vocab_size=8)
+    with torch.device("meta"):
+        return list(method.sites(LlamaForCausalLM(config))) if method.sites is not None else []
+
+
+def _of_saved(method: Initializer) -> dict[str, str]:
+    """Of a method that starts from adapters on disk: what these are decides the rest."""
+    step = "base" if method.starts_at_base else "moved"
+    return dict.fromkeys(HEAD, "as saved") | {"looks at": "saved adapters", "step 0": step}
 
 
 def _without_factors(method: Initializer) -> dict[str, str]:
