@@ -19,9 +19,9 @@ from torch import nn
 
 from benchmarks.harness import Plan, Row, interleave, say, single
 from benchmarks.subjects import load, sharing_copy
-from lorax.adapters.named.collection import NamedAdapters
 from lorax.api import attach
 from lorax.api import load as load_adapter
+from lorax.loading.named.collection import NamedAdapters
 
 SHAPES = {"tiny": [(2, 6)], "smollm2": [(4, 32), (16, 32)]}
 """{model: (adapters and rows, tokens of a prompt)}."""

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = """
     errors registry records stats tasks studies reports calibration tables
-    exports architecture adapters probing initializers api models forward training evaluation diagnostics config
+    exports architecture adapters loading probing initializers api models forward training evaluation diagnostics config
     running run
 """.split()
 """A room may import those before it; up to `tables` nothing loads torch."""

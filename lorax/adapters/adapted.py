@@ -21,8 +21,8 @@ from lorax.errors import UserError
 if TYPE_CHECKING:
     from lorax.adapters.face import LayerKind
     from lorax.adapters.layer_adapter import LayerAdapter
-    from lorax.adapters.named.routing import Routing
     from lorax.adapters.pack_state import PackState
+    from lorax.adapters.routed.routing import Routing
 
 _HOOKS = (
     "_forward_hooks",

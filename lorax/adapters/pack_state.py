@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from lorax.adapters.named.routing import BASE, Routing
+from lorax.adapters.routed.routing import BASE, Routing
 from lorax.errors import UserError
 
 if TYPE_CHECKING:

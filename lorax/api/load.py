@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorax.adapters.install import Adapters
-    from lorax.adapters.named.collection import NamedAdapters
     from lorax.initializers.base import Initializer
+    from lorax.loading.named.collection import NamedAdapters
 
 
 @overload
@@ -48,9 +48,9 @@ def load(
         UserError: no such adapter, another base, or one of PEFT's that is not held exactly.
     """
     from lorax.adapters.load import load as read
-    from lorax.adapters.named.load import load as read_beside
-    from lorax.adapters.peft.config import is_peft_folder
-    from lorax.adapters.peft.load import load as read_peft
+    from lorax.loading.named.load import load as read_beside
+    from lorax.loading.peft.config import is_peft_folder
+    from lorax.loading.peft.load import load as read_peft
 
     built: list[Initializer] = []
 

@@ -110,7 +110,7 @@ class From(Method):
 @lru_cache(maxsize=2)
 def _opened(path: str, digest: str | None) -> tuple[dict[str, tuple[int, int]], Read]:
     """Return the shapes of a folder's layers, and what reads the factors of one; once for each content."""
-    from lorax.adapters.peft.config import is_peft_folder
+    from lorax.loading.peft.config import is_peft_folder
 
     shapes, whole, read = (_pefts if is_peft_folder(Path(path)) else _own)(Path(path))
     if whole:
@@ -120,9 +120,9 @@ def _opened(path: str, digest: str | None) -> tuple[dict[str, tuple[int, int]], 
 
 
 def _pefts(path: Path) -> tuple[dict[str, tuple[int, int]], list[str], Read]:
-    from lorax.adapters.peft.config import read_config
-    from lorax.adapters.peft.load import layer_factors
-    from lorax.adapters.peft.tensors import read_tensors
+    from lorax.loading.peft.config import read_config
+    from lorax.loading.peft.load import layer_factors
+    from lorax.loading.peft.tensors import read_tensors
 
     config, tensors = read_config(path), read_tensors(path)
     shapes = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorax.adapters.experts.adapted import AdaptedExpert
 from lorax.adapters.low_rank import LowRankAdapter
-from lorax.adapters.named.gathered import added_pair
+from lorax.adapters.routed.gathered import added_pair
 from lorax.errors import UserError
 
 

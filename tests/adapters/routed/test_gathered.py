@@ -5,7 +5,7 @@ import torch
 
 from lorax.adapters.install import find_targets, install
 from lorax.adapters.kinds import effective
-from lorax.adapters.named.gathered import gather, order
+from lorax.adapters.routed.gathered import gather, order
 from tests.adapters.conftest import KINDS
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lorax.adapters.files.trainer import patch_checkpoints
-from lorax.adapters.named.generation import Expanded
-from lorax.adapters.named.routing import BASE, Routing
+from lorax.adapters.routed.routing import BASE, Routing
 from lorax.errors import UserError, near
+from lorax.loading.named.generation import Expanded
 
 if TYPE_CHECKING:
     from lorax.adapters.handle import Adapters

@@ -12,12 +12,12 @@ from lorax.adapters.experts.find import layers_of
 from lorax.adapters.handle import Adapters
 from lorax.adapters.install import install
 from lorax.adapters.load import Saved, fill, read_saved
-from lorax.adapters.named.collection import NamedAdapters, of_model
-from lorax.adapters.named.extend import extend
-from lorax.adapters.peft.config import is_peft_folder
-from lorax.adapters.peft.load import read as read_peft
 from lorax.adapters.selection.coverage import coverage_of
 from lorax.errors import UserError
+from lorax.loading.named.collection import NamedAdapters, of_model
+from lorax.loading.named.extend import extend
+from lorax.loading.peft.config import is_peft_folder
+from lorax.loading.peft.load import read as read_peft
 
 Plans = tuple[dict[str, Any], float, dict[str, Any], "Saved | None"]
 

@@ -16,13 +16,13 @@ from lorax.adapters.factors import Factors
 from lorax.adapters.handle import Adapters
 from lorax.adapters.install import install
 from lorax.adapters.kinds import factor_dtype, is_linear, shape_of
-from lorax.adapters.peft.config import PeftConfig, read_config
-from lorax.adapters.peft.tensors import read_tensors
 from lorax.adapters.selection.coverage import coverage_of
 from lorax.adapters.selection.whole import with_parameters
 from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.errors import UserError, near
 from lorax.exports.layout import places_of
+from lorax.loading.peft.config import PeftConfig, read_config
+from lorax.loading.peft.tensors import read_tensors
 
 
 @dataclass(frozen=True)

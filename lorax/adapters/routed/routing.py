@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.low_rank import LowRankAdapter
-from lorax.adapters.named.gathered import Gathered, gather
+from lorax.adapters.routed.gathered import Gathered, gather
 
 BASE = -1
 """In a lane's place: the base model alone."""

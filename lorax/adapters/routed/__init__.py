@@ -1,0 +1,1 @@
+"""Rows of a batch that each name their lane."""
