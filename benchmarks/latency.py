@@ -1,9 +1,9 @@
 """What do adapters add to the latency of a forward pass and of a generated token?
 
 Every arm computes with the same weights; its time is over that of the base alone. A merged LoRA is the base with other
-numbers, one that is not merged adds two thin products a layer, and a bottleneck adapter, which cannot be merged, two
-products and a nonlinearity a site. Rank 8 unless said; d/16 and d/2 are the widths of the papers. Trained values are
-random: they do not change the time.
+numbers (merged in place its layers stay wrapped, exported they are the model's own), one that is not merged adds two
+thin products a layer, and a bottleneck adapter, which cannot be merged, two products and a nonlinearity a site. Rank 8
+unless said; d/16 and d/2 are the widths of the papers. Trained values are random: they do not change the time.
 """
 
 from __future__ import annotations
@@ -70,11 +70,13 @@ def _measure(case: str, shape: Shape, call: Callable[[Arm, Any, int], Callable[[
 
 
 def _arms(loaded: Loaded, inits: dict[str, dict[str, Any]]) -> dict[str, Arm]:
-    """Return every arm on a copy that shares the base's weights, but for the merged one, which changes them."""
+    """Return every arm on a copy that shares the base's weights, but for the merged ones, which change them."""
     arms = {"base": Arm(sharing_copy(loaded).model)}
     merged = copy.deepcopy(loaded.model)
-    shaken(attach(merged, initializer(ARMS["LoRA"]))).merge()
+    adapters = shaken(attach(merged, initializer(ARMS["LoRA"]))).merge()
     arms["LoRA merged"] = Arm(merged)
+    with adapters.installation.plain():
+        arms["LoRA exported merged"] = Arm(copy.deepcopy(merged))
     for name, init in inits.items():
         model = sharing_copy(loaded).model
         arms[name] = Arm(model, shaken(attach(model, initializer(init))))
