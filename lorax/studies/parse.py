@@ -15,7 +15,7 @@ from lorax.errors import UserError, near, one_line
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.judge import PROCEDURES
 from lorax.stats.rule import CLAIMS
-from lorax.studies.seeds import check_until_decided, read_seeds, read_until_decided
+from lorax.studies.seeds import MOST_LOOKS, check_until_decided, read_seeds, read_until_decided
 from lorax.studies.spec import Arm, Costs, Halving, Match, StudySpec, Tuning
 
 COMMANDS = ("plan", "register", "anchor")
@@ -71,7 +71,8 @@ def from_mapping(data: Mapping[str, Any], where: str = "study") -> StudySpec:
         read["estimand"] = "method" if read["tuning"] else "rate"
     seeds = data.get("seeds", SEEDS.get(read["estimand"], SEEDS["method"]))
     read["until_decided"] = decided = read_until_decided(seeds, f"{where}.seeds")
-    read["seeds"] = tuple(range(decided.max)) if decided else read_seeds(seeds, f"{where}.seeds")
+    most = min(decided.max, MOST_LOOKS + 1) if decided else 0  # no list is made that `_check` refuses for its length
+    read["seeds"] = tuple(range(most)) if decided else read_seeds(seeds, f"{where}.seeds")
     costs = data.get("costs", {})
     read["costs"] = None if costs in (None, False) else _build(Costs, costs, f"{where}.costs")
     spec = StudySpec(**read)
