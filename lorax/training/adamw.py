@@ -65,7 +65,9 @@ class LaneAdamW:
             taken: updates of this optimiser before this one; counts rise with it.
         """
         if self._ahead is None or not 0 <= taken - self._ahead[0] < _AHEAD:
-            rows = [[self._numbers(plan, t + i) for plan, t in zip(self.plans, counts, strict=True)] for i in range(_AHEAD)]
+            rows = [
+                [self._numbers(plan, t + i) for plan, t in zip(self.plans, counts, strict=True)] for i in range(_AHEAD)
+            ]
             self._ahead = (taken, self.values.new_tensor(rows).mT.contiguous())  # (steps, 3, K)
         self.now.copy_(self._ahead[1][taken - self._ahead[0]])
 

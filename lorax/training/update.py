@@ -103,9 +103,7 @@ class Update:
             if self.optimizer is not None:
                 if plan.clip is not None and norm + 1e-6 > plan.clip:
                     wide = self.own[0].parameter.dtype == torch.float64
-                    bound = torch.tensor(
-                        norm, dtype=torch.float64 if wide else torch.float32, device=self.first.device
-                    )
+                    bound = torch.tensor(norm, dtype=torch.float64 if wide else torch.float32, device=self.first.device)
                     nn.utils.clip_grads_with_norm_([each.parameter for each in self.own], plan.clip, bound)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate * group["share"]

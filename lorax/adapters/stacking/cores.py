@@ -101,7 +101,9 @@ class CoresAt(SharedBasisGroup):
         if self.adapters[0].header["kind"] != "sparse":
             return None
         width = self.adapters[0].start("A").shape[0]
-        return torch.stack([adapter.get_buffer("rows") * width + adapter.get_buffer("cols") for adapter in self.adapters])
+        return torch.stack(
+            [adapter.get_buffer("rows") * width + adapter.get_buffer("cols") for adapter in self.adapters]
+        )
 
     def cores(self, dtype: torch.dtype, lane_scales: list[float]) -> Tensor:
         """Return s_k M_k: (K, 1, k) if all are diagonal, else (K, r_out, r_in)."""

@@ -16,7 +16,6 @@ from lorax.adapters.stacking.layer import FactorsAt
 if TYPE_CHECKING:
     from lorax.adapters.face import Trainable
     from lorax.adapters.fused.function import Grouping
-    from lorax.adapters.stacking.buffer import LaneBuffer
 
 MOST_PADDING = 4
 """Lanes share a buffer as long as it is at most this many times as large as what they train."""
