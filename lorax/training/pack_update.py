@@ -121,6 +121,8 @@ class PackUpdate:
             runs = slice(at, at + len(update.states))
             at = runs.stop
             update.apply(losses[runs], norm, penalties[runs])
+        for buffer in self.stacks.buffers:
+            buffer.clear()
 
     def collect(self) -> None:
         """Let the runs hold their moments, by name."""

@@ -88,7 +88,9 @@ class Grouping:
                 stacked.append((position, adapter))
         self.stacked = StackedGroup(stacked, self.count) if stacked else None
         self.shared = [SharedBasisGroup(group, self.count) for group in bases.values()]
-        own = [*([self.stacked] if self.stacked is not None else []), *self.shared]
+        own: list[StackedGroup | SharedBasisGroup] = [*self.shared]
+        if self.stacked is not None:
+            own = [self.stacked, *own]
         self.groups = [*self.held, *own]
         self.keeps_input = self.stacked is not None and self.stacked.trains["A"]
         self.keeps_input |= any(group.keeps_input for group in self.held)

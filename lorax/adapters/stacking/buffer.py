@@ -94,10 +94,13 @@ class LaneBuffer:
         return [] if len(self.reached) == len(self.layers) else sorted(set(self.layers) - self.reached)
 
     def start(self) -> None:
-        """Begin a step: no gradient yet, and what is derived from the values is made anew."""
+        """Begin a step: what is derived from the values is made anew; `clear` has left the gradients at 0."""
         self.reached.clear()
         if self._attached is not self._first.grad:
             self._attach()
+
+    def clear(self) -> None:
+        """End a step: let the gradients be 0."""
         self.gradients.zero_()
 
     def complete(self) -> None:
