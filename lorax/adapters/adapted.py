@@ -122,10 +122,10 @@ class AdaptedLayer(nn.Module):
         rows, out = self.rows_of(x), self.rows_out(y)
         if self.pack.routing is not None:
             return self.from_rows(self._routed(rows, out, self.pack.routing), y)
-        blocks = []
+        keys, blocks = self._mask_keys(rows.device), []
         for lane, x_k, y_k in zip(self.pack.lanes, self.split(rows), self.split(out), strict=True):
             adapter = self.adapter(lane)
-            blocks.append(y_k if adapter is None else self._adapted(adapter, lane, x_k, y_k))
+            blocks.append(y_k if adapter is None else self._adapted(adapter, keys.get(lane), x_k, y_k))
         return self.from_rows(blocks[0] if len(blocks) == 1 else torch.cat(blocks), y)
 
     def _routed(self, x: Tensor, y: Tensor, routing: Tensor) -> Tensor:
@@ -136,18 +136,26 @@ class AdaptedLayer(nn.Module):
             raise UserError(f"{self.name}: rows cannot be routed past a merged or folded weight")
         if unknown := sorted(set(routing.tolist()) - {-1, *self.pack.lanes}):
             raise UserError(f"{self.name}: rows are routed to lanes {unknown}, which are not active")
-        routing = routing.to(x.device)
+        routing, keys = routing.to(x.device), self._mask_keys(x.device)
         for lane in self.pack.lanes:
             adapter, rows = self.adapter(lane), (routing == lane).nonzero()[:, 0]
             if adapter is not None and len(rows):
-                y = y.index_copy(0, rows, self._adapted(adapter, lane, x[rows], y[rows]))
+                y = y.index_copy(0, rows, self._adapted(adapter, keys.get(lane), x[rows], y[rows]))
         return y
 
-    def _adapted(self, adapter: LayerAdapter, lane: int, x: Tensor, base: Tensor) -> Tensor:
+    def _mask_keys(self, device: torch.device) -> dict[int, Tensor]:
+        """Return {lane: (1,) what its dropout mask is drawn from} of the active lanes that drop anything now."""
+        adapters = [self.adapter(lane) for lane in self.pack.lanes]
+        dropping = frozenset(k for k, each in enumerate(adapters) if each is not None and each.q and each.training)
+        if not dropping:
+            return {}
+        keys = self.pack.mask_keys(self.name, dropping, device)
+        return {self.pack.lanes[k]: keys[k : k + 1] for k in dropping}
+
+    def _adapted(self, adapter: LayerAdapter, key: Tensor | None, x: Tensor, base: Tensor) -> Tensor:
         mask = None
-        if adapter.q and adapter.training:
-            drawn = draw(tuple(x.shape), self.pack.seed(lane), x.device, self.pack.width(lane, tuple(x.shape)))
-            mask = kept(drawn, adapter.q, base.dtype) * scale(adapter.q)
+        if key is not None:
+            mask = kept(draw(tuple(x.shape), key)[0], adapter.q, base.dtype) * scale(adapter.q)
         return adapter.output(x, base, self.frozen_weight(), mask)
 
     def all_adapters(self) -> dict[int, LayerAdapter]:

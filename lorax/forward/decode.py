@@ -107,7 +107,7 @@ def decode(
     device = device_of(readout.model)
     repeated = [*rows] * lanes
     prefix = shared_prefix(rows, 1, device) if share else 0
-    batch = pad_causal(repeated, pad, prefix, lanes).to(device)
+    batch = pad_causal(repeated, pad, prefix, lanes, device)
     cache = DynamicCache(config=readout.model.config)
     with active(range(lanes)):
         logits = readout.run(batch, cache)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lorax.forward.batch import Encoded, flat_labels, grid, label_positions, lane_widths, pad_id
+from lorax.forward.batch import Encoded, batch_of, grid, labels_at, pad_causal, pad_id
 from lorax.forward.classification import masked
 from lorax.forward.decode import Stop, decode
 from lorax.forward.prefix_tree import lay_out, size
 from lorax.forward.prompts import announce, causal_pair, ended, prompt_text
 from lorax.forward.readout import Readout, caches_by_position
+from lorax.forward.sizes import Size
 from lorax.forward.text import TextModality
 from lorax.models.modality import Batch, Prediction, by_lane, row_means
 
@@ -104,6 +106,14 @@ class CausalText(GeneratedText):
         """Return the rows, where that pays with their common beginning once for each lane (`prefix_tree.lay_out`)."""
         return lay_out(rows, self.loaded, lanes, share and self.share, single_pass)
 
+    def pad(self, rows: Sequence[Encoded], lanes: int = 1, size: Size | None = None) -> Batch:
+        """Return a padded row for each prompt with its answer."""
+        return pad_causal(rows, pad_id(self.loaded.tokenizer), 0, lanes, self.device, size)
+
+    def width(self, row: Encoded) -> int:
+        """Return the tokens of prompt and answer but the last, which is not read."""
+        return len(row) - 1
+
     def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
         """Decode greedily: with reference answers checked first where the model's cache allows it."""
         pad, stop = pad_id(self.loaded.tokenizer), self.stop(task)
@@ -140,8 +150,12 @@ class Seq2SeqText(GeneratedText):
         self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
     ) -> Batch:
         """Return a padded row for each prompt and each answer."""
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Encoded], lanes: int = 1, size: Size | None = None) -> Batch:
+        """Return a padded row for each prompt and each answer."""
         start = self.loaded.model.config.decoder_start_token_id
-        return pad_seq2seq(rows, pad_id(self.loaded.tokenizer), start, lanes).to(self.device)
+        return pad_seq2seq(rows, pad_id(self.loaded.tokenizer), start, self.device, size)
 
     def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
         """Decode with transformers' own `generate`; losses in a pass of their own.
@@ -156,24 +170,23 @@ class Seq2SeqText(GeneratedText):
         return self.answers(completions, losses, lanes)
 
 
-def pad_seq2seq(rows: Sequence[Encoded], pad: int, start: int, lanes: int = 1) -> Batch:
+def pad_seq2seq(
+    rows: Sequence[Encoded], pad: int, start: int, device: torch.device | str = "cpu", size: Size | None = None
+) -> Batch:
     """Return two grids, of prompts with their attention mask and of the decoder's inputs.
 
     Args:
         rows: the examples; those of a lane next to each other, equally many each.
         pad: the token to pad with.
         start: the token that the decoder starts from.
-        lanes: K.
+        device: where the batch goes.
+        size: the shape to fill; None: as large as the rows need.
     """
-    counts, prompts = [len(row.labels) for row in rows], [row.ids for row in rows]
-    answers = grid([[start, *row.labels[:-1]] for row in rows], pad)
-    return Batch(
-        inputs={**masked(prompts, pad), "decoder_input_ids": answers},
-        positions=label_positions([0] * len(rows), counts, answers.shape[1]),
-        targets=flat_labels(rows),
-        counts=counts,
-        widths=lane_widths([[*map(len, prompts)], counts], lanes),
-    )
+    answers = [[start, *row.labels[:-1]] for row in rows]
+    decoder = grid(answers, pad, size and replace(size, tokens=size.answer))
+    labels = labels_at(rows, [0] * len(rows), decoder.shape[1], size)
+    inputs = masked([row.ids for row in rows], pad, size)
+    return batch_of({**inputs, "decoder_input_ids": decoder, **labels}, [*map(len, answers)], device, size)
 
 
 def end_tokens(loaded: Loaded) -> frozenset[int]:

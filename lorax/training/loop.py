@@ -10,6 +10,8 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +20,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorax.errors import UserError
-from lorax.forward.active import active, pack_of, set_unpadded, set_widths
+from lorax.forward.active import pack_of, set_unpadded
 from lorax.forward.modality import modality_of
-from lorax.forward.readout import autocast, device_of
+from lorax.forward.readout import device_of
 from lorax.records import Unwritable
 from lorax.training.checkpoint import save_checkpoints
+from lorax.training.gradients import Eager
+from lorax.training.recorders import Recorder, choose
 from lorax.training.run import Outcome, Run, TrainPlan
 from lorax.training.state import RunState, restore
+from lorax.training.static_step import StaticStep
 from lorax.training.update import Update, make_updates
 
 if TYPE_CHECKING:
-    from lorax.models.modality import Modality
     from lorax.models.registry import Loaded
 
 __all__ = ["Outcome", "Run", "TrainPlan", "train"]
 
 
-def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]:
+def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Recorder | None = None) -> list[Outcome]:
     """Train the runs of a pack on one frozen base, each as it would train alone.
 
         loss_k = sum over the labels of run k's batch of their losses / their number
@@ -50,6 +54,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
         loaded: the model that the adapters are installed on.
         runs: one, or K installed together.
         plan: for every run that brings none of its own.
+        recorder: records steps, whatever the plan says; None: as `plan.compile` says.
 
     Returns:
         One `Outcome` for each run, in order.
@@ -63,16 +68,29 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
     _check(states)
     restore(states)
     updates = make_updates(states)
+    how, recorder = (
+        ("graph", recorder)
+        if recorder is not None
+        else choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
+    )
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
     for run in runs:
         run.adapters.train(True)
     try:
-        with modality.open(), _bar(states, plan) as bar:
+        with ExitStack() as stack:
+            stack.enter_context(modality.open())
+            bar = stack.enter_context(_bar(states, plan))
+            step: Eager | StaticStep = Eager(modality)
+            if recorder is not None:
+                stack.enter_context(recorder.open())
+                step = StaticStep(modality, [state for state in states if state.going], recorder)
+                for update in updates:
+                    update.keeps_gradients = True
             while moving := [update for update in updates if update.going]:
                 going = [state for update in moving for state in update.states]
                 start = time.perf_counter()
-                losses = _step(modality, moving, going)
+                losses = _step(step, moving, going)
                 elapsed = time.perf_counter() - start
                 for state in going:
                     state.add_time(elapsed)
@@ -83,11 +101,10 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
     finally:
         for state in states:
             state.finish()
-        set_widths([run.adapters for run in runs], [{} for _ in runs])
         set_unpadded([run.adapters for run in runs], None)
         for module, mode in modes.items():
             module.training = mode
-    return [state.outcome() for state in states]
+    return [replace(state.outcome(), compiled=how) for state in states]
 
 
 def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
@@ -98,12 +115,11 @@ def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
         warnings.warn(f"{str(error)[:200]}; training goes on without this checkpoint", stacklevel=2)
 
 
-def _step(modality: Modality[Any], moving: list[Update], going: list[RunState]) -> list[float]:
+def _step(step: Eager | StaticStep, moving: list[Update], going: list[RunState]) -> list[float]:
     """Take one step with every run that is going; return their losses."""
     for state in going:
         state.before_forward()
-    with active([state.run.adapters for state in going], [state.run.head for state in going]):
-        losses = _gradients(modality, going)
+    computed, losses = step.gradients(going)
     penalties = _penalties(going)
     for update in moving:
         update.unscale()
@@ -113,12 +129,12 @@ def _step(modality: Modality[Any], moving: list[Update], going: list[RunState]) 
     given = [penalty for penalty in penalties if penalty is not None]
     # The one wait for the device in a step.
     numbers = torch.cat([losses, torch.stack([value.to(losses.dtype) for value in (*given, *norms)])]).tolist()
-    loss_of = dict(zip(going, numbers, strict=False))
-    rest = iter(numbers[len(going) :])
+    loss_of = dict(zip(computed, numbers, strict=False))
+    rest = iter(numbers[len(computed) :])
     penalty_of = {state: None if value is None else next(rest) for state, value in zip(going, penalties, strict=True)}
     for update, norm in zip(moving, rest, strict=True):
         update.apply([loss_of[state] for state in update.states], norm, [penalty_of[state] for state in update.states])
-    return numbers[: len(going)]
+    return [loss_of[state] for state in going]
 
 
 def _penalties(going: list[RunState]) -> list[Tensor | None]:
@@ -132,36 +148,11 @@ def _penalties(going: list[RunState]) -> list[Tensor | None]:
     return [None if penalty is None else penalty.detach() for penalty in penalties]
 
 
-def _gradients(modality: Modality[Any], going: list[RunState]) -> Tensor:
-    """Accumulate the gradient of every run that is going; return their losses, (K,)."""
-    plan, device = going[0].plan, going[0].device
-    adapters = [state.run.adapters for state in going]
-    parts = [state.micro_batches() for state in going]
-    labels = [sum(len(row.labels) for part in run_parts for row in part) for run_parts in parts]
-    scale = going[0].loss_scale
-    weights = [state.loss_weight for state in going]
-    weighted = any(weight != 1 for weight in weights)
-    share = plan.share_prefix and not any(state.drops for state in going)  # under dropout each row has its own mask
-    total = torch.zeros(len(going), device=device)
-    for blocks in zip(*parts, strict=True):
-        batch = modality.collate([row for block in blocks for row in block], len(going), share=share)
-        set_widths(adapters, batch.widths)
-        set_unpadded(adapters, batch if plan.skip_padding else None)
-        with autocast(device, plan.autocast):
-            losses = modality.losses(modality.forward(batch), batch)
-        per_run = losses.split([sum(len(row.labels) for row in block) for block in blocks])
-        shares = torch.stack([part.sum() / count for part, count in zip(per_run, labels, strict=True)])
-        mean = (shares * shares.new_tensor(weights)).sum() if weighted else shares.sum()
-        (mean * scale).backward()
-        total = total + shares.detach()
-    return total
-
-
 def _check(states: list[RunState]) -> None:
     first = states[0].plan
     if first.batch_size % first.accumulation:
         raise UserError(f"batch_size={first.batch_size}: not a multiple of accumulation={first.accumulation}")
-    for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding"):
+    for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding", "compile"):
         if len({getattr(state.plan, key) for state in states}) > 1:
             raise UserError(f"runs of one pack differ in {key}")
     pack_of([state.run.adapters for state in states])

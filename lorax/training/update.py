@@ -35,6 +35,8 @@ class Update:
         self._parameter_groups = self._make_parameter_groups()
         self.parameters: list[nn.Parameter] = [value for group in self._parameter_groups for value in group["params"]]
         self.optimizer = self._optimizer()
+        self.keeps_gradients = False
+        """Whether gradients stay in their tensors after the update, for the next step to write to."""
         self._resume()
 
     @property
@@ -77,7 +79,7 @@ class Update:
             for state, loss, penalty in zip(self.states, losses, penalties, strict=True):
                 beside = "" if penalty is None else f", penalty {penalty:g}"
                 state.error = f"step {step}: loss {loss:g}{beside}, gradient norm {norm:g}"
-        if self.optimizer is not None:
+        if self.optimizer is not None and not self.keeps_gradients:
             self.optimizer.zero_grad(set_to_none=True)
         for state, loss, penalty in zip(self.states, losses, penalties, strict=True):
             row = {"step": step, "loss": loss, "lr": rate, "grad_norm": norm}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorax.adapters.dropout import kept
+from lorax.adapters.dropout import below, kept
 from lorax.adapters.layer_adapter import LayerAdapter
 
 
@@ -24,12 +24,20 @@ class Blocks:
         first, last = positions[0], positions[-1] + 1
         self.slice = slice(first, last) if last - first == len(positions) else None
         self.all = len(positions) == count
+        self._index: dict[torch.device, Tensor] = {}
 
     def take(self, x3: Tensor) -> Tensor:
         """Return the blocks, as a view where they are neighbours."""
         if self.all:
             return x3
-        return x3[self.slice] if self.slice is not None else x3[self.positions]
+        return x3[self.slice] if self.slice is not None else x3.index_select(0, self.index(x3.device))
+
+    def index(self, device: torch.device) -> Tensor:
+        """Return the positions as a tensor, made once for a device."""
+        if device not in self._index:
+            with torch.inference_mode(False):
+                self._index[device] = torch.tensor(self.positions, device=device)
+        return self._index[device]
 
     def add(self, out3: Tensor, a: Tensor, b: Tensor) -> None:
         """Add a @ b, (K, T, m), to the blocks of `out3`, (K_active, T, m), in place."""
@@ -45,7 +53,7 @@ class Blocks:
             blocks.add_(value) if mask is None else blocks.addcmul_(value, mask)
         else:
             value = value if mask is None else value * mask
-            out3.index_add_(0, torch.tensor(self.positions, device=out3.device), value)
+            out3.index_add_(0, self.index(out3.device), value)
 
 
 def group_masks(drawn: Tensor, adapters: Sequence[LayerAdapter], dtype: torch.dtype) -> Tensor:
@@ -56,9 +64,7 @@ def group_masks(drawn: Tensor, adapters: Sequence[LayerAdapter], dtype: torch.dt
         adapters: K of them; each says how many byte values drop an entry.
         dtype: of the masks.
     """
-    if len(adapters) == 1:
-        return kept(drawn, adapters[0].q, dtype)
-    return torch.stack([kept(bytes_k, adapter.q, dtype) for bytes_k, adapter in zip(drawn, adapters, strict=True)])
+    return kept(drawn, below([adapter.q for adapter in adapters], drawn.device), dtype)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
