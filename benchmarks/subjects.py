@@ -18,6 +18,7 @@ from lorax.forward.batch import Encoded
 from lorax.forward.heads import install_heads
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import autocast, device_of
+from lorax.forward.recorders import Recorder
 from lorax.initializers.registry import build
 from lorax.models import registry
 from lorax.models.attention import choose, register
@@ -26,7 +27,6 @@ from lorax.models.toy import tokenizer
 from lorax.probing.cache import Cache
 from lorax.tasks.base import Example
 from lorax.training.loop import Run, TrainPlan, train
-from lorax.training.recorders import Recorder
 
 CLASSES = 77
 SPECS = {

@@ -37,11 +37,10 @@ class Tape(TorchDispatchMode):
         for tensor in _tensors(kwargs.get("out")):
             self._keep(tensor)
         result = function(*args, **kwargs)
-        if not function.is_view:
+        made = _storages(result) - _storages([args, kwargs])
+        if made or not function.is_view:  # `reshape` and its kin are views or copies
             self.calls.append((function, args, kwargs, _tensors(result)))
-            self._own |= {tensor.untyped_storage().data_ptr() for tensor in _tensors(result)} - {
-                tensor.untyped_storage().data_ptr() for tensor in _tensors([args, kwargs])
-            }
+            self._own |= made
         return result
 
     def _keep(self, tensor):
@@ -82,6 +81,10 @@ class Tapes:
             tape.replay()
 
         return replay
+
+
+def _storages(value):
+    return {tensor.untyped_storage().data_ptr() for tensor in _tensors(value)}
 
 
 def _tensors(value):

@@ -75,6 +75,11 @@ class AdaptedLinear(AdaptedLayer):
             return self.base(x)
         return self._fused(grouping, x) if grouping.fusible else self.forward_reference(x)
 
+    @property
+    def fuses(self) -> bool:
+        """Whether a call of the layer is computed by the fused forms, where its adapters have one."""
+        return self.acts_in is self and not self._needs_reference()
+
     def _needs_reference(self) -> bool:
         """The fused forms are for a frozen matrix in eager mode; torch.compile does better with plain operations.
 
@@ -126,10 +131,12 @@ class AdaptedLinear(AdaptedLayer):
 
     def grouping(self) -> Grouping:
         """Return how the active lanes are computed together; kept until they change."""
-        key = (self.pack.lanes, frozenset(self.pack.off))
-        if key not in self._groupings:
-            self._groupings[key] = Grouping([self.adapter(lane) for lane in self.pack.lanes])
-        return self._groupings[key]
+        stacks = self.pack.stacks
+        key: Any = (self.pack.lanes, frozenset(self.pack.off))
+        kept, key = (self._groupings, key) if stacks is None else (stacks.groupings, (self.name, *key))
+        if key not in kept:
+            kept[key] = Grouping([self.adapter(lane) for lane in self.pack.lanes], stacks, self.name)
+        return kept[key]
 
     def in_dtype(self, name: str, dtype: torch.dtype) -> Tensor | None:
         """Return the frozen weight or bias in `dtype`; the cast is kept while the tensor stays the same."""

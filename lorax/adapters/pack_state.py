@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.utils.weak import TensorWeakRef
 
 from lorax.adapters.dropout import key
 from lorax.errors import UserError
+
+if TYPE_CHECKING:
+    from lorax.adapters.stacking.stacks import Stacks
 
 _REMEMBERED = 256
 
@@ -43,6 +46,8 @@ class PackState:
         """(rows,), the lane of each row of the batch, -1 for the base alone; None: equal blocks, in order."""
         self.frozen_key: object | None = None
         """Names the current `frozen_factors` block; None outside."""
+        self.stacks: Stacks | None = None
+        """The buffers that trained tensors lie in while losses are differentiated; None outside of training."""
         self._last: tuple[Any, ...] = ()
         self._seeds: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._calls: Counter[str] = Counter()
@@ -102,6 +107,18 @@ class PackState:
             yield
         finally:
             self.frozen_key = before
+
+    @contextmanager
+    def held(self, stacks: Stacks) -> Iterator[None]:
+        """Let the layers compute from the buffers of lanes, and accumulate gradients there, not in `.grad` by autograd.
+
+        For forward passes whose losses are differentiated inside, once and without a graph of the derivative.
+        """
+        before, self.stacks = self.stacks, stacks
+        try:
+            yield
+        finally:
+            self.stacks = before
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return x in `dtype`; layers that read the same x one after the other get the same cast."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,12 @@ from torch import Tensor
 from lorax.forward.batch import Encoded, batch_of, grid, labels_at, pad_causal, pad_id
 from lorax.forward.classification import masked
 from lorax.forward.decode import Stop, decode
-from lorax.forward.prefix_tree import lay_out, size
+from lorax.forward.prefix_tree import lay_out, size, takes_masks
 from lorax.forward.prompts import announce, causal_pair, ended, prompt_text
 from lorax.forward.readout import Readout, caches_by_position
+from lorax.forward.recorders import CudaGraphs, Recorder
 from lorax.forward.sizes import Size
+from lorax.forward.static_decode import StaticDecoder
 from lorax.forward.text import TextModality
 from lorax.models.modality import Batch, Prediction, by_lane, row_means
 
@@ -86,11 +88,33 @@ class CausalText(GeneratedText):
         loaded: a causal language model.
         verify: see `decode`; False decodes every token.
         share: see `decode`; False computes every row from its first token.
+        recorder: records the pass of a token, in fixed buffers; None: CUDA graphs on a GPU, else the batch shrinks as
+            rows finish.
     """
 
-    def __init__(self, loaded: Loaded, *, verify: bool = True, share: bool = True):
+    def __init__(self, loaded: Loaded, *, verify: bool = True, share: bool = True, recorder: Recorder | None = None):
         super().__init__(loaded)
-        self.verify, self.share = verify, share
+        self.verify, self.share, self.recorder = verify, share, recorder
+        self._static: StaticDecoder | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Readout]:
+        """Have logits computed where labels are predicted; keep what decoding records until the block ends."""
+        try:
+            with self.readout:
+                yield self.readout
+        finally:
+            self._static = None
+
+    def _decoder(self) -> StaticDecoder | None:
+        """Return what decodes in fixed buffers, where the model allows it and it pays."""
+        if self.recorder is None and self.device.type == "cuda":
+            self.recorder = CudaGraphs(self.device)
+        if self.recorder is None or not takes_masks(self.loaded.model):
+            return None
+        if self._static is None:
+            self._static = StaticDecoder(self.readout, self.recorder)
+        return self._static
 
     def tokenise(self, system: str | None, turns: Turns, texts: Sequence[tuple[str, str]]) -> Iterable[Pair]:
         """Return prompts and answers; an answer continues exactly the prompt that generation starts from."""
@@ -118,7 +142,8 @@ class CausalText(GeneratedText):
         """Decode greedily: with reference answers checked first where the model's cache allows it."""
         pad, stop = pad_id(self.loaded.tokenizer), self.stop(task)
         if caches_by_position(self.loaded.model):
-            completions, losses = decode(self.readout, rows, pad, lanes, active, stop, self.verify, self.share)
+            static = self._decoder()
+            completions, losses = decode(self.readout, rows, pad, lanes, active, stop, self.verify, self.share, static)
             return self.answers(completions, losses, lanes)
         batch = self.collate([*rows] * lanes, lanes, share=False)
         # Padding is on the left here: `generate` goes on from the last column.

@@ -22,7 +22,9 @@ from lorax.errors import UserError
 from lorax.records import write_together
 from lorax.records.writing import remove, writing
 
-VERSION = 2
+VERSION = 3
+_READ = (2, 3)
+"""Version 2 held an optimiser's state in its own order, version 3 holds moments by name."""
 _END = b"lorax checkpoint"
 State = dict[str, Any]
 
@@ -139,7 +141,7 @@ def _read(path: Path, fingerprint: str) -> State:
         raise UserError(f"{path} cannot be read ({text})") from None
     if not isinstance(state, dict) or not {"version", "fingerprint", "pack", "moment", "step"} <= state.keys():
         raise UserError(f"{path} cannot be read (it holds no state of a run)")
-    if state["version"] != VERSION or state["fingerprint"] != fingerprint:
+    if state["version"] not in _READ or state["fingerprint"] != fingerprint:
         raise UserError(f"{path} belongs to another run")
     return state
 

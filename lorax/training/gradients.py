@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorax.adapters.dropout import key
-from lorax.forward.active import active, masks_from, set_unpadded
+from lorax.forward.active import masks_from, set_unpadded
 from lorax.forward.readout import autocast
 from lorax.training.state import RunState
 
@@ -88,7 +88,6 @@ class Lanes:
     def __init__(self, modality: Modality[Any], states: Sequence[RunState]):
         self.modality, self.states, self.plan = modality, list(states), states[0].plan
         self.adapters = [state.run.adapters for state in states]
-        self.heads = [state.run.head for state in states]
         self.device, self.scale = states[0].device, states[0].loss_scale
         self.drops = any(state.drops for state in states)
         weights = [state.loss_weight for state in states]
@@ -133,18 +132,17 @@ class Eager:
     def __init__(self, modality: Modality[Any]):
         self.modality = modality
 
-    def gradients(self, going: list[RunState]) -> tuple[list[RunState], Tensor]:
-        """Accumulate the gradient of every run that is going; return them and their losses, (K,)."""
+    def gradients(self, going: list[RunState]) -> Tensor:
+        """Accumulate the gradient of every run that is going; return their losses, (K,)."""
         lanes = Lanes(self.modality, going)
         parts = lanes.micro_batches()
         labels = lanes.labels(parts)
         share = lanes.plan.share_prefix and not lanes.drops  # under dropout each row has its own mask
         total: Tensor | None = None
-        with active(lanes.adapters, lanes.heads):
-            for at, rows in enumerate(parts):
-                batch = self.modality.collate(rows, len(going), share=share)
-                set_unpadded(lanes.adapters, batch if lanes.plan.skip_padding else None)
-                means = lanes.differentiate(batch, numbers_of(batch, labels, lanes.keys(at)))
-                total = means if total is None else total + means
+        for at, rows in enumerate(parts):
+            batch = self.modality.collate(rows, len(going), share=share)
+            set_unpadded(lanes.adapters, batch if lanes.plan.skip_padding else None)
+            means = lanes.differentiate(batch, numbers_of(batch, labels, lanes.keys(at)))
+            total = means if total is None else total + means
         assert total is not None
-        return going, total
+        return total

@@ -20,17 +20,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorax.errors import UserError
-from lorax.forward.active import pack_of, set_unpadded
+from lorax.forward.active import active, pack_of, set_unpadded
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import device_of
+from lorax.forward.recorders import Recorder
 from lorax.records import Unwritable
 from lorax.training.checkpoint import save_checkpoints
+from lorax.training.compiling import choose
 from lorax.training.gradients import Eager
-from lorax.training.recorders import Recorder, choose
+from lorax.training.pack_update import PackUpdate
 from lorax.training.run import Outcome, Run, TrainPlan
 from lorax.training.state import RunState, restore
 from lorax.training.static_step import StaticStep
-from lorax.training.update import Update, make_updates
 
 if TYPE_CHECKING:
     from lorax.models.registry import Loaded
@@ -67,12 +68,10 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     states = [RunState(run, run.plan or plan, device_of(loaded.model)) for run in runs]
     _check(states)
     restore(states)
-    updates = make_updates(states)
-    how, recorder = (
-        ("graph", recorder)
-        if recorder is not None
-        else choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
-    )
+    updates = PackUpdate(states)
+    how = "graph"
+    if recorder is None:
+        how, recorder = choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
     for run in runs:
@@ -81,24 +80,25 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
         with ExitStack() as stack:
             stack.enter_context(modality.open())
             bar = stack.enter_context(_bar(states, plan))
-            step: Eager | StaticStep = Eager(modality)
+            passes: Eager | StaticStep = Eager(modality)
             if recorder is not None:
                 stack.enter_context(recorder.open())
-                step = StaticStep(modality, [state for state in states if state.going], recorder)
-                for update in updates:
-                    update.keeps_gradients = True
-            while moving := [update for update in updates if update.going]:
-                going = [state for update in moving for state in update.states]
+                passes = StaticStep(modality, updates, recorder)
+            while updates.advance():
+                going = [state for state in updates.lanes if state.going]
                 start = time.perf_counter()
-                losses = _step(step, moving, going)
+                _step(passes, updates)
                 elapsed = time.perf_counter() - start
                 for state in going:
                     state.add_time(elapsed)
                 if any(state.due for state in going):  # ended runs with the others, so that the pack resumes as it was
-                    _keep([checkpoint for update in updates for checkpoint in update.checkpoints()])
-                bar.set_postfix(loss=f"{sum(losses) / len(going):.3f}", refresh=False)
+                    updates.collect()
+                    _keep([checkpoint for update in updates.updates for checkpoint in update.checkpoints()])
+                mean = sum(state.curve[-1]["loss"] for state in going) / len(going)
+                bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
                 bar.update(max(state.step for state in states) - bar.n)
     finally:
+        updates.release()
         for state in states:
             state.finish()
         set_unpadded([run.adapters for run in runs], None)
@@ -115,36 +115,50 @@ def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
         warnings.warn(f"{str(error)[:200]}; training goes on without this checkpoint", stacklevel=2)
 
 
-def _step(step: Eager | StaticStep, moving: list[Update], going: list[RunState]) -> list[float]:
-    """Take one step with every run that is going; return their losses."""
-    for state in going:
-        state.before_forward()
-    computed, losses = step.gradients(going)
-    penalties = _penalties(going)
-    for update in moving:
-        update.unscale()
-    for state in going:
-        state.after_backward()
-    norms = [update.gradient_norm() for update in moving]
-    given = [penalty for penalty in penalties if penalty is not None]
-    # The one wait for the device in a step.
-    numbers = torch.cat([losses, torch.stack([value.to(losses.dtype) for value in (*given, *norms)])]).tolist()
-    loss_of = dict(zip(computed, numbers, strict=False))
-    rest = iter(numbers[len(computed) :])
-    penalty_of = {state: None if value is None else next(rest) for state, value in zip(going, penalties, strict=True)}
-    for update, norm in zip(moving, rest, strict=True):
-        update.apply([loss_of[state] for state in update.states], norm, [penalty_of[state] for state in update.states])
-    return [loss_of[state] for state in going]
+def _step(passes: Eager | StaticStep, updates: PackUpdate) -> None:
+    """Take one step with every run that is going."""
+    for state in updates.lanes:
+        if state.going:
+            state.before_forward()
+    losses, penalties = _differentiate(passes, updates)
+    for state in updates.lanes:
+        if state.going:
+            state.after_backward()
+    norms = updates.norms()
+    updates.apply(losses, norms, penalties)
+    _read(updates, losses, norms, penalties)
 
 
-def _penalties(going: list[RunState]) -> list[Tensor | None]:
+def _differentiate(passes: Eager | StaticStep, updates: PackUpdate) -> tuple[Tensor, list[Tensor | None]]:
+    """Accumulate the gradients of the step; return losses and penalties, which stay on the device."""
+    updates.start()
+    lanes = updates.lanes
+    with active([state.run.adapters for state in lanes], [state.run.head for state in lanes]), updates.held():
+        losses = passes.gradients(lanes)
+    updates.complete()
+    penalties = _penalties(lanes)
+    updates.unscale()
+    return losses, penalties
+
+
+def _read(updates: PackUpdate, losses: Tensor, norms: Tensor, penalties: list[Tensor | None]) -> None:
+    """Wait for the device, once in a step, and take note of the step."""
+    given = [penalty.to(losses.dtype) for penalty in penalties if penalty is not None]
+    parts = [losses, norms.to(losses), *([torch.stack(given)] if given else [])]
+    numbers = torch.cat(parts).tolist()
+    rest = iter(numbers[len(losses) + len(norms) :])
+    read_penalties = [None if penalty is None else next(rest) for penalty in penalties]
+    updates.record(numbers[: len(losses)], numbers[len(losses) : len(losses) + len(norms)], read_penalties)
+
+
+def _penalties(lanes: list[RunState]) -> list[Tensor | None]:
     """Differentiate what training rules add to the losses, once a step; return each run's, detached."""
-    penalties = [state.penalty() for state in going]
+    penalties = [state.penalty() if state.going else None for state in lanes]
     given = [penalty for penalty in penalties if penalty is not None]
     if given:
-        weights = [state.loss_weight for state, value in zip(going, penalties, strict=True) if value is not None]
+        weights = [state.loss_weight for state, value in zip(lanes, penalties, strict=True) if value is not None]
         total = torch.stack([weight * penalty for weight, penalty in zip(weights, given, strict=True)]).sum()
-        (total * going[0].loss_scale).backward()
+        (total * lanes[0].loss_scale).backward()
     return [None if penalty is None else penalty.detach() for penalty in penalties]
 
 

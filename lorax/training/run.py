@@ -39,7 +39,7 @@ class TrainPlan:
     skip_padding: bool = True
     """Leave padded tokens out of the frozen products where there are many (exact: nothing reads them)."""
     compile: str = "auto"
-    """How steps run: auto | eager | graph | inductor; see `lorax.training.recorders`."""
+    """How steps run: auto | eager | graph | inductor; see `lorax.training.compiling`."""
     progress: bool | None = None
     """Show a progress bar; None: if standard error is a terminal."""
 

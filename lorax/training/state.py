@@ -40,6 +40,10 @@ class RunState:
         in_head = {id(value) for value in self.head}
         named = run.adapters.named_parameters()
         self.parameters = {name: value for name, value in named.items() if id(value) not in in_head}
+        self.named = self.parameters | {f"(head) {index}": value for index, value in enumerate(self.head)}
+        """Everything that trains, by the name that its moments have in a checkpoint."""
+        self.moments: dict[str, dict[str, Any]] = {}
+        """{name: exp_avg, exp_avg_sq, step} of AdamW, as they were when they were last collected."""
         self.generator = torch.Generator().manual_seed(run.seed)
         run.adapters.generator = self.generator
         self.rule_generator = torch.Generator().manual_seed(run.seed)
@@ -125,21 +129,18 @@ class RunState:
         every = self.plan.checkpoint_every
         return every > 0 and self.error is None and (self.step % every == 0 or self.step == self.plan.steps)
 
-    def checkpoint(self, optimizer: dict[str, Any]) -> tuple[Path, str, dict[str, Any]] | None:
+    def checkpoint(self) -> tuple[Path, str, dict[str, Any]] | None:
         """Return what is to be written of a run, of one that has ended too; None where it keeps no checkpoint.
-
-        Args:
-            optimizer: the optimiser's state.
 
         Returns:
             The file, the run's fingerprint, the state.
         """
         if self.run.checkpoint is None or not self.trains:
             return None
-        return self.run.checkpoint, self.fingerprint(), self._state(optimizer)
+        return self.run.checkpoint, self.fingerprint(), self._state()
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state; the optimiser's part is `Update`'s."""
+        """Go on from a checkpoint's state."""
         if self.run.on_step is not None:
             for row in state["curve"]:
                 self.run.on_step(row)
@@ -149,6 +150,7 @@ class RunState:
             self.rule_generator.set_state(state["rule_generator"])
         if self.run.head is not None:
             self.run.head.load_state_dict(state["head"])
+        self.moments = state.get("moments", {})
         self.generator.set_state(state["generator"])
         self.curve, self.seconds = state["curve"], state["seconds"]
         self.step = self.resumed = state["step"]
@@ -179,15 +181,15 @@ class RunState:
         numbers += [type(run.rule).__qualname__] if run.rule is not None else []
         return json.dumps([numbers, plan], sort_keys=True)
 
-    def _state(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "error": self.error,
             "seconds": self.seconds,
             "curve": self.curve,
             "generator": self.generator.get_state(),
-            "optimizer": optimizer,
-            "adapters": self.run.adapters.state_dict(),
+            "moments": _apart(self.moments),
+            "adapters": _apart(self.run.adapters.state_dict()),
             "rule": {} if self.run.rule is None else self.run.rule.state_dict(),
             "rule_generator": self.rule_generator.get_state(),
             "head": self.run.head.state_dict() if self.run.head is not None else {},
@@ -208,6 +210,14 @@ def _moved(state: Any, device: torch.device) -> Any:
     if isinstance(state, dict):
         return {key: _moved(value, device) for key, value in state.items()}
     return [_moved(value, device) for value in state] if isinstance(state, list) else state
+
+
+def _apart(state: Any) -> Any:
+    """Return nested mappings with tensors of their own: a view would be written with all that lies beside it."""
+    if isinstance(state, torch.Tensor):
+        whole = state.numel() == state.untyped_storage().nbytes() // state.element_size() and state.is_contiguous()
+        return state if whole else state.clone(memory_format=torch.contiguous_format)
+    return {key: _apart(value) for key, value in state.items()} if isinstance(state, dict) else state
 
 
 def _loss_scale(model: nn.Module) -> float:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorax.forward.active import active, set_unpadded
+from lorax.forward.active import set_unpadded
+from lorax.forward.recorders import Recorder
 from lorax.training.gradients import Lanes, Numbers, numbers_of
-from lorax.training.recorders import Recorder
 from lorax.training.state import RunState
 
 if TYPE_CHECKING:
+    from lorax.adapters.stacking.stacks import Stacks
     from lorax.models.modality import Batch, Modality
+    from lorax.training.pack_update import PackUpdate
 
 LOOKED_AT = 1000
 """Steps whose batches decide the shapes, spread over the run."""
@@ -35,6 +37,8 @@ class _Shape:
     numbers: Numbers
     losses: Tensor
     """(K,) what the pass writes."""
+    reached: list[set[str]]
+    """Of each buffer of lanes, the layers that the pass goes through."""
     replay: Callable[[], None] | None = None
 
     def fill(self, batch: Batch, numbers: Numbers) -> None:
@@ -48,55 +52,65 @@ class StaticStep:
 
     Args:
         modality: of the model.
-        states: the runs that are going.
+        updates: of the pack; keeps all runs in the batch from now on.
         recorder: records what comes again.
     """
 
-    def __init__(self, modality: Modality[Any], states: Sequence[RunState], recorder: Recorder):
-        self.lanes, self.modality, self.states = Lanes(modality, states), modality, list(states)
+    def __init__(self, modality: Modality[Any], updates: PackUpdate, recorder: Recorder):
+        self.modality, self.updates = modality, updates
         self.recorder: Recorder | None = recorder
-        self.shapes = modality.shapes(self._batches(), len(states))
+        updates.keep_lanes()
         self.made: dict[Any, _Shape] = {}
         """The buffers by shape of batch."""
-        values = [value for state in states for value in (*state.parameters.values(), *state.head)]
-        self.parameters = list({id(value): value for value in values}.values())
+        self._stacks: Stacks | None = None
 
-    def gradients(self, going: list[RunState]) -> tuple[list[RunState], Tensor]:
-        """Put the gradients of one step into `.grad`; return all runs of the pack and their losses, (K,).
+    def gradients(self, lanes: list[RunState]) -> Tensor:
+        """Put the gradients of one step into `.grad`; return the losses of all runs in the batch, (K,).
 
         Args:
-            going: of no use here: the others are computed too.
+            lanes: those runs, in the order of their rows.
         """
-        held = [value.grad for value in self.parameters if value.grad is not None]
+        if self._stacks is not self.updates.stacks:
+            self._begin(lanes)
+        held = [value.grad for value in self.updates.apart() if value.grad is not None]
         if held:
             torch._foreach_zero_(held)
         parts = self.lanes.micro_batches()
         labels = self.lanes.labels(parts)
         total: Tensor | None = None
         set_unpadded(self.lanes.adapters, None)
-        with active(self.lanes.adapters, self.lanes.heads):
-            for at, rows in enumerate(parts):
-                batch = self.modality.fill(rows, len(self.states), self.shapes)
-                losses = self._run(batch, numbers_of(batch, labels, self.lanes.keys(at)))
-                total = losses.clone() if total is None else total + losses
+        for at, rows in enumerate(parts):
+            batch = self.modality.fill(rows, len(lanes), self.shapes)
+            losses = self._run(batch, numbers_of(batch, labels, self.lanes.keys(at)))
+            total = losses.clone() if total is None else total + losses
         assert total is not None
-        return self.states, total
+        return total
+
+    def _begin(self, lanes: list[RunState]) -> None:
+        """Take up lanes and the buffers that they train in: what was recorded on others is of no use."""
+        self._stacks = self.updates.stacks
+        self.lanes = Lanes(self.modality, lanes)
+        self.shapes = self.modality.shapes(_batches(lanes), len(lanes))
+        self.made.clear()
 
     def _run(self, batch: Batch, numbers: Numbers) -> Tensor:
         key = _key(batch, numbers)
         if key not in self.made:
-            losses = self.lanes.differentiate(batch, numbers).clone()
-            self.made[key] = _Shape(batch, numbers, losses)
+            with self.updates.stacks.one_pass():
+                losses = self.lanes.differentiate(batch, numbers).clone()
+            self.made[key] = _Shape(batch, numbers, losses, self.updates.stacks.reached())
             return losses
         shape = self.made[key]
         shape.fill(batch, numbers)
         if shape.replay is None:
             shape.replay = self._recorded(shape)
         shape.replay()
+        self.updates.stacks.reach(shape.reached)
         return shape.losses
 
     def _work(self, shape: _Shape) -> None:
-        shape.losses.copy_(self.lanes.differentiate(shape.batch, shape.numbers))
+        with self.updates.stacks.one_pass():
+            shape.losses.copy_(self.lanes.differentiate(shape.batch, shape.numbers))
 
     def _recorded(self, shape: _Shape) -> Callable[[], None]:
         """Return what runs this shape again: recorded, or as it is where that fails."""
@@ -115,17 +129,15 @@ class StaticStep:
             warnings.warn(f"a step could not be recorded ({_first_line(error)}); steps run eager", stacklevel=2)
             return work
 
-    def _batches(self) -> list[list[Any]]:
-        """Return micro-batches of the run, spread over its steps."""
-        lengths = [len(state.order) for state in self.states]
-        every = max(1, max(lengths) // LOOKED_AT)
-        found = []
-        for step in range(0, max(lengths), every):
-            parts = [
-                state.micro_batches(min(step, length - 1)) for state, length in zip(self.states, lengths, strict=True)
-            ]
-            found += [[row for block in blocks for row in block] for blocks in zip(*parts, strict=True)]
-        return found
+
+def _batches(states: Sequence[RunState]) -> list[list[Any]]:
+    """Return micro-batches of a pack, spread over its steps."""
+    lengths = [len(state.order) for state in states]
+    found = []
+    for step in range(0, max(lengths), max(1, max(lengths) // LOOKED_AT)):
+        parts = [state.micro_batches(min(step, length - 1)) for state, length in zip(states, lengths, strict=True)]
+        found += [[row for block in blocks for row in block] for blocks in zip(*parts, strict=True)]
+    return found
 
 
 def _tensors(batch: Batch, numbers: Numbers) -> list[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,27 +33,62 @@ class Update:
         self.first = self.states[0]
         for state in self.states:
             state.loss_weight = 1 / len(self.states)
-        self._parameter_groups = self._make_parameter_groups()
-        self.parameters: list[nn.Parameter] = [value for group in self._parameter_groups for value in group["params"]]
-        self.optimizer = self._optimizer()
+        self.trained = self._trained()
         self.keeps_gradients = False
         """Whether gradients stay in their tensors after the update, for the next step to write to."""
         self._resume()
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.own: list[Trained] = []
+        """What no buffer of several lanes holds: `optimizer` updates it."""
+        self.leave(frozenset())
 
     @property
     def going(self) -> bool:
         """Whether there is a step left to take."""
         return self.first.going
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains; a tied tensor once."""
+        return [each.parameter for each in self.trained]
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, that of tensors whose share is 1."""
+        plan = self.first.plan
+        return self.first.run.lr * factor(step, plan.steps, plan.schedule, plan.warmup)
+
+    def leave(self, held: frozenset[int]) -> None:
+        """Update all parameters but those that are updated elsewhere, from the moments that the runs hold.
+
+        Args:
+            held: their ids.
+        """
+        self.own = [each for each in self.trained if id(each.parameter) not in held]
+        self.optimizer = self._optimizer()
+        for each in self.own:
+            moments = each.state.moments.get(each.name)
+            if moments is not None and self.optimizer is not None:
+                self.optimizer.state[each.parameter] = _moved(moments, each.parameter)
+
+    def collect(self) -> None:
+        """Let the runs hold the moments of the parameters that are updated here."""
+        for each in self.own if self.optimizer is not None else []:
+            moments = self.optimizer.state.get(each.parameter) if self.optimizer is not None else None
+            if moments:
+                for state in self.states:
+                    for name, parameter in state.named.items():
+                        if parameter is each.parameter:
+                            state.moments[name] = dict(moments)
+
     def unscale(self) -> None:
         """Take fp16's loss scale out of the gradients."""
-        if self.first.loss_scale != 1:
-            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], 1 / self.first.loss_scale)
+        if self.first.loss_scale != 1 and (gradients := self._gradients()):
+            torch._foreach_mul_(gradients, 1 / self.first.loss_scale)
 
-    def gradient_norm(self) -> Tensor:
-        """Return the norm of the whole gradient, on the device; a tied tensor counts once."""
-        gradients = [value.grad for value in self.parameters if value.grad is not None]
-        return nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.first.device)
+    def gradient_norm(self) -> Tensor | None:
+        """Return the norm of the gradient of what is updated here, on the device; a tied tensor counts once."""
+        gradients = self._gradients()
+        return nn.utils.get_total_norm(gradients) if gradients else None
 
     def apply(self, losses: Sequence[float], norm: float, penalties: Sequence[float | None]) -> None:
         """Clip and update; or, where a number is not finite, end every run of the task group before its update.
@@ -62,16 +98,17 @@ class Update:
             norm: of the gradient, before clipping.
             penalties: each run's penalty, None where it has none.
         """
-        plan, run, step = self.first.plan, self.first.run, self.first.step
-        rate = run.lr * factor(step, plan.steps, plan.schedule, plan.warmup)
+        plan, step = self.first.plan, self.first.step
+        rate = self.rate(step)
         numbers = [*losses, *(value for value in penalties if value is not None), norm]
         if all(math.isfinite(number) for number in numbers):
-            if plan.clip is not None and norm > plan.clip:
-                bound = torch.tensor(norm, device=self.first.device)
-                nn.utils.clip_grads_with_norm_(self.parameters, plan.clip, bound)
-            for group in self._optimizer_groups():
-                group["lr"] = rate * group["share"]
             if self.optimizer is not None:
+                if plan.clip is not None and norm + 1e-6 > plan.clip:
+                    wide = self.own[0].parameter.dtype == torch.float64
+                    bound = torch.tensor(norm, dtype=torch.float64 if wide else torch.float32, device=self.first.device)
+                    nn.utils.clip_grads_with_norm_([each.parameter for each in self.own], plan.clip, bound)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * group["share"]
                 self.optimizer.step()
             for state in self.states:
                 state.after_update()
@@ -86,44 +123,48 @@ class Update:
             state.add_row(row if penalty is None else row | {"penalty": penalty})
 
     def checkpoints(self) -> list[tuple[Any, str, dict[str, Any]]]:
-        """Return what is to be written now, run by run: file, fingerprint, state with the whole optimiser."""
-        optimizer = self.optimizer.state_dict() if self.optimizer is not None else {}
-        made = [state.checkpoint(optimizer) for state in self.states]
+        """Return what is to be written now, run by run: file, fingerprint, state with the moments as collected."""
+        made = [state.checkpoint() for state in self.states]
         return [checkpoint for checkpoint in made if checkpoint is not None]
 
-    def _make_parameter_groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's groups: the adapters' tensors by their rate, then the heads."""
-        by_rate: dict[float, list[nn.Parameter]] = {}
-        heads: list[nn.Parameter] = []
-        seen: set[int] = set()
-        for state in self.states:
-            for name, value in state.parameters.items():
-                if id(value) not in seen:
-                    rate = state.run.rates.get(_letter(name), 1.0) if state.run.rates else 1.0
-                    by_rate.setdefault(rate, []).append(value)
-                seen.add(id(value))
-            heads += [value for value in state.head if id(value) not in seen]
-            seen |= {id(value) for value in state.head}
+    def _trained(self) -> list[Trained]:
+        """Return what trains, in AdamW's order: the adapters' tensors by their rate, then the heads."""
         letters = {_letter(name) for state in self.states for name in state.parameters}
         if unknown := sorted({key for state in self.states for key in state.run.rates} - letters):
             raise UserError(f"rates name {', '.join(unknown)}: choose from {', '.join(sorted(letters))}")
         run = self.first.run
-        share = (run.head_lr / run.lr) if run.head_lr is not None and run.lr else 1.0
-        groups = [{"params": values, "share": rate} for rate, values in by_rate.items()]
-        return [group for group in [*groups, {"params": heads, "share": share}] if group["params"]]
+        head_share = (run.head_lr / run.lr) if run.head_lr is not None and run.lr else 1.0
+        by_share: dict[float, list[Trained]] = {}
+        heads: list[Trained] = []
+        seen: set[int] = set()
+        for state in self.states:
+            for name, value in state.parameters.items():
+                if id(value) not in seen:
+                    share = state.run.rates.get(_letter(name), 1.0) if state.run.rates else 1.0
+                    by_share.setdefault(share, []).append(Trained(state, name, value, share))
+                seen.add(id(value))
+            fresh = [(name, value) for name, value in state.named.items() if name not in state.parameters]
+            heads += [Trained(state, name, value, head_share) for name, value in fresh if id(value) not in seen]
+            seen |= {id(value) for value in state.head}
+        return [*(each for group in by_share.values() for each in group), *heads]
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
-        if not self._parameter_groups:
+        if not self.own:
             return None
         run, fused = self.first.run, self.first.device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(self._parameter_groups, lr=run.lr, weight_decay=run.weight_decay, fused=fused)
+        heads = {id(value) for state in self.states for value in state.head}
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for each in self.own:
+            groups.setdefault((id(each.parameter) in heads, each.share), []).append(each.parameter)
+        listed = [{"params": parameters, "share": share} for (_, share), parameters in groups.items()]
+        return torch.optim.AdamW(listed, lr=run.lr, weight_decay=run.weight_decay, fused=fused)
 
-    def _optimizer_groups(self) -> list[dict[str, Any]]:
-        return [] if self.optimizer is None else self.optimizer.param_groups
+    def _gradients(self) -> list[Tensor]:
+        return [each.parameter.grad for each in self.own if each.parameter.grad is not None]
 
     def _resume(self) -> None:
         saved = [state.restored for state in self.states if state.restored is not None]
-        if len(saved) < len(self.states) or self.optimizer is None:
+        if len(saved) < len(self.states) or not self.trained:
             return
         if len({checkpoint["step"] for checkpoint in saved}) > 1:
             warnings.warn(
@@ -132,7 +173,24 @@ class Update:
             return
         for state, checkpoint in zip(self.states, saved, strict=True):
             state.resume(checkpoint)
-        self.optimizer.load_state_dict(saved[0]["optimizer"])
+        if "optimizer" in saved[0]:  # an older checkpoint: moments in AdamW's order, not by name
+            moments = saved[0]["optimizer"]["state"]
+            for index, each in enumerate(self.trained):
+                if index in moments:
+                    for state in self.states:
+                        names = [name for name, value in state.named.items() if value is each.parameter]
+                        state.moments |= dict.fromkeys(names, moments[index])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter that trains."""
+
+    state: RunState
+    name: str
+    parameter: nn.Parameter
+    share: float
+    """Its learning rate over the run's."""
 
 
 def make_updates(states: Sequence[RunState]) -> list[Update]:
@@ -160,3 +218,12 @@ def make_updates(states: Sequence[RunState]) -> list[Update]:
 def _letter(name: str) -> str:
     """The letter of a trained tensor: B for "<layer>.B" and, of recentred factors, "<layer>.dB"."""
     return name.rpartition(".")[2].removeprefix("d")
+
+
+def _moved(moments: dict[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
+    """Return moments as `torch.optim.AdamW` holds them beside a parameter."""
+    like = parameter.detach()
+    moved = {name: torch.empty_like(like, memory_format=torch.contiguous_format) for name in ("exp_avg", "exp_avg_sq")}
+    for name, place in moved.items():
+        place.copy_(moments[name])
+    return moved | {"step": torch.tensor(float(moments["step"]), device=like.device)}

@@ -15,10 +15,11 @@ from lorax.api import make_factors
 from lorax.forward import sizes
 from lorax.forward.heads import install_heads
 from lorax.forward.modality import modality_of
+from lorax.forward.recorders import Rerun
 from lorax.forward.sizes import Size, few_sizes, size_for
 from lorax.initializers.registry import build, get, names
+from lorax.training.compiling import choose
 from lorax.training.loop import Run, TrainPlan, train
-from lorax.training.recorders import Rerun, choose
 from lorax.training.state import RunState
 
 PLAN = TrainPlan(steps=20, batch_size=4, warmup=0.2)

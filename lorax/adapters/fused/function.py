@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ from lorax.adapters.fused.stacked import StackedGroup
 from lorax.adapters.fused.twice import gradients
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.low_rank import LowRankAdapter
+from lorax.errors import UserError
+
+if TYPE_CHECKING:
+    from lorax.adapters.stacking.cores import CoresAt
+    from lorax.adapters.stacking.layer import FactorsAt
+    from lorax.adapters.stacking.stacks import Stacks
+
+    Group = StackedGroup | SharedBasisGroup | FactorsAt
 
 _SMALL = 1 << 18
 """An input of up to this many numbers is kept though no first derivative needs it, so that a second one may."""
@@ -44,9 +52,11 @@ class Grouping:
 
     Args:
         adapters: the adapter of every active lane, None where it has none here.
+        stacks: the buffers that trained tensors lie in, where they do.
+        layer: the layer's name in them.
     """
 
-    def __init__(self, adapters: Sequence[LayerAdapter | None]):
+    def __init__(self, adapters: Sequence[LayerAdapter | None], stacks: Stacks | None = None, layer: str = ""):
         self.count = len(adapters)
         present = [(position, adapter) for position, adapter in enumerate(adapters) if adapter is not None]
         self.positions: dict[int, LayerAdapter] = dict(present)
@@ -56,16 +66,24 @@ class Grouping:
         self.drops = any(adapter.q for _, adapter in present)
         self.scales = [0.0 if adapter is None else adapter.eta or 0.0 for adapter in adapters]
         """s_k of every position where nothing is dropped."""
+        self.held: list[FactorsAt | CoresAt] = []
+        """Groups whose tensors lie in a buffer of several lanes."""
         self.stacked: StackedGroup | None = None
         self.shared: list[SharedBasisGroup] = []
         self.only_group: SharedBasisGroup | None = None
         """The group with a shared basis that holds every active lane, if there is one."""
         self.keeps_input = False
         """Whether a gradient needs the layer's input."""
+        self.groups: list[Group] = []
+        """All groups, in the order in which they are computed."""
+        self._anchors: list[Tensor] = []
         self._places: list[tuple[dict[str, Any], str]] = []
         """Where each trained tensor is held: `torch.func.functional_call` puts others there for a while."""
+        if self.fusible and stacks is not None:
+            self.held = stacks.at(layer, {id(adapter): position for position, adapter in present}, self.count)
         if self.fusible:
-            self._group([(position, cast(LowRankAdapter, adapter)) for position, adapter in present])
+            held = {position for group in self.held for position in group.blocks.positions}
+            self._group([(at, cast(LowRankAdapter, adapter)) for at, adapter in present if at not in held])
 
     def _group(self, present: list[tuple[int, LowRankAdapter]]) -> None:
         bases: dict[tuple[int, int], list[tuple[int, LowRankAdapter]]] = {}
@@ -78,25 +96,28 @@ class Grouping:
                 stacked.append((position, adapter))
         self.stacked = StackedGroup(stacked, self.count) if stacked else None
         self.shared = [SharedBasisGroup(group, self.count) for group in bases.values()]
+        own: list[StackedGroup | SharedBasisGroup] = [
+            *([self.stacked] if self.stacked is not None else []),
+            *self.shared,
+        ]
+        self.groups = [*self.held, *own]
         self.keeps_input = self.stacked is not None and self.stacked.trains["A"]
-        adapters = [adapter for group in self.groups for adapter in group.adapters]
+        self.keeps_input |= any(group.keeps_input for group in self.held)
+        adapters = [adapter for group in own for adapter in group.adapters]
         self._places = [(adapter._parameters, name) for adapter in adapters for name in adapter.trained()]
-        if not stacked and len(self.shared) == 1 and self.shared[0].blocks.all:
-            self.only_group = self.shared[0]
-
-    @property
-    def groups(self) -> list[StackedGroup | SharedBasisGroup]:
-        """All groups, in the order in which they are computed."""
-        return [*([self.stacked] if self.stacked is not None else []), *self.shared]
+        self._anchors = [group.anchor for group in self.held]
+        whole = [group for group in self.groups if isinstance(group, SharedBasisGroup) and group.blocks.all]
+        if len(self.groups) == 1 and whole:
+            [self.only_group] = whole
 
     def leaves(self) -> list[Tensor]:
-        """Return the trained tensors, in the order in which `FusedLinear` takes them."""
-        return [held[name] for held, name in self._places]
+        """Return what `FusedLinear` gives gradients to: an anchor of each held group, then the trained tensors."""
+        return [*self._anchors, *(held[name] for held, name in self._places)]
 
     @contextmanager
     def holding(self, leaves: Sequence[Tensor]) -> Iterator[None]:
         """Have other tensors in the adapters for a while."""
-        before = self.leaves()
+        before = [held[name] for held, name in self._places]
         self._hold(leaves)
         try:
             yield
@@ -152,6 +173,8 @@ class FusedLinear(torch.autograd.Function):
         """Run the same products backwards."""
         call, (x, weight, *saved) = ctx.call, ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
+            if call.grouping.held:
+                raise UserError("a second derivative inside a training step: take it outside of the step's own passes")
             dx, *grads = gradients(call, x, weight, ctx.leaves, g)
             return (dx, None, None, None, *grads)
         count = call.grouping.count

@@ -117,7 +117,7 @@ class SharedBasisGroup:
         """Add the lanes' outputs to `out3` in place; return what `backward` needs; see `StackedGroup.forward`."""
         A, B = self.outer("A", x3.dtype), self.outer("B", x3.dtype)
         x = self.blocks.take(x3)
-        h = (x if drawn is None else group_masks(drawn, self.adapters, x.dtype).mul_(x)) @ A.mT
+        h = _times(x if drawn is None else group_masks(drawn, self.adapters, x.dtype).mul_(x), A.mT)
         C = self.cores(x3.dtype, lane_scales)
         self._add(out3, h * C if self.diagonal else h @ C.mT, B.mT)
         return [h, C, A, B, drawn]
@@ -142,7 +142,7 @@ class SharedBasisGroup:
             sigma: from `singular_values`; then `dx3` is filled with all of the gradient, W's part included.
         """
         h, C, A, B, drawn = cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]", saved)
-        gh2 = self.blocks.take(g3) @ B
+        gh2 = _times(self.blocks.take(g3), B)
         grads = self._grads(gh2, h, self._scales(lane_scales)) if self.trains else []
         if dx3 is not None:
             if sigma is not None:
@@ -171,3 +171,8 @@ class SharedBasisGroup:
             self.blocks.take(out3).flatten(0, 1).addmm_(a.flatten(0, 1), b)
         else:
             self.blocks.accumulate(out3, a @ b)
+
+
+def _times(x3: Tensor, matrix: Tensor) -> Tensor:
+    """Return x3 @ matrix, (K, T, p), as one product of all rows."""
+    return torch.mm(x3.flatten(0, 1), matrix).view(*x3.shape[:2], -1)

@@ -6,20 +6,11 @@ at once. What is recorded must read and write tensors that stay where they are, 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from lorax.training.state import RunState
-
-WORTH = 20
-"""Steps to go from which `auto` records: to record a shape of batch costs about what so many recorded steps save."""
 
 
 class Recorder(Protocol):
@@ -80,37 +71,3 @@ class Rerun:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return the work."""
         return work
-
-
-def choose(
-    asked: str, states: Sequence[RunState], model: nn.Module, device: torch.device
-) -> tuple[str, Recorder | None]:
-    """Return how steps will run, and with which recorder; what was asked for and cannot be is said in one line.
-
-    Args:
-        asked: auto | eager | graph | inductor.
-        states: the runs of a pack, those from a checkpoint restored.
-        model: what they train on.
-        device: where it is.
-    """
-    if asked == "eager" or (asked == "auto" and device.type != "cuda"):
-        return "eager", None
-    to_go = max(state.plan.steps - state.step for state in states)
-    if asked == "auto" and to_go <= WORTH:
-        return "eager", None
-    if (why := _hindrance(states, model, device)) is not None:
-        warnings.warn(f"train.compile={asked}: {why}; steps run eager", stacklevel=3)
-        return "eager", None
-    return ("graph" if asked == "auto" else asked), CudaGraphs(device)
-
-
-def _hindrance(states: Sequence[RunState], model: nn.Module, device: torch.device) -> str | None:
-    """Return why steps cannot be recorded, or None."""
-    if device.type != "cuda":
-        return f"a CUDA graph needs a GPU, this is {device.type}"
-    if getattr(model, "is_gradient_checkpointing", False):
-        return "gradient checkpointing puts random states back, which a graph cannot"
-    acting = [type(state.run.rule).__qualname__ for state in states if state.run.rule and not state.run.rule.in_place]
-    if acting:
-        return f"{acting[0]} acts otherwise than by writing to tensors in place"
-    return None

@@ -1,0 +1,1 @@
+"""Trained tensors of several lanes in one buffer, for as long as they train together."""
