@@ -175,4 +175,4 @@ class SharedBasisGroup:
 
 def _times(x3: Tensor, matrix: Tensor) -> Tensor:
     """Return x3 @ matrix, (K, T, p), as one product of all rows."""
-    return torch.mm(x3.flatten(0, 1), matrix).view(*x3.shape[:2], -1)
+    return torch.mm(x3.flatten(0, 1), matrix).view(*x3.shape[:2], matrix.shape[1])
