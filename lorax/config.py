@@ -72,7 +72,7 @@ class Train:
     """Learning rate of a fresh classification head, the same for every method; null: the task's."""
     compile: str = "auto"
     """How steps run, with the same result up to rounding: eager | graph (one CUDA graph for each shape of batch) |
-    inductor (the base's layers compiled first); auto: graph on a GPU where the run is long enough, else eager."""
+    inductor (as graph, until the base can be compiled first); auto: graph on a GPU if the run is long, else eager."""
     checkpoint_every: int = 0
     """Steps between checkpoints that a killed run resumes from; 0: none."""
     eval_batch_size: int = 32

@@ -38,7 +38,9 @@ def choose(
     if (why := _hindrance(states, model, device)) is not None:
         warnings.warn(f"train.compile={asked}: {why}; steps run eager", stacklevel=3)
         return "eager", None
-    return ("graph" if asked == "auto" else asked), CudaGraphs(device)
+    if asked == "inductor":
+        warnings.warn("train.compile=inductor: the base is not compiled yet; steps run as graph", stacklevel=3)
+    return "graph", CudaGraphs(device)
 
 
 def _hindrance(states: Sequence[RunState], model: nn.Module, device: torch.device) -> str | None:

@@ -91,6 +91,6 @@ class Outcome:
     resumed: int = 0
     """The step that this attempt went on from."""
     compiled: str = "eager"
-    """How steps ran: eager | graph | inductor."""
+    """How steps ran: eager | graph."""
     rule_report: dict[str, Any] = field(default_factory=dict)
     """What the training rule reported at the end."""
