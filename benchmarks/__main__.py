@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write; default results/benchmarks/<name>.json")
     parser.add_argument("--only", default="", help="regular expression: only cases that match")
     parser.add_argument("--rounds", type=int, help="interleaved rounds; default: the benchmark's own")
+    parser.add_argument("--device", default="cuda", help="where `gpu` measures; cpu only tries it, with --quick")
     parser.add_argument("--threads", type=int, help="threads of this process; default: torch's")
     try:
         return _run(parser.parse_args(arguments))
@@ -46,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     module = importlib.import_module(f"benchmarks.{options.name}")
-    plan = Plan(quick=options.quick, only=options.only, rounds=options.rounds)
+    plan = Plan(quick=options.quick, only=options.only, device=options.device, rounds=options.rounds)
     rows = module.run(plan)
     if not rows:
         raise UserError(f"--only {options.only}: no case of {options.name} matches")

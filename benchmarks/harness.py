@@ -31,6 +31,8 @@ class Plan:
 
     quick: bool = False
     only: str = ""
+    device: str = "cuda"
+    """Where `gpu` measures; the other benchmarks are for a CPU."""
     rounds: int | None = None
 
     def wants(self, case: str) -> bool:
@@ -101,9 +103,10 @@ class Stopwatch:
         """Note the time after a unit of work."""
         self.marks.append((time.perf_counter(), time.process_time()))
 
-    def trial(self, runs: int = 1) -> Trial:
-        """Return the mean of all units but the first, for one of `runs` runs that train side by side."""
-        (start, cpu), (end, cpu_end), units = self.marks[0], self.marks[-1], (len(self.marks) - 1) * runs
+    def trial(self, runs: int = 1, skip: int = 1) -> Trial:
+        """Return the mean of all units but the first `skip`, for one of `runs` runs that train side by side."""
+        (start, cpu), (end, cpu_end) = self.marks[skip - 1], self.marks[-1]
+        units = (len(self.marks) - skip) * runs
         return Trial((end - start) / units, (cpu_end - cpu) / units)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -36,7 +37,7 @@ MIXES: dict[str, Sequence[str]] = {
 }
 """{what a pack holds: each run's words on the command line}."""
 _NO_WORK = ("aten::_unsafe_view", "profiler::")
-_FROM_LISTS = {torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor}
+_FROM_LISTS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 _READS = {Tensor.tolist, Tensor.numpy, Tensor.cpu, torch.nonzero, Tensor.nonzero}
 _INDEXED = {Tensor.__getitem__, Tensor.__setitem__}
 
@@ -113,15 +114,19 @@ class Counting:
     def __init__(self) -> None:
         self.found: Counter[str] = Counter()
         self._modes = (_Functions(self.found), _Operations(self.found))
+        self._open = ExitStack()
 
     def __enter__(self) -> Counting:
-        for mode in self._modes:
-            mode.__enter__()
+        for mode in (*self._modes, mock.patch.object(torch, "from_numpy", self._from_numpy)):
+            self._open.enter_context(mode)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)
+        self._open.close()
+
+    def _from_numpy(self, array: Any, made: Callable[[Any], Tensor] = torch.from_numpy) -> Tensor:
+        self.found["lists"] += 1
+        return made(array)
 
 
 class _Functions(TorchFunctionMode):

@@ -15,6 +15,7 @@ import math
 import random
 import statistics
 import sys
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -31,19 +32,22 @@ def main(path: str) -> None:
         study = json.load(file)
     task = tasks.load(study["task"], 0)
     labels = list(task.labels) if task.kind == "classification" else None
-    loaded = registry.load(study["model"], labels=labels)
+    half = study.get("dtype") == "bf16-autocast"
+    loaded = registry.load(study["model"], labels=labels, device=study.get("device", "cpu"))
     data = {split: encoded(task, loaded.tokenizer, split) for split in ("train", "test")}
-    cells = defaultdict(list)
+    cells, start = defaultdict(list), time.perf_counter()
     for run in study["runs"]:
         torch.manual_seed(run["seed"])
         batches = order(data["train"], study["batch_size"], study["steps"], run["seed"])
         model = adapted(copy.deepcopy(loaded.model), loaded, run, batches)
-        train(model, loaded, batches, run["lr"], study["task"].get("head_lr"))
-        cells[run["init"], run["lr"]].append(score(model.eval(), loaded, task, data["test"]))
+        with torch.autocast(loaded.model.device.type, dtype=torch.bfloat16, enabled=half):
+            train(model, loaded, batches, run["lr"], study["task"].get("head_lr"))
+            cells[run["init"], run["lr"]].append(score(model.eval(), loaded, task, data["test"]))
     print("| init | lr | score | sd | seeds |\n|---|---|---|---|---|")
     for (init, lr), scores in sorted(cells.items()):
         sd = statistics.stdev(scores) if len(scores) > 1 else float("nan")
         print(f"| {init} | {lr:g} | {statistics.mean(scores):.3f} | {sd:.3f} | {len(scores)} |")
+    print(f"\n{len(study['runs'])} runs took {time.perf_counter() - start:.2f} s")
 
 
 def encoded(task: Any, tokenizer: Any, split: str) -> list[tuple[list[int], list[int], Any]]:
@@ -80,9 +84,14 @@ def collate(rows: list[Any], loaded: Any) -> dict[str, torch.Tensor]:
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in whole]),
     }
     if classes:
-        return batch | {"labels": torch.tensor([labels[0] for _, labels, _ in rows])}
+        return on_device(batch | {"labels": torch.tensor([labels[0] for _, labels, _ in rows])}, loaded)
     masked = [[-100] * len(ids) + labels + [-100] * (width - len(ids) - len(labels)) for ids, labels, _ in rows]
-    return batch | {"labels": torch.tensor(masked), "use_cache": False}
+    return on_device(batch | {"labels": torch.tensor(masked)}, loaded) | {"use_cache": False}
+
+
+def on_device(batch: dict[str, torch.Tensor], loaded: Any) -> dict[str, Any]:
+    """Put a batch where the model is."""
+    return {key: value.to(loaded.model.device) for key, value in batch.items()}
 
 
 def adapted(model: nn.Module, loaded: Any, run: dict[str, Any], batches: list[list[Any]]) -> nn.Module:
@@ -150,8 +159,10 @@ def generated(model: nn.Module, tokenizer: Any, task: Any, prompts: list[list[in
     """Return greedy completions, prompts padded on the left."""
     width, pad = max(map(len, prompts)), tokenizer.eos_token_id
     output = model.generate(
-        input_ids=torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts]),
-        attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]),
+        input_ids=torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=model.device),
+        attention_mask=torch.tensor(
+            [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device
+        ),
         max_new_tokens=task.max_new_tokens,
         do_sample=False,
         pad_token_id=pad,

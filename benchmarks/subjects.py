@@ -17,11 +17,13 @@ from lorax.api import make_factors
 from lorax.forward.batch import Encoded
 from lorax.forward.heads import install_heads
 from lorax.forward.modality import modality_of
-from lorax.forward.readout import autocast
+from lorax.forward.readout import autocast, device_of
+from lorax.forward.recorders import Recorder
 from lorax.initializers.registry import build
 from lorax.models import registry
-from lorax.models.attention import register
+from lorax.models.attention import choose, register
 from lorax.models.registry import Loaded
+from lorax.models.toy import tokenizer
 from lorax.probing.cache import Cache
 from lorax.tasks.base import Example
 from lorax.training.loop import Run, TrainPlan, train
@@ -64,6 +66,22 @@ def load(name: str, attention: str | None = None) -> Loaded:
     return registry.load(spec, labels=[str(k) for k in range(CLASSES)] if name == "minilm" else None)
 
 
+def random_model(quick: bool, device: str) -> Loaded:
+    """Return a model of SmolLM2-135M's shape, or a tiny one: random fp32 weights, made from a configuration."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = (64, 128, 2, 4, 2, 300) if quick else (576, 1536, 30, 9, 3, 49152)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+             "vocab_size")  # fmt: skip
+    attention = choose(None, device)
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = LlamaConfig(**dict(zip(names, size, strict=True)), tie_word_embeddings=True, pad_token_id=0,
+                             attn_implementation=attention)  # fmt: skip
+        model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return Loaded(model, tokenizer(), "causal", "random", "random", [], attention)
+
+
 def sharing_copy(loaded: Loaded, attention: str | None = None) -> Loaded:
     """Return a copy of a model that shares its weights, so that all arms compute with the same ones.
 
@@ -98,16 +116,16 @@ def rows_of(loaded: Loaded, shape: Shape, count: int, seed: int = 0) -> list[Enc
 
 def batches_of(loaded: Loaded, shape: Shape, count: int) -> list[dict[str, torch.Tensor]]:
     """Return such examples as keywords of the model's own forward, with labels."""
-    rows = rows_of(loaded, shape, count * shape.rows)
+    rows, device = rows_of(loaded, shape, count * shape.rows), device_of(loaded.model)
     batches = []
     for start in range(0, len(rows), shape.rows):
         part = rows[start : start + shape.rows]
         batch = dict(modality_of(loaded).collate(part, share=False).inputs)
         if loaded.kind == "classification":
-            batch["labels"] = torch.tensor([row.labels[0] for row in part])
+            batch["labels"] = torch.tensor([row.labels[0] for row in part], device=device)
         else:
             labels = [[-100] * len(row.ids) + row.labels[:-1] for row in part]
-            batch |= {"labels": torch.tensor(labels), "use_cache": False}
+            batch |= {"labels": torch.tensor(labels, device=device), "use_cache": False}
         batches.append(batch)
     return batches
 
@@ -118,6 +136,8 @@ def lorax_arm(
     inits: Sequence[dict[str, Any]] = ({"name": "lora"},),
     steps: int = 4,
     dropout: float = 0.0,
+    recorder: Callable[[], Recorder] | None = None,
+    cache: Cache | None = None,
 ) -> Arm:
     """Return a call that trains K runs in one pack by lorax's loop, and times a step of one; the first does not count.
 
@@ -127,33 +147,49 @@ def lorax_arm(
         inits: name and fields of each run's initialiser.
         steps: timed steps of one call.
         dropout: of every run.
+        recorder: makes what records steps; None: they run eager.
+        cache: of decompositions; None: the user's own for a model of some size.
     """
+    runs = lorax_runs(loaded, shape, inits, dropout, cache)
+    skip = 1 if recorder is None else 3  # a step as it comes, one that is recorded, and one more
+    plan = TrainPlan(
+        steps=steps + skip, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast,
+        progress=False, compile="eager",
+    )  # fmt: skip
+
+    def call() -> Trial:
+        watch = Stopwatch()
+        runs[-1].on_step = watch.mark
+        outcomes = train(loaded, runs, plan, None if recorder is None else recorder())
+        assert all(outcome.status == "finished" for outcome in outcomes)
+        return watch.trial(len(runs), skip)
+
+    return call
+
+
+def lorax_runs(
+    loaded: Loaded,
+    shape: Shape,
+    inits: Sequence[dict[str, Any]],
+    dropout: float = 0.0,
+    cache: Cache | None = None,
+) -> list[Run]:
+    """Attach K initialisers and return their runs, each with data of its own; see `lorax_arm`."""
     targets = find_targets(loaded.model, head=loaded.head)
     batches = batches_of(loaded, shape, 1)
-    cache = None if shape.model in ("tiny", "toy") else Cache.default()
+    if cache is None and shape.model not in ("tiny", "toy"):
+        cache = Cache.default()
     factors = [
         make_factors(loaded.model, initializer(init), targets, batches=batches, seed=k, cache=cache)
         for k, init in enumerate(inits)
     ]
     adapters = install(loaded.model, factors, dropout=[dropout] * len(inits))
     heads = install_heads(loaded, range(len(inits)))
-    runs = [
+    return [
         Run(adapters=adapters[k], data=rows_of(loaded, shape, 4 * shape.rows, k), lr=1e-4, seed=k,
              head=heads[k] if heads else None)
         for k in range(len(inits))
     ]  # fmt: skip
-    plan = TrainPlan(
-        steps=steps + 1, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast, progress=False
-    )
-
-    def call() -> Trial:
-        watch = Stopwatch()
-        runs[-1].on_step = watch.mark
-        outcomes = train(loaded, runs, plan)
-        assert all(outcome.status == "finished" for outcome in outcomes)
-        return watch.trial(len(runs))
-
-    return call
 
 
 def initializer(init: dict[str, Any]) -> Any:
@@ -173,23 +209,24 @@ def peft_model(loaded: Loaded, **config: Any) -> nn.Module:
     return peft.get_peft_model(loaded.model, peft.LoraConfig(target_modules=names, **saved, **settings))
 
 
-def peft_arm(loaded: Loaded, shape: Shape, steps: int = 4, **config: Any) -> Arm:
+def peft_arm(loaded: Loaded, shape: Shape, steps: int = 4, compiled: bool = False, **config: Any) -> Arm:
     """Return a call that trains PEFT's LoRA and times a step: forward, loss, backward, clipping, AdamW.
 
     The base is in eval mode, as in lorax's loop; only the adapters' dropout is on.
     """
-    model = peft_model(loaded, **config).eval()
+    model, device = peft_model(loaded, **config).eval(), device_of(loaded.model)
     for name, module in model.named_modules():
         module.training = module.training or "lora_dropout" in name
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = batches_of(loaded, shape, 4)
+    called = torch.compile(model) if compiled else model
 
     def call() -> Trial:
         watch = Stopwatch()
         optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
         for step in range(steps + 1):
-            with autocast(torch.device("cpu"), shape.autocast):
-                loss = model(**batches[step % len(batches)]).loss
+            with autocast(device, shape.autocast):
+                loss = called(**batches[step % len(batches)]).loss
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -216,7 +253,7 @@ def lower_bound(loaded: Loaded, shape: Shape, steps: int = 4) -> Arm:
         loaded.model.requires_grad_(False)  # copies share weights, and another arm may have set the flag
         watch = Stopwatch()
         for step in range(steps + 1):
-            with autocast(torch.device("cpu"), shape.autocast):
+            with autocast(device_of(loaded.model), shape.autocast):
                 loss = loaded.model(**batches[step % len(batches)]).loss
             loss.backward()
             watch.mark()

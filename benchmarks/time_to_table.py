@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +38,9 @@ class Study:
     lrs: tuple[float, ...] = (1e-3,)
     inits: tuple[str, ...] = ("lora", "pissa", "lora_ga")
     seeds: tuple[int, ...] = (0, 1)
+    model_fields: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    device: str = "cpu"
 
     @property
     def runs(self) -> int:
@@ -51,14 +54,18 @@ class Study:
             "-m", f"init={','.join(self.inits)}", f"lr={','.join(f'{lr:g}' for lr in self.lrs)}", f"seed={seeds}",
             f"model={self.model}", f"task={self.task}",
             *(f"++task.{key}={value}" for key, value in self.fields.items()),
+            *(f"model.{key}={value}" for key, value in self.model_fields.items()),
             "rank=8", f"steps={self.steps}", f"batch_size={self.batch_size}", "hydra/launcher=packed",
-            "dtype=float32", "base=false", "track=none", f"results_dir={folder}", f"name={name}",
+            f"dtype={self.dtype}", f"device={self.device}", "base=false", "track=none",
+            f"results_dir={folder}", f"name={name}",
         ]  # fmt: skip
 
     def spec(self) -> dict[str, Any]:
         """Return what `peft_study` reads."""
         return {
-            "model": _composed("model", self.model) | {"attention": "sdpa"},
+            "model": _composed("model", self.model) | {"attention": "sdpa"} | self.model_fields,
+            "dtype": self.dtype,
+            "device": self.device,
             "task": _composed("task", self.task) | self.fields,
             "steps": self.steps,
             "batch_size": self.batch_size,
@@ -112,12 +119,12 @@ def _measured(name: str, study: Study, folder: Path, plan: Plan) -> list[Row]:
             _link(folder / "models", cache)
         first = 10 * (number + 1) if warm else 0
         command = study.command(folder / f"results{number}", f"adhoc{number}", first)
-        tables["ours warm" if warm else "ours"] = _call("lorax.run", command, cache, folder, plan.quick)
+        tables["ours warm" if warm else "ours"] = call("lorax.run", command, cache, folder, plan.quick)
         if not warm and plan.rounds is None:
             _link(cache, folder / "models")
 
     def peft() -> None:
-        tables["PEFT"] = _call("benchmarks.peft_study", [str(spec)], folder / "models", folder, plan.quick)
+        tables["PEFT"] = call("benchmarks.peft_study", [str(spec)], folder / "models", folder, plan.quick)
 
     arms = {"ours": lambda: ours(False), "PEFT": peft, "ours, cache filled": lambda: ours(True)}
     say(f"{name}: {study.runs} runs ", end="")
@@ -152,7 +159,7 @@ def _link(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
 
 
-def _call(module: str, arguments: list[str], cache: Path, folder: Path, inside: bool) -> str:
+def call(module: str, arguments: list[str], cache: Path, folder: Path, inside: bool) -> str:
     """Run a module to its end and return what it printed; `inside` this process, for quick checks."""
     if not inside:
         return _python(["-m", module, *arguments], cache, folder)

@@ -47,6 +47,7 @@ CHOICES = {
     "calibration": ("train", "heldout"),
     "cache": ("on", "off"),
     "train.schedule": ("cosine", "linear", "constant"),
+    "train.compile": ("auto", "eager", "graph", "inductor"),
 }
 
 
@@ -70,6 +71,9 @@ class Train:
     """Micro-batches per step; the batch is split, not enlarged."""
     head_lr: float | None = None
     """Learning rate of a fresh classification head, the same for every method; null: the task's."""
+    compile: str = "auto"
+    """How steps run, with the same result up to rounding: eager | graph (one CUDA graph for each shape of batch) |
+    inductor (as graph, until the base can be compiled first); auto: graph on a GPU if the run is long, else eager."""
     checkpoint_every: int = 0
     """Steps between checkpoints that a killed run resumes from; 0: none."""
     eval_batch_size: int = 32

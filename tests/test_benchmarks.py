@@ -17,7 +17,7 @@ from benchmarks.time_to_table import STUDIES
 from lorax.tasks.registry import build
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "time_to_table"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("time_to_table", "gpu")])
 def test_quick_run_writes_json_and_markdown(name, tmp_path, capsys):
     path = tmp_path / f"{name}.json"
     assert main([name, "--quick", "--json", str(path)]) == 0
@@ -25,6 +25,21 @@ def test_quick_run_writes_json_and_markdown(name, tmp_path, capsys):
     assert written["rows"] and written["runs"][0]["versions"]["torch"]
     assert all(row["value"]["low"] <= row["value"]["median"] <= row["value"]["high"] for row in written["rows"])
     assert path.with_suffix(".md").read_text() == capsys.readouterr().out.rstrip("\n") + "\n"
+
+
+@pytest.mark.slow
+def test_the_gpu_s_benchmark_runs_to_its_end_on_a_cpu(tmp_path):
+    path = tmp_path / "gpu.json"
+    assert main(["gpu", "--quick", "--device", "cpu", "--json", str(path)]) == 0
+    rows = {row["measure"]: row["value"]["median"] for row in json.loads(path.read_text())["rows"]}
+    assert rows["largest relative difference of a loss: graph / eager"] < 1e-2
+    assert {"PEFT one by one / K=1 graph", "time to table: PEFT script / ours", "peak memory: PEFT"} <= rows.keys()
+
+
+def test_without_a_gpu_its_benchmark_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["gpu"]) == 2 and "no CUDA device" in capsys.readouterr().err
+    assert main(["gpu", "--device", "cpu"]) == 2 and "only --quick" in capsys.readouterr().err
 
 
 @pytest.mark.slow

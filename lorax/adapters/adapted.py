@@ -123,10 +123,10 @@ class AdaptedLayer(nn.Module):
         rows, out = self.rows_of(x), self.rows_out(y)
         if self.pack.routing is not None:
             return self.from_rows(self._routed(rows, out, self.pack.routing), y)
-        blocks = []
+        keys, blocks = self._mask_keys(rows.device), []
         for lane, x_k, y_k in zip(self.pack.lanes, self.split(rows), self.split(out), strict=True):
             adapter = self.adapter(lane)
-            blocks.append(y_k if adapter is None else self._adapted(adapter, lane, x_k, y_k))
+            blocks.append(y_k if adapter is None else self._adapted(adapter, keys.get(lane), x_k, y_k))
         return self.from_rows(blocks[0] if len(blocks) == 1 else torch.cat(blocks), y)
 
     def _routed(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
@@ -143,16 +143,26 @@ class AdaptedLayer(nn.Module):
         gathered = routing.gathered(self.name, adapters)
         if gathered is not None:
             return gathered.output(x, y)
-        where = {lane: routing.rows_of(lane, x.device) for lane in adapters}
-        out = [self._adapted(adapter, lane, x[where[lane]], y[where[lane]]) for lane, adapter in adapters.items()]
+        where, keys = {lane: routing.rows_of(lane, x.device) for lane in adapters}, self._mask_keys(x.device)
+        out = [
+            self._adapted(adapter, keys.get(lane), x[where[lane]], y[where[lane]]) for lane, adapter in adapters.items()
+        ]
         return y.index_copy(0, torch.cat(list(where.values())), torch.cat(out))
 
-    def _adapted(self, adapter: LayerAdapter, lane: int, x: Tensor, base: Tensor) -> Tensor:
+    def _mask_keys(self, device: torch.device) -> dict[int, Tensor]:
+        """Return {lane: (1,) what its dropout mask is drawn from} of the active lanes that drop anything now."""
+        adapters = [self.adapter(lane) for lane in self.pack.lanes]
+        dropping = frozenset(k for k, each in enumerate(adapters) if each is not None and each.q and each.training)
+        if not dropping:
+            return {}
+        keys = self.pack.mask_keys(self.name, dropping, device)
+        return {self.pack.lanes[k]: keys[k : k + 1] for k in dropping}
+
+    def _adapted(self, adapter: LayerAdapter, key: Tensor | None, x: Tensor, base: Tensor) -> Tensor:
         mask = None
-        if adapter.q and adapter.training:
-            shape = tuple((base if adapter.drops_output else x).shape)
-            drawn = draw(shape, self.pack.seed(lane), x.device, self.pack.width(lane, shape))
-            mask = kept(drawn, adapter.q, base.dtype) * scale(adapter.q)
+        if key is not None:
+            dropped = base if adapter.drops_output else x
+            mask = kept(draw(tuple(dropped.shape), key)[0], adapter.q, base.dtype) * scale(adapter.q)
         return adapter.output(x, base, self.frozen_weight(), mask)
 
     def all_adapters(self) -> dict[int, LayerAdapter]:

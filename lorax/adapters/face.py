@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +152,10 @@ class TrainingRule:
     and resumed, and paired runs draw the same whatever else they draw. Only `after_update` and `finish` are called
     under `torch.no_grad`; before them, write to trained tensors under one.
     """
+
+    in_place: ClassVar[bool] = True
+    """Whether it acts on the forward pass by writing to tensors in place alone: then recorded steps see what it does.
+    False where it replaces tensors or sets Python values that layers read; steps then run eager."""
 
     def before_forward(self, step: Step, adapters: Trainable) -> None:
         """Act before the step's forward passes. DyLoRA draws its rank here."""

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from lorax.adapters.adapted import AdaptedLayer, in_reference_mode
 from lorax.adapters.face import LayerKind
-from lorax.adapters.fused.function import Call, FusedLinear, Grouping
+from lorax.adapters.fused.function import Call, FusedLinear, Grouping, Masks
 from lorax.adapters.kinds import kind_of
 from lorax.adapters.linears.own_forward import OwnForwardKind
 from lorax.adapters.low_rank import LowRankAdapter
@@ -95,22 +95,23 @@ class AdaptedLinear(AdaptedLayer):
         if grouping.count > 1:
             self.check_rows(x)
         x = self.pack.cast(x, dtype)
-        seeds = {}
-        for position, adapter in grouping.positions.items() if grouping.drops else ():
-            if adapter.q and adapter.training:
-                lane = self.pack.lanes[position]
-                shape = (x.shape[0] // grouping.count, *x.shape[1:])
-                seeds[position] = (self.pack.seed(lane), self.pack.width(lane, shape))
+        masks = self._masks(grouping, x) if grouping.drops else None
         weight, bias = cast(Tensor, self.in_dtype("weight", dtype)), self.in_dtype("bias", dtype)
-        sigma = None if seeds else self._singular_values(grouping, x, weight)
+        sigma = None if masks is not None else self._singular_values(grouping, x, weight)
         only, frozen = grouping.only_group, self.pack.frozen_key
-        if grouping.count == 1 and only is not None and not seeds and not isinstance(self.kind, OwnForwardKind):
+        if grouping.count == 1 and only is not None and masks is None and not isinstance(self.kind, OwnForwardKind):
             y = only.whole(x, self.kind.matrix(weight), bias, frozen, sigma is not None)
             if y is not None:
                 return y
         own = self.kind.product if isinstance(self.kind, OwnForwardKind) else None
-        call = Call(grouping, self.kind.transposed, seeds, frozen, self.pack.unpadded_tokens(x), sigma, own)
+        call = Call(grouping, self.kind.transposed, masks, frozen, self.pack.unpadded_tokens(x), sigma, own)
         return FusedLinear.apply(x, weight, bias, call, *grouping.leaves())
+
+    def _masks(self, grouping: Grouping, x: Tensor) -> Masks | None:
+        """Return what this call's dropout masks are drawn from; None where no lane drops now."""
+        places = grouping.positions.items()
+        dropping = frozenset(position for position, adapter in places if adapter.q and adapter.training)
+        return Masks(self.pack.mask_keys(self.name, dropping, x.device), dropping) if dropping else None
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """Return the dtype in which the layer's products run: autocast's where that is on, else x's own."""

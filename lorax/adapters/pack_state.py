@@ -5,8 +5,8 @@ The batch is K equal contiguous blocks of rows, one for each active lane, in ord
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from lorax.adapters.dropout import key
 from lorax.adapters.routed.routing import BASE, Routing
 from lorax.errors import UserError
 
@@ -39,9 +40,8 @@ class PackState:
         """Lanes whose rows get the base model's own output for now."""
         self.generators: dict[int, torch.Generator] = {}
         """Dropout generators by lane; a lane without one draws from torch's global generator."""
-        self.widths: dict[int, dict[int, int]] = {}
-        """{lane: {padded tokens: tokens}} of the batch at hand, for lanes whose rows are shorter than the
-        batch they share: their dropout masks are drawn at the width they have when alone."""
+        self.masks: tuple[tuple[int, ...], Tensor] | None = None
+        """(active lanes, their (K,) keys) from which `masks_from` has the masks drawn; None: from the generators."""
         self.unpadded: tuple[tuple[int, int], Tensor] | None = None
         """((rows, tokens), flat indices of the tokens that are no padding) of the batch at hand: the base products
         leave out the others. Only for batches in which no token reads what stands at a padded one."""
@@ -53,6 +53,7 @@ class PackState:
         """The buffers that trained tensors lie in while losses are differentiated; None outside of training."""
         self._last: tuple[Any, ...] = ()
         self._seeds: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._calls: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out weak references, which a copy of the model cannot hold."""
@@ -137,10 +138,6 @@ class PackState:
         self._last = (TensorWeakRef(x), key, TensorWeakRef(made))
         return made
 
-    def width(self, lane: int, shape: tuple[int, ...]) -> int | None:
-        """Return a lane's own number of tokens for an input of shape (rows, tokens, n), if it differs."""
-        return self.widths.get(lane, {}).get(shape[1]) if len(shape) > 2 else None
-
     def unpadded_tokens(self, x: Tensor) -> Tensor | None:
         """Return the flat indices of the tokens of x, (rows, tokens, n), that are no padding, if they are known."""
         if self.unpadded is None or x.ndim != 3 or x.shape[:2] != self.unpadded[0]:
@@ -151,6 +148,47 @@ class PackState:
         """Take a lane out for good; the batch has one block of rows fewer from now on."""
         self.installed = tuple(other for other in self.installed if other != lane)
         self.lanes = tuple(other for other in self.lanes if other != lane) or ((BASE,) if self.installed else ())
+
+    @contextmanager
+    def masks_from(self, keys: Tensor | None) -> Iterator[None]:
+        """Draw the dropout masks of one forward and backward pass from one number a lane.
+
+        The mask of a layer's n-th call depends on its lane's key, the layer's name and n alone. Nothing is drawn on
+        the host, so the pass can be replayed with other keys in the same place.
+
+        Args:
+            keys: (K,) int64, on the device, of the active lanes in order; None: the generators stay in use.
+        """
+        before, self.masks = self.masks, None if keys is None else (self.lanes, keys)
+        self._calls.clear()
+        try:
+            yield
+        finally:
+            self.masks = before
+
+    def mask_keys(self, layer: str, dropping: Iterable[int], device: torch.device) -> Tensor:
+        """Return the keys, (K,), of the dropout masks in a call of a layer.
+
+        Args:
+            layer: its name.
+            dropping: positions of the active lanes that drop anything; the others' keys are never used.
+            device: where the layer computes.
+
+        Raises:
+            UserError: a checkpointed layer that one forward pass calls several times.
+        """
+        if self.masks is None or self.masks[0] != self.lanes:
+            seeds = {position: self.seed(self.lanes[position]) for position in sorted(dropping)}
+            return torch.tensor([seeds.get(position, 0) for position in range(len(self.lanes))], device=device)
+        if torch._C._current_graph_task_id() != -1:  # gradient checkpointing: the forward pass again, in the backward
+            if self._calls[layer] > 1:
+                raise UserError(
+                    f"{layer}: called several times, so its dropout cannot be computed again; use dropout=0"
+                )
+            call = 0
+        else:
+            call, self._calls[layer] = self._calls[layer], self._calls[layer] + 1
+        return self.masks[1].to(device) + key(layer, call)
 
     def seed(self, lane: int) -> int:
         """Draw the seed of one dropout mask.

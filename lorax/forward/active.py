@@ -6,7 +6,7 @@ pack, those of a lane next to each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from lorax.errors import UserError
 from lorax.forward.heads import heads_active
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorax.adapters.face import Trainable
     from lorax.adapters.pack_state import PackState
     from lorax.forward.heads import Head
@@ -36,18 +38,10 @@ def active(adapters: Sequence[Trainable], heads: Sequence[Head | None] = ()) -> 
         yield
 
 
-def set_widths(adapters: Sequence[Trainable], widths: Sequence[Mapping[int, int]]) -> None:
-    """Tell the layers how wide the rows of each lane would be padded if its run trained alone.
-
-    The width of the padding changes one thing only: the shape in which a dropout mask is drawn.
-
-    Args:
-        adapters: the active ones.
-        widths: `Batch.widths`, a mapping for each; empty where the width makes no difference.
-    """
+def masks_from(adapters: Sequence[Trainable], keys: Tensor | None) -> AbstractContextManager[None]:
+    """Have the dropout masks of one forward and backward pass drawn from one number a lane; see `PackState`."""
     pack = pack_of(adapters)
-    if pack is not None:
-        pack.widths = {each.number: dict(width) for each, width in zip(adapters, widths, strict=False)}
+    return nullcontext() if pack is None else pack.masks_from(keys)
 
 
 def set_unpadded(adapters: Sequence[Trainable], batch: Batch | None) -> None:

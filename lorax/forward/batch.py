@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from lorax.errors import UserError
-from lorax.models.modality import Batch, by_lane
+from lorax.forward.sizes import Size
+from lorax.models.modality import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,14 @@ def order(seed: int, n: int, batch_size: int, steps: int) -> list[list[int]]:
     return [stream[start : start + batch_size] for start in range(0, batch_size * steps, batch_size)]
 
 
-def pad_causal(rows: Sequence[Encoded], pad: int, prefix: int = 0, lanes: int = 1) -> Batch:
+def pad_causal(
+    rows: Sequence[Encoded],
+    pad: int,
+    prefix: int = 0,
+    lanes: int = 1,
+    device: torch.device | str = "cpu",
+    size: Size | None = None,
+) -> Batch:
     """Return a row for each example, its answer behind its prompt, padded on the right to the longest.
 
     There is no attention mask: padding comes after every real token, where causal attention cannot see
@@ -84,19 +92,17 @@ def pad_causal(rows: Sequence[Encoded], pad: int, prefix: int = 0, lanes: int = 
         pad: the token to pad with.
         prefix: leading tokens that go into `Batch.prefix`, once for each lane, and not into the rows.
         lanes: K.
+        device: where the batch goes.
+        size: the shape to fill; None: as large as the rows need.
     """
     tokens = [row.ids[prefix:] + row.labels[:-1] for row in rows]
-    ids, lengths, counts = grid(tokens, pad), torch.tensor([*map(len, tokens)]), [len(row.labels) for row in rows]
+    ids, lengths, counts = grid(tokens, pad, size), [*map(len, tokens)], [len(row.labels) for row in rows]
     first = [len(row.ids) - prefix - 1 for row in rows]
-    return Batch(
-        inputs={"input_ids": ids},
-        positions=label_positions(first, counts, ids.shape[1]),
-        targets=flat_labels(rows),
-        counts=counts,
-        prefix=torch.tensor([rows[0].ids[:prefix]] * lanes) if prefix else None,
-        unpadded=unpadded_tokens(lengths, ids.shape[1]),
-        widths=lane_widths([[len(row) - 1 for row in rows]], lanes),
-    )
+    parts = {"input_ids": ids, **labels_at(rows, first, ids.shape[1], size)}
+    if prefix:
+        parts["prefix"] = np.array([rows[0].ids[:prefix]] * lanes)
+    parts |= unpadded_tokens(lengths, ids.shape[1]) if size is None else {}
+    return batch_of(parts, counts, device, size)
 
 
 def shared_prefix(rows: Sequence[Encoded], lanes: int, device: torch.device) -> int:
@@ -118,54 +124,69 @@ def shared_prefix(rows: Sequence[Encoded], lanes: int, device: torch.device) -> 
     return common if saved >= max(0.2 * total, 32 if device.type == "cpu" else 8192) else 0
 
 
-def lane_widths(lengths: Sequence[Sequence[int]], lanes: int) -> list[dict[int, int]]:
-    """Return, for each lane, {width of a grid of this batch: its width if the lane were alone}.
-
-    Args:
-        lengths: for each grid (one, or the encoder's and the decoder's), the tokens of every row.
-        lanes: K.
-    """
-    widths: list[dict[int, int]] = [{} for _ in range(lanes)]
-    for rows in lengths:
-        for lane, block in enumerate(by_lane(rows, lanes)):
-            widths[lane][max(rows)] = max(block)
-    return widths
-
-
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token to pad with; any would do, since padding is known by its position."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return int(next(token for token in candidates if token is not None))
 
 
-def grid(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Return token ids (rows, longest), padded on the right."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.long)
-
-
-def flat_labels(rows: Sequence[Encoded]) -> Tensor:
-    """Return the labels of all rows in order, (N,)."""
-    return torch.tensor([label for row in rows for label in row.labels], dtype=torch.long)
-
-
-def unpadded_tokens(lengths: Tensor, width: int) -> Tensor | None:
-    """Return the flat indices of the tokens of right-padded rows; None if less than an eighth is padding.
+def batch_of(
+    parts: Mapping[str, np.ndarray], counts: list[int], device: torch.device | str, size: Size | None = None
+) -> Batch:
+    """Return a batch of integers that goes to the device in one copy: its tensors are views of one.
 
     Args:
-        lengths: (rows,) tokens of each row.
+        parts: `targets`, where there are any `positions`, `prefix` and `unpadded`, and what the model's forward takes.
+        counts: labels of each row.
+        device: where the batch goes.
+        size: the shape that was filled.
+    """
+    host = torch.from_numpy(np.concatenate([part.ravel() for part in parts.values()]))
+    if torch.device(device).type == "cuda":
+        host = host.pin_memory()  # else the copy waits for what the device does
+    packed = host.to(device, non_blocking=True)
+    pieces = packed.split([part.size for part in parts.values()])
+    tensors = {name: piece.view(part.shape) for (name, part), piece in zip(parts.items(), pieces, strict=True)}
+    named = {name: tensors.pop(name, None) for name in ("positions", "prefix", "unpadded")}
+    room = None if size is None else size.room
+    return Batch(targets=tensors.pop("targets"), inputs=tensors, counts=counts, room=room, packed=packed, **named)
+
+
+def grid(rows: Sequence[Sequence[int]], pad: int, size: Size | None = None) -> np.ndarray:
+    """Return token ids (rows, longest), padded on the right."""
+    ids = np.full((len(rows), max(map(len, rows)) if size is None else size.tokens), pad, dtype=np.int64)
+    for row, line in zip(rows, ids, strict=True):
+        line[: len(row)] = row
+    return ids
+
+
+def labels_at(
+    rows: Sequence[Encoded], first: Sequence[int], width: int, size: Size | None = None
+) -> dict[str, np.ndarray]:
+    """Return the labels of all rows in order, and the flat indices, both (N,), where they are predicted.
+
+    Args:
+        rows: the examples.
+        first: of each row, the column where its first label is predicted; the others follow.
+        width: columns of the grid.
+        size: N is `size.labels`; what is beyond the rows' own labels is predicted nowhere in particular.
+    """
+    counts = np.array([len(row.labels) for row in rows])
+    targets = np.zeros(counts.sum() if size is None else size.labels, dtype=np.int64)
+    positions = np.zeros_like(targets)
+    starts = np.arange(len(rows)) * width + np.array(first) - (counts.cumsum() - counts)
+    positions[: counts.sum()] = np.repeat(starts, counts) + np.arange(counts.sum())
+    targets[: counts.sum()] = [label for row in rows for label in row.labels]
+    return {"positions": positions, "targets": targets}
+
+
+def unpadded_tokens(lengths: Sequence[int], width: int) -> dict[str, np.ndarray]:
+    """Return the flat indices of the tokens of right-padded rows, as `unpadded`; nothing if under an eighth is padding.
+
+    Args:
+        lengths: tokens of each row.
         width: tokens of a padded row.
     """
-    if int(lengths.sum()) > 0.875 * width * len(lengths):
-        return None
-    return (torch.arange(width) < lengths[:, None]).flatten().nonzero().squeeze(1)
-
-
-def label_positions(first: Sequence[int], counts: Sequence[int], width: int) -> Tensor:
-    """Return the flat indices, (N,), where labels are predicted: `counts[i]` columns of row i from `first[i]` on."""
-    flat = [
-        row * width + column
-        for row, (start, count) in enumerate(zip(first, counts, strict=True))
-        for column in range(start, start + count)
-    ]
-    return torch.tensor(flat, dtype=torch.long)
+    if sum(lengths) > 0.875 * width * len(lengths):
+        return {}
+    return {"unpadded": (np.arange(width) < np.array(lengths)[:, None]).ravel().nonzero()[0]}

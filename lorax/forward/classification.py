@@ -7,14 +7,17 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from lorax.forward.batch import Encoded, flat_labels, grid, lane_widths, pad_id, unpadded_tokens
+from lorax.forward.batch import Encoded, batch_of, grid, pad_id, unpadded_tokens
+from lorax.forward.sizes import Size
 from lorax.forward.text import TextModality, limit
 from lorax.models.modality import Batch
 
 if TYPE_CHECKING:
+    import torch
+
     from lorax.forward.prompts import Pair, Turns
     from lorax.tasks.base import Example, Task
 
@@ -43,7 +46,11 @@ class ClassifiedText(TextModality):
         self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
     ) -> Batch:
         """Return a padded row for each text, with an attention mask; every row is computed whole."""
-        return pad_classification(rows, pad_id(self.loaded.tokenizer), lanes).to(self.device)
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Encoded], lanes: int = 1, size: Size | None = None) -> Batch:
+        """Return a padded row for each text, with an attention mask."""
+        return pad_classification(rows, pad_id(self.loaded.tokenizer), self.device, size)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits, (rows, classes)."""
@@ -65,26 +72,24 @@ class ClassifiedText(TextModality):
         return task.labels[int(output.argmax(-1))]
 
 
-def pad_classification(rows: Sequence[Encoded], pad: int, lanes: int = 1) -> Batch:
+def pad_classification(
+    rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu", size: Size | None = None
+) -> Batch:
     """Return a row for each text, padded on the right to the longest, with an attention mask.
 
     Args:
         rows: the examples; those of a lane next to each other, equally many each.
         pad: the token to pad with.
-        lanes: K.
+        device: where the batch goes.
+        size: the shape to fill; None: as large as the rows need.
     """
-    lengths = [len(row.ids) for row in rows]
-    return Batch(
-        inputs=masked([row.ids for row in rows], pad),
-        positions=torch.arange(len(rows)),
-        targets=flat_labels(rows),
-        counts=[1] * len(rows),
-        unpadded=unpadded_tokens(torch.tensor(lengths), max(lengths)),
-        widths=lane_widths([lengths], lanes),
-    )
+    lengths, inputs = [len(row.ids) for row in rows], masked([row.ids for row in rows], pad, size)
+    targets = {"targets": np.array([row.labels[0] for row in rows]), "positions": np.arange(len(rows))}
+    unpadded = unpadded_tokens(lengths, inputs["input_ids"].shape[1]) if size is None else {}
+    return batch_of({**inputs, **targets, **unpadded}, [1] * len(rows), device, size)
 
 
-def masked(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+def masked(rows: Sequence[Sequence[int]], pad: int, size: Size | None = None) -> dict[str, np.ndarray]:
     """Return right-padded ids (rows, longest) and their attention mask, 1 for tokens and 0 for padding."""
-    ids, lengths = grid(rows, pad), torch.tensor([len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+    ids, lengths = grid(rows, pad, size), np.array([len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)}

@@ -27,6 +27,7 @@ from lorax.forward.text import token_losses
 from lorax.models.modality import row_means
 
 if TYPE_CHECKING:
+    from lorax.forward.static_decode import StaticDecoder
     from lorax.models.modality import ActiveLanes
 
 
@@ -50,7 +51,7 @@ class Stop:
 
 
 @dataclass
-class _Completion:
+class Completion:
     """The completion of one row as far as it is decoded."""
 
     tokens: list[int]
@@ -61,7 +62,7 @@ class _Completion:
     finished: bool
 
     @classmethod
-    def checked(cls, row: Encoded, greedy: list[int], stop: Stop, verify: bool) -> _Completion:
+    def checked(cls, row: Encoded, greedy: list[int], stop: Stop, verify: bool) -> Completion:
         """Accept the reference answer's tokens as far as they are the greedy ones, and the next greedy token."""
         agreed = 0
         while verify and agreed < len(greedy) and greedy[agreed] == row.labels[agreed] not in stop.tokens:
@@ -72,6 +73,7 @@ class _Completion:
         return cls(tokens, past, past, stop.reached(tokens))
 
     def add(self, token: int, stop: Stop) -> None:
+        """Add the next token."""
         self.tokens.append(token)
         self.position += 1
         self.finished = stop.reached(self.tokens)
@@ -86,6 +88,7 @@ def decode(
     stop: Stop,
     verify: bool = True,
     share: bool = True,
+    static: StaticDecoder | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """Decode one batch for every lane.
 
@@ -99,6 +102,7 @@ def decode(
         verify: accept the reference answer's tokens as far as they are the greedy ones; False decodes every
             token from the prompt: the same result, slowly.
         share: compute what all prompts begin with once for each lane; False computes every row whole.
+        static: decodes in fixed buffers; None: the batch shrinks as rows finish.
 
     Returns:
         For the rows of lane 0, then those of lane 1, ...: the greedy tokens without the end token, and the
@@ -107,14 +111,18 @@ def decode(
     device = device_of(readout.model)
     repeated = [*rows] * lanes
     prefix = shared_prefix(rows, 1, device) if share else 0
-    batch = pad_causal(repeated, pad, prefix, lanes).to(device)
+    batch = pad_causal(repeated, pad, prefix, lanes, device)
     cache = DynamicCache(config=readout.model.config)
     with active(range(lanes)):
         logits = readout.run(batch, cache)
     losses = row_means(token_losses(logits, batch.targets), batch.counts)
     greedy = [part.tolist() for part in logits.argmax(-1).cpu().split(batch.counts)]
-    completions = [_Completion.checked(row, tokens, stop, verify) for row, tokens in zip(repeated, greedy, strict=True)]
-    _complete(readout, cache, prefix + batch.inputs["input_ids"].shape[1], completions, lanes, active, stop)
+    completions = [Completion.checked(row, tokens, stop, verify) for row, tokens in zip(repeated, greedy, strict=True)]
+    if static is not None:
+        with active(range(lanes)):
+            static.complete(cache, completions, stop)
+    else:
+        _complete(readout, cache, prefix + batch.inputs["input_ids"].shape[1], completions, lanes, active, stop)
     return [stop.cut(completion.tokens) for completion in completions], losses
 
 
@@ -122,7 +130,7 @@ def _complete(
     readout: Readout,
     cache: DynamicCache,
     width: int,
-    completions: list[_Completion],
+    completions: list[Completion],
     lanes: int,
     active: ActiveLanes,
     stop: Stop,
@@ -170,7 +178,7 @@ def _complete(
                 completion.add(token, stop)
 
 
-def _rows_to_keep(current: list[_Completion], active_lanes: list[int]) -> tuple[list[int], list[int]]:
+def _rows_to_keep(current: list[Completion], active_lanes: list[int]) -> tuple[list[int], list[int]]:
     """Return the rows to go on with, and the lanes that they belong to: those with an unfinished row.
 
     Each of these lanes keeps equally many rows: one that has fewer unfinished rows than another keeps finished

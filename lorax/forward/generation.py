@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lorax.forward.batch import Encoded, flat_labels, grid, label_positions, lane_widths, pad_id
+from lorax.forward.batch import Encoded, batch_of, grid, labels_at, pad_causal, pad_id
 from lorax.forward.classification import masked
 from lorax.forward.decode import Stop, decode
-from lorax.forward.prefix_tree import lay_out, size
+from lorax.forward.prefix_tree import lay_out, size, takes_masks
 from lorax.forward.prompts import announce, causal_pair, ended, prompt_text
 from lorax.forward.readout import Readout, caches_by_position
+from lorax.forward.recorders import CudaGraphs, Recorder
+from lorax.forward.sizes import Size
+from lorax.forward.static_decode import StaticDecoder
 from lorax.forward.text import TextModality
 from lorax.models.modality import Batch, Prediction, by_lane, row_means
 
@@ -84,11 +88,33 @@ class CausalText(GeneratedText):
         loaded: a causal language model.
         verify: see `decode`; False decodes every token.
         share: see `decode`; False computes every row from its first token.
+        recorder: records the pass of a token, in fixed buffers; None: CUDA graphs on a GPU, else the batch shrinks as
+            rows finish.
     """
 
-    def __init__(self, loaded: Loaded, *, verify: bool = True, share: bool = True):
+    def __init__(self, loaded: Loaded, *, verify: bool = True, share: bool = True, recorder: Recorder | None = None):
         super().__init__(loaded)
-        self.verify, self.share = verify, share
+        self.verify, self.share, self.recorder = verify, share, recorder
+        self._static: StaticDecoder | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Readout]:
+        """Have logits computed where labels are predicted; keep what decoding records until the block ends."""
+        try:
+            with self.readout:
+                yield self.readout
+        finally:
+            self._static = None
+
+    def _decoder(self) -> StaticDecoder | None:
+        """Return what decodes in fixed buffers, where the model allows it and it pays."""
+        if self.recorder is None and self.device.type == "cuda":
+            self.recorder = CudaGraphs(self.device)
+        if self.recorder is None or not takes_masks(self.loaded.model):
+            return None
+        if self._static is None:
+            self._static = StaticDecoder(self.readout, self.recorder)
+        return self._static
 
     def tokenise(self, system: str | None, turns: Turns, texts: Sequence[tuple[str, str]]) -> Iterable[Pair]:
         """Return prompts and answers; an answer continues exactly the prompt that generation starts from."""
@@ -104,11 +130,20 @@ class CausalText(GeneratedText):
         """Return the rows, where that pays with their common beginning once for each lane (`prefix_tree.lay_out`)."""
         return lay_out(rows, self.loaded, lanes, share and self.share, single_pass)
 
+    def pad(self, rows: Sequence[Encoded], lanes: int = 1, size: Size | None = None) -> Batch:
+        """Return a padded row for each prompt with its answer."""
+        return pad_causal(rows, pad_id(self.loaded.tokenizer), 0, lanes, self.device, size)
+
+    def width(self, row: Encoded) -> int:
+        """Return the tokens of prompt and answer but the last, which is not read."""
+        return len(row) - 1
+
     def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
         """Decode greedily: with reference answers checked first where the model's cache allows it."""
         pad, stop = pad_id(self.loaded.tokenizer), self.stop(task)
         if caches_by_position(self.loaded.model):
-            completions, losses = decode(self.readout, rows, pad, lanes, active, stop, self.verify, self.share)
+            static = self._decoder()
+            completions, losses = decode(self.readout, rows, pad, lanes, active, stop, self.verify, self.share, static)
             return self.answers(completions, losses, lanes)
         batch = self.collate([*rows] * lanes, lanes, share=False)
         # Padding is on the left here: `generate` goes on from the last column.
@@ -140,8 +175,12 @@ class Seq2SeqText(GeneratedText):
         self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
     ) -> Batch:
         """Return a padded row for each prompt and each answer."""
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Encoded], lanes: int = 1, size: Size | None = None) -> Batch:
+        """Return a padded row for each prompt and each answer."""
         start = self.loaded.model.config.decoder_start_token_id
-        return pad_seq2seq(rows, pad_id(self.loaded.tokenizer), start, lanes).to(self.device)
+        return pad_seq2seq(rows, pad_id(self.loaded.tokenizer), start, self.device, size)
 
     def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
         """Decode with transformers' own `generate`; losses in a pass of their own.
@@ -156,24 +195,23 @@ class Seq2SeqText(GeneratedText):
         return self.answers(completions, losses, lanes)
 
 
-def pad_seq2seq(rows: Sequence[Encoded], pad: int, start: int, lanes: int = 1) -> Batch:
+def pad_seq2seq(
+    rows: Sequence[Encoded], pad: int, start: int, device: torch.device | str = "cpu", size: Size | None = None
+) -> Batch:
     """Return two grids, of prompts with their attention mask and of the decoder's inputs.
 
     Args:
         rows: the examples; those of a lane next to each other, equally many each.
         pad: the token to pad with.
         start: the token that the decoder starts from.
-        lanes: K.
+        device: where the batch goes.
+        size: the shape to fill; None: as large as the rows need.
     """
-    counts, prompts = [len(row.labels) for row in rows], [row.ids for row in rows]
-    answers = grid([[start, *row.labels[:-1]] for row in rows], pad)
-    return Batch(
-        inputs={**masked(prompts, pad), "decoder_input_ids": answers},
-        positions=label_positions([0] * len(rows), counts, answers.shape[1]),
-        targets=flat_labels(rows),
-        counts=counts,
-        widths=lane_widths([[*map(len, prompts)], counts], lanes),
-    )
+    answers = [[start, *row.labels[:-1]] for row in rows]
+    decoder = grid(answers, pad, size and replace(size, tokens=size.answer))
+    labels = labels_at(rows, [0] * len(rows), decoder.shape[1], size)
+    inputs = masked([row.ids for row in rows], pad, size)
+    return batch_of({**inputs, "decoder_input_ids": decoder, **labels}, [*map(len, answers)], device, size)
 
 
 def end_tokens(loaded: Loaded) -> frozenset[int]:

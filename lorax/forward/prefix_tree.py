@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
-from lorax.forward.batch import Encoded, flat_labels, pad_causal, pad_id, shared_prefix, unpadded_tokens
+from lorax.forward.batch import Encoded, batch_of, pad_causal, pad_id, shared_prefix, unpadded_tokens
 from lorax.forward.readout import caches_by_position, device_of
 from lorax.models.modality import Batch, by_lane
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lorax.models.registry import Loaded
@@ -53,8 +54,8 @@ def lay_out(
     device = device_of(loaded.model)
     prefix = shared_prefix(rows, lanes, device) if share and caches_by_position(loaded.model) else 0
     if prefix and takes_masks(loaded.model) and max(map(sum, _rests(rows, prefix, lanes))) + prefix <= LONGEST:
-        return tree(rows, loaded.tokenizer, prefix, lanes).to(device)
-    return pad_causal(rows, pad_id(loaded.tokenizer), 0 if single_pass else prefix, lanes).to(device)
+        return tree(rows, loaded.tokenizer, prefix, lanes, device)
+    return pad_causal(rows, pad_id(loaded.tokenizer), 0 if single_pass else prefix, lanes, device)
 
 
 def size(rows: Sequence[Encoded], model: PreTrainedModel) -> int:
@@ -80,7 +81,13 @@ def takes_masks(model: PreTrainedModel) -> bool:
     return not any("position" in name and part.padding_idx is not None for name, part in embeddings.items())
 
 
-def tree(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, prefix: int, lanes: int = 1) -> Batch:
+def tree(
+    rows: Sequence[Encoded],
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: int,
+    lanes: int = 1,
+    device: torch.device | str = "cpu",
+) -> Batch:
     """Return one tree for each lane, padded on the right to the longest.
 
     Args:
@@ -88,6 +95,7 @@ def tree(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, prefix: in
         tokenizer: names the token to pad with.
         prefix: tokens that all of them begin with.
         lanes: K.
+        device: where the batch goes.
 
     Returns:
         Inputs with `input_ids` (K, T), `position_ids` (K, T) and a boolean `attention_mask` (K, 1, T, T).
@@ -95,29 +103,28 @@ def tree(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, prefix: in
     rests = _rests(rows, prefix, lanes)
     lengths = [prefix + sum(lengths) for lengths in rests]
     width = max(lengths)
-    ids = torch.full((lanes, width), pad_id(tokenizer))
-    places = torch.zeros(lanes, width, dtype=torch.long)
-    owners = torch.full((lanes, width), -1)  # whose a token is; 0: the beginning's; 1, 2, ...: a row's; -1: padding
-    ids[:, :prefix] = torch.tensor(rows[0].ids[:prefix])
-    places[:, :prefix] = torch.arange(prefix)
+    ids = np.full((lanes, width), pad_id(tokenizer), dtype=np.int64)
+    places = np.zeros((lanes, width), dtype=np.int64)
+    owners = np.full((lanes, width), -1)  # whose a token is; 0: the beginning's; 1, 2, ...: a row's; -1: padding
+    ids[:, :prefix] = rows[0].ids[:prefix]
+    places[:, :prefix] = np.arange(prefix)
     owners[:, :prefix] = 0
     positions: list[int] = []
     for lane, block in enumerate(by_lane(rows, lanes)):
         starts = accumulate(rests[lane][:-1], initial=prefix)
         for number, (row, start, length) in enumerate(zip(block, starts, rests[lane], strict=True), 1):
             part = slice(start, start + length)
-            ids[lane, part] = torch.tensor(row.ids[prefix:] + row.labels[:-1])
-            places[lane, part] = torch.arange(prefix, prefix + length)
+            ids[lane, part] = row.ids[prefix:] + row.labels[:-1]
+            places[lane, part] = np.arange(prefix, prefix + length)
             owners[lane, part] = number
             first = lane * width + start + len(row.ids) - prefix - 1
             positions += range(first, first + len(row.labels))
-    return Batch(
-        inputs={"input_ids": ids, "position_ids": places, "attention_mask": _mask(owners)},
-        positions=torch.tensor(positions),
-        targets=flat_labels(rows),
-        counts=[len(row.labels) for row in rows],
-        unpadded=unpadded_tokens(torch.tensor(lengths), width),
-    )
+    targets = np.array([label for row in rows for label in row.labels])
+    parts = {"input_ids": ids, "position_ids": places, "attention_mask": owners, "positions": np.array(positions)}
+    counts = [len(row.labels) for row in rows]
+    batch = batch_of({**parts, "targets": targets, **unpadded_tokens(lengths, width)}, counts, device)
+    batch.inputs["attention_mask"] = _mask(batch.inputs["attention_mask"])
+    return batch
 
 
 def _mask(owners: Tensor) -> Tensor:

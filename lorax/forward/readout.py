@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
@@ -43,8 +45,10 @@ class Readout:
         self._used = False
         self._head: nn.Module | None = None
         self._casts: dict[tuple[Any, ...], Tensor] = {}
+        self._open = ExitStack()
 
     def __enter__(self) -> Readout:
+        self._open.enter_context(_one_sequence_a_row())
         head = self.model.get_output_embeddings()
         if isinstance(head, nn.Module):
             self._head, self._head_forward, self._instance_forward = head, head.forward, vars(head).get("forward")
@@ -54,6 +58,7 @@ class Readout:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._open.close()
         if self._head is not None:
             del self._head.forward  # the forward of its class is there again
             if self._instance_forward is not None:
@@ -112,6 +117,20 @@ class Readout:
         if key not in self._casts:
             self._casts[key] = value.detach().to(dtype)
         return self._casts[key]
+
+
+@contextmanager
+def _one_sequence_a_row() -> Iterator[None]:
+    """Keep transformers from looking, in every pass, whether a row holds several sequences: that waits for the device.
+
+    No batch of ours does, and a tree brings its mask.
+    """
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 def caches_by_position(model: PreTrainedModel) -> bool:

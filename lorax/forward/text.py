@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lorax.errors import UserError
 from lorax.forward.batch import Encoded
+from lorax.forward.sizes import Size, few_sizes, size_for
 from lorax.forward.token_cache import cached
-from lorax.models.modality import Modality
+from lorax.models.modality import Modality, by_lane
 
 if TYPE_CHECKING:
     from lorax.forward.prompts import Pair, Turns
@@ -51,6 +52,33 @@ class TextModality(Modality[Encoded]):
                     f"{task.name} {split}: example {example.id} has {length} tokens, the model takes {bound}"
                 )
         return [Encoded(ids, labels, example) for (ids, labels), example in zip(pairs, examples, strict=True)]
+
+    def shapes(self, batches: Sequence[Sequence[Encoded]], lanes: int) -> list[Size]:
+        """Return few sizes that hold these batches."""
+        return few_sizes([self.needed(rows, lanes) for rows in batches], limit(self.loaded))
+
+    def fill(self, rows: Sequence[Encoded], lanes: int, shapes: list[Size]) -> Batch:
+        """Pad rows, and their labels, to the smallest of the sizes that holds them; every row is computed whole."""
+        return self.pad(rows, lanes, size_for(self.needed(rows, lanes), shapes, limit(self.loaded)))
+
+    def needed(self, rows: Sequence[Encoded], lanes: int) -> Size:
+        """Return the size of a batch of these rows."""
+        labels = [sum(len(row.labels) for row in block) for block in by_lane(rows, lanes)]
+        return Size(max(map(self.width, rows)), sum(labels), max(labels), max(len(row.labels) for row in rows))
+
+    def width(self, row: Encoded) -> int:
+        """Return the tokens of one row of the model's input."""
+        return len(row.ids)
+
+    @abstractmethod
+    def pad(self, rows: Sequence[Encoded], lanes: int = 1, size: Size | None = None) -> Batch:
+        """Return whole rows, padded on the right to the longest or to a size.
+
+        Args:
+            rows: the examples; those of a lane next to each other, equally many each.
+            lanes: K.
+            size: the shape to fill.
+        """
 
     def texts(self, example: Example) -> tuple[str, str]:
         """Return the input of an example, and what is predicted, as text."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -60,9 +60,12 @@ class Batch:
     unpadded: Tensor | None = None
     """Flat indices into the grid of `input_ids` of the tokens that are no padding. None where there is too little
     padding to be worth leaving out, or two grids (seq2seq)."""
-    widths: list[dict[int, int]] = field(default_factory=list)
-    """For each lane, {tokens of a padded row of this batch: tokens of a padded row if the lane were alone}; empty
-    where that makes no difference."""
+    room: int | None = None
+    """Most labels that a lane has in a batch of this shape; None: as many as the batch's lanes have. `targets` and
+    `positions` may go on after the labels in `counts`: what stands there only fills the shape."""
+
+    packed: Tensor | None = None
+    """The tensor of which all others are views, where there is one."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
@@ -73,7 +76,7 @@ class Batch:
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         targets = self.targets.to(device)
         positions, prefix, unpadded = moved(self.positions), moved(self.prefix), moved(self.unpadded)
-        return Batch(inputs, targets, self.counts, positions, prefix, unpadded, self.widths)
+        return Batch(inputs, targets, self.counts, positions, prefix, unpadded, self.room)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,28 @@ class Modality(ABC, Generic[R]):
                 rows must stay apart: dropout draws a mask for each.
             single_pass: the batch must be one call of the model.
         """
+
+    def shapes(self, batches: Sequence[Sequence[R]], lanes: int) -> list[Any]:
+        """Return few shapes that batches can be filled up to, for `fill`; [] (the default): each batch has its own.
+
+        Args:
+            batches: of the run, the rows of each lane next to each other.
+            lanes: K.
+        """
+        return []
+
+    def fill(self, rows: Sequence[R], lanes: int, shapes: list[Any]) -> Batch:
+        """Put rows into tensors of one of these shapes, filling up with what changes no result.
+
+        Batches of one shape are computed by the same operations, recorded once: `forward` and `losses` must then not
+        depend on `Batch.counts`, and not wait for the device.
+
+        Args:
+            rows: as for `collate`.
+            lanes: K.
+            shapes: from `shapes`; one may be added where none is large enough.
+        """
+        return self.collate(rows, lanes, share=False, single_pass=True)
 
     def open(self) -> AbstractContextManager[object]:
         """Prepare the model for many forward passes, and put it back afterwards. Saves time only; default: nothing."""

@@ -57,12 +57,17 @@ def fresh(
             name
             for scope in _scopes(record, chosen)
             for name in names[scope]
-            if (*scope, name) not in values and newest[(*scope, name)][0] > finished_at(record)
+            if (*scope, name) not in values and newest[(*scope, name)][0] > finished_at(record) and _reads(record, name)
         }
         reasons = [f"{word} {', '.join(sorted(keys))}" for word, keys in (("another", wrong), ("no", lacking)) if keys]
         if reasons:
             stale[record.run_id] = ", ".join(reasons)
     return [record for record in records if record.run_id not in stale], stale
+
+
+def _reads(record: RunRecord, stamp: str) -> bool:
+    """Return whether a run could hold a stamp: one of dropout masks needs dropout."""
+    return stamp != "masks.version" or bool(record.identity.get("dropout"))
 
 
 def shown(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[RunRecord], dict[str, str], str]:

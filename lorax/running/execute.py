@@ -162,7 +162,12 @@ def _record(
         "step_ms": outcome.step_ms,
         "eval_seconds": eval_seconds,
     }
-    record.provenance |= {"resumed_at": outcome.resumed or None, "pack": None, "finished": now()}
+    record.provenance |= {
+        "resumed_at": outcome.resumed or None,
+        "pack": None,
+        "compile": outcome.compiled,
+        "finished": now(),
+    }
 
 
 def _move_costs_to_pack(run: PreparedRun, runs: list[PreparedRun]) -> None:

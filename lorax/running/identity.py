@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 VERSIONS = {"adapters": 1, "training": 1, "evaluation": 1}
 """Bumped when a component's meaning changes, so that older records are not taken for the same run."""
 
+MASKS = 2
+"""How dropout masks are drawn, in the identity of runs that drop anything (2: from hashed counters)."""
+
 PACKAGES = ("lorax-bench", "torch", "transformers", "hydra-core", "omegaconf", "reasoning-gym", "numpy")
 
 
@@ -38,12 +41,16 @@ def identity(config: RunConfig, initializer: Initializer, task: Task, model_dige
     adapters_beside_head = task.kind == "classification" and initializer.changes_layers  # a head alone trains at `lr`
     if "train" in kept and not adapters_beside_head:
         kept["train"].pop("head_lr", None)
-    return kept | {
-        "task": {"name": task.name, "digest": task.digest, "version": task.version},
-        "model": {"name": config.model["name"], "digest": model_digest},
-        "dtype": dtype,
-        "versions": dict(VERSIONS),
-    }
+    return (
+        kept
+        | {
+            "task": {"name": task.name, "digest": task.digest, "version": task.version},
+            "model": {"name": config.model["name"], "digest": model_digest},
+            "dtype": dtype,
+            "versions": dict(VERSIONS),
+        }
+        | ({"masks": {"version": MASKS}} if kept.get("dropout") else {})
+    )
 
 
 def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class Session:
         from lorax.training.loop import TrainPlan
 
         config = run.config
-        keys = ("schedule", "warmup", "clip", "accumulation", "checkpoint_every")
+        keys = ("schedule", "warmup", "clip", "accumulation", "checkpoint_every", "compile")
         return TrainPlan(
             steps=config.steps, batch_size=config.batch_size, autocast=self.placement.autocast,
             progress=None if self.show else False, **{key: config.train[key] for key in keys},

@@ -10,6 +10,8 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +20,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorax.errors import UserError
-from lorax.forward.active import active, pack_of, set_unpadded, set_widths
+from lorax.forward.active import active, pack_of, set_unpadded
 from lorax.forward.modality import modality_of
-from lorax.forward.readout import autocast, device_of
+from lorax.forward.readout import device_of
+from lorax.forward.recorders import Recorder
 from lorax.records import Unwritable
 from lorax.training.checkpoint import save_checkpoints
+from lorax.training.compiling import choose
+from lorax.training.gradients import Eager
 from lorax.training.pack_update import PackUpdate
 from lorax.training.run import Outcome, Run, TrainPlan
 from lorax.training.state import RunState, restore
+from lorax.training.static_step import StaticStep
 
 if TYPE_CHECKING:
-    from lorax.models.modality import Modality
     from lorax.models.registry import Loaded
 
 __all__ = ["Outcome", "Run", "TrainPlan", "train"]
 
 
-def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]:
+def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Recorder | None = None) -> list[Outcome]:
     """Train the runs of a pack on one frozen base, each as it would train alone.
 
         loss_k = sum over the labels of run k's batch of their losses / their number
@@ -50,6 +55,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
         loaded: the model that the adapters are installed on.
         runs: one, or K installed together.
         plan: for every run that brings none of its own.
+        recorder: records steps, whatever the plan says; None: as `plan.compile` says.
 
     Returns:
         One `Outcome` for each run, in order.
@@ -63,33 +69,42 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan) -> list[Outcome]
     _check(states)
     restore(states)
     updates = PackUpdate(states)
+    how = "graph"
+    if recorder is None:
+        how, recorder = choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
     for run in runs:
         run.adapters.train(True)
     try:
-        with modality.open(), _bar(states, plan) as bar:
+        with ExitStack() as stack:
+            stack.enter_context(modality.open())
+            bar = stack.enter_context(_bar(states, plan))
+            passes: Eager | StaticStep = Eager(modality)
+            if recorder is not None:
+                stack.enter_context(recorder.open())
+                passes = StaticStep(modality, updates, recorder)
             while updates.advance():
-                going = updates.going
+                going = [state for state in updates.lanes if state.going]
                 start = time.perf_counter()
-                losses = _step(modality, updates, going)
+                _step(passes, updates)
                 elapsed = time.perf_counter() - start
                 for state in going:
                     state.add_time(elapsed)
                 if any(state.due for state in going):  # ended runs with the others, so that the pack resumes as it was
                     updates.collect()
                     _keep([checkpoint for update in updates.updates for checkpoint in update.checkpoints()])
-                bar.set_postfix(loss=f"{sum(losses) / len(going):.3f}", refresh=False)
+                mean = sum(state.curve[-1]["loss"] for state in going) / len(going)
+                bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
                 bar.update(max(state.step for state in states) - bar.n)
     finally:
         updates.release()
         for state in states:
             state.finish()
-        set_widths([run.adapters for run in runs], [{} for _ in runs])
         set_unpadded([run.adapters for run in runs], None)
         for module, mode in modes.items():
             module.training = mode
-    return [state.outcome() for state in states]
+    return [replace(state.outcome(), compiled=how) for state in states]
 
 
 def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
@@ -100,84 +115,58 @@ def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
         warnings.warn(f"{str(error)[:200]}; training goes on without this checkpoint", stacklevel=2)
 
 
-def _step(modality: Modality[Any], updates: PackUpdate, going: list[RunState]) -> list[float]:
-    """Take one step with every run that is going; return their losses."""
-    for state in going:
-        state.before_forward()
-    losses, penalties = _differentiate(modality, updates, going)
-    for state in going:
-        state.after_backward()
+def _step(passes: Eager | StaticStep, updates: PackUpdate) -> None:
+    """Take one step with every run that is going."""
+    for state in updates.lanes:
+        if state.going:
+            state.before_forward()
+    losses, penalties = _differentiate(passes, updates)
+    for state in updates.lanes:
+        if state.going:
+            state.after_backward()
     norms = updates.norms()
     updates.apply(losses, norms, penalties)
-    return _read(updates, losses, norms, penalties)
+    _read(updates, losses, norms, penalties)
 
 
-def _differentiate(
-    modality: Modality[Any], updates: PackUpdate, going: list[RunState]
-) -> tuple[Tensor, list[Tensor | None]]:
+def _differentiate(passes: Eager | StaticStep, updates: PackUpdate) -> tuple[Tensor, list[Tensor | None]]:
     """Accumulate the gradients of the step; return losses and penalties, which stay on the device."""
     updates.start()
-    adapters, heads = [state.run.adapters for state in going], [state.run.head for state in going]
-    with active(adapters, heads), updates.held():
-        losses = _gradients(modality, going)
+    lanes = updates.lanes
+    with active([state.run.adapters for state in lanes], [state.run.head for state in lanes]), updates.held():
+        losses = passes.gradients(lanes)
     updates.complete()
-    penalties = _penalties(going)
+    penalties = _penalties(lanes)
     updates.unscale()
     return losses, penalties
 
 
-def _read(updates: PackUpdate, losses: Tensor, norms: Tensor, penalties: list[Tensor | None]) -> list[float]:
-    """Wait for the device, once in a step, and take note of the step; return the losses."""
+def _read(updates: PackUpdate, losses: Tensor, norms: Tensor, penalties: list[Tensor | None]) -> None:
+    """Wait for the device, once in a step, and take note of the step."""
     given = [penalty.to(losses.dtype) for penalty in penalties if penalty is not None]
     parts = [losses, norms.to(losses), *([torch.stack(given)] if given else [])]
     numbers = torch.cat(parts).tolist()
     rest = iter(numbers[len(losses) + len(norms) :])
     read_penalties = [None if penalty is None else next(rest) for penalty in penalties]
     updates.record(numbers[: len(losses)], numbers[len(losses) : len(losses) + len(norms)], read_penalties)
-    return numbers[: len(losses)]
 
 
-def _penalties(going: list[RunState]) -> list[Tensor | None]:
+def _penalties(lanes: list[RunState]) -> list[Tensor | None]:
     """Differentiate what training rules add to the losses, once a step; return each run's, detached."""
-    penalties = [state.penalty() for state in going]
+    penalties = [state.penalty() if state.going else None for state in lanes]
     given = [penalty for penalty in penalties if penalty is not None]
     if given:
-        weights = [state.loss_weight for state, value in zip(going, penalties, strict=True) if value is not None]
+        weights = [state.loss_weight for state, value in zip(lanes, penalties, strict=True) if value is not None]
         total = torch.stack([weight * penalty for weight, penalty in zip(weights, given, strict=True)]).sum()
-        (total * going[0].loss_scale).backward()
+        (total * lanes[0].loss_scale).backward()
     return [None if penalty is None else penalty.detach() for penalty in penalties]
-
-
-def _gradients(modality: Modality[Any], going: list[RunState]) -> Tensor:
-    """Accumulate the gradient of every run that is going; return their losses, (K,)."""
-    plan, device = going[0].plan, going[0].device
-    adapters = [state.run.adapters for state in going]
-    parts = [state.micro_batches() for state in going]
-    labels = [sum(len(row.labels) for part in run_parts for row in part) for run_parts in parts]
-    scale = going[0].loss_scale
-    weights = [state.loss_weight for state in going]
-    weighted = any(weight != 1 for weight in weights)
-    share = plan.share_prefix and not any(state.drops for state in going)  # under dropout each row has its own mask
-    total = torch.zeros(len(going), device=device)
-    for blocks in zip(*parts, strict=True):
-        batch = modality.collate([row for block in blocks for row in block], len(going), share=share)
-        set_widths(adapters, batch.widths)
-        set_unpadded(adapters, batch if plan.skip_padding else None)
-        with autocast(device, plan.autocast):
-            losses = modality.losses(modality.forward(batch), batch)
-        per_run = losses.split([sum(len(row.labels) for row in block) for block in blocks])
-        shares = torch.stack([part.sum() / count for part, count in zip(per_run, labels, strict=True)])
-        mean = (shares * shares.new_tensor(weights)).sum() if weighted else shares.sum()
-        (mean * scale).backward()
-        total = total + shares.detach()
-    return total
 
 
 def _check(states: list[RunState]) -> None:
     first = states[0].plan
     if first.batch_size % first.accumulation:
         raise UserError(f"batch_size={first.batch_size}: not a multiple of accumulation={first.accumulation}")
-    for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding"):
+    for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding", "compile"):
         if len({getattr(state.plan, key) for state in states}) > 1:
             raise UserError(f"runs of one pack differ in {key}")
     pack_of([state.run.adapters for state in states])

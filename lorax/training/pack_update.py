@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorax.adapters.stacking.buffer import LaneBuffer
 from lorax.adapters.stacking.stacks import Stacks
@@ -35,15 +35,27 @@ class PackUpdate:
         self.moving: list[Update] = []
         """Those with a step left to take: first the lanes of each buffer in their order, then the others."""
         self._taken = 0
+        self._keeps = False
+        self._living: tuple[list[bool], Tensor] | None = None
+
+    def keep_lanes(self) -> None:
+        """Leave runs that have ended in the batch until the last has: they are computed, and changed no more."""
+        self._keeps = True
+
+    def apart(self) -> list[nn.Parameter]:
+        """Return the parameters that lie in no buffer."""
+        return [each.parameter for update in self.moving for each in update.own]
 
     @property
-    def going(self) -> list[RunState]:
-        """The runs with a step left to take, in the order of their row blocks."""
+    def lanes(self) -> list[RunState]:
+        """The runs in the batch, in the order of their row blocks: those with a step left to take; see `keep_lanes`."""
         return [state for update in self.moving for state in update.states]
 
     def advance(self) -> bool:
         """Find who has a step left to take, and hold the lanes that are alike in buffers; return whether anyone has."""
         moving = [update for update in self.updates if update.going]
+        if self._keeps and self.moving:
+            return bool(moving)
         if {id(update) for update in moving} != {id(update) for update in self.moving}:
             self._form(moving)
         return bool(moving)
@@ -58,7 +70,7 @@ class PackUpdate:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Let the layers compute from the buffers."""
-        pack = pack_of([state.run.adapters for state in self.going])
+        pack = pack_of([state.run.adapters for state in self.lanes])
         if pack is None or not self.stacks.buffers:
             yield
             return
@@ -82,7 +94,7 @@ class PackUpdate:
 
     def norms(self) -> Tensor:
         """Return the gradient norm of each update that is moving, (len(moving),), on the device."""
-        device = self.going[0].device
+        device = self.lanes[0].device
         own = [update.gradient_norm() for update in self.moving]
         parts = [optimizer.norms() for optimizer in self.optimizers]
         held = sum(len(part) for part in parts)
@@ -108,11 +120,24 @@ class PackUpdate:
         for optimizer in self.optimizers:
             lanes = slice(at, at + len(optimizer.plans))
             at = lanes.stop
+            alive = self._alive(losses.device)
             total = losses[lanes] + norms[lanes]
             if any(penalty is not None for penalty in penalties[lanes]):
                 zero = losses.new_zeros(())
                 total = total + torch.stack([zero if penalty is None else penalty for penalty in penalties[lanes]])
-            optimizer.step(norms[lanes].to(optimizer.values), (total - total == 0).to(optimizer.values.device))
+            finite = total - total == 0
+            if alive is not None:
+                finite &= alive[lanes]
+            optimizer.step(norms[lanes].to(optimizer.values), finite.to(optimizer.values.device))
+
+    def _alive(self, device: torch.device) -> Tensor | None:
+        """Return which runs in the batch have a step left to take; None: all."""
+        going = [state.going for state in self.lanes]
+        if all(going):
+            return None
+        if self._living is None or self._living[0] != going:
+            self._living = (going, torch.tensor(going, device=device))
+        return self._living[1]
 
     def record(self, losses: Sequence[float], norms: Sequence[float], penalties: Sequence[float | None]) -> None:
         """Take note of a step: end runs whose numbers are not finite, update what lies in no buffer."""
@@ -120,7 +145,8 @@ class PackUpdate:
         for update, norm in zip(self.moving, norms, strict=True):
             runs = slice(at, at + len(update.states))
             at = runs.stop
-            update.apply(losses[runs], norm, penalties[runs])
+            if update.going:
+                update.apply(losses[runs], norm, penalties[runs])
         for buffer in self.stacks.buffers:
             buffer.clear()
 
@@ -164,6 +190,7 @@ class PackUpdate:
         held = frozenset().union(*(buffer.parameter_ids() for buffer in self.stacks.buffers))
         for update in moving:
             update.leave(held)
+            update.keeps_gradients = self._keeps
         self._taken, at = 0, 0
         for buffer, members in zip(self.stacks.buffers, self.stacks.members, strict=True):
             self.optimizers.append(_optimizer(buffer, self.moving[at : at + len(members)]))

@@ -38,6 +38,8 @@ class TrainPlan:
     dropout)."""
     skip_padding: bool = True
     """Leave padded tokens out of the frozen products where there are many (exact: nothing reads them)."""
+    compile: str = "auto"
+    """How steps run: auto | eager | graph | inductor; see `lorax.training.compiling`."""
     progress: bool | None = None
     """Show a progress bar; None: if standard error is a terminal."""
 
@@ -88,5 +90,7 @@ class Outcome:
     """Median time of a step of the whole pack; the first is left out (allocations, caches)."""
     resumed: int = 0
     """The step that this attempt went on from."""
+    compiled: str = "eager"
+    """How steps ran: eager | graph."""
     rule_report: dict[str, Any] = field(default_factory=dict)
     """What the training rule reported at the end."""

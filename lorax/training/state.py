@@ -69,9 +69,14 @@ class RunState:
         """Whether there is a step left to take."""
         return self.trains and self.error is None and self.step < self.plan.steps
 
-    def micro_batches(self) -> list[list[Row]]:
-        """Return the step's examples in `accumulation` parts of equal size, alike in length within each."""
-        rows = [self.run.data[index] for index in self.order[self.step]]
+    def micro_batches(self, step: int | None = None) -> list[list[Row]]:
+        """Return a step's examples in `accumulation` parts of equal size, alike in length within each.
+
+        Args:
+            step: None: the present one; of a run that has ended, its last.
+        """
+        at = min(self.step, len(self.order) - 1) if step is None else step
+        rows = [self.run.data[index] for index in self.order[at]]
         if self.plan.accumulation > 1:
             rows = sorted(rows, key=len)
         size = len(rows) // self.plan.accumulation
@@ -167,11 +172,12 @@ class RunState:
     def fingerprint(self) -> str:
         """Return a text that tells the run's checkpoints from those of others."""
         run, plan = self.run, asdict(self.plan)
-        del plan["checkpoint_every"], plan["progress"]
+        del plan["checkpoint_every"], plan["progress"], plan["compile"]
         counts = [value.numel() for value in [*self.parameters.values(), *self.head]]
         numbers = [run.name, run.lr, run.head_lr, run.weight_decay, run.seed, len(run.data), counts]
         numbers += [dict(run.rates)] if run.rates else []
         numbers += [run.task_group] if run.task_group else []
+        numbers += ["masks from counters"] if self.drops else []
         numbers += [type(run.rule).__qualname__] if run.rule is not None else []
         return json.dumps([numbers, plan], sort_keys=True)
 

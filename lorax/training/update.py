@@ -34,6 +34,8 @@ class Update:
         for state in self.states:
             state.loss_weight = 1 / len(self.states)
         self.trained = self._trained()
+        self.keeps_gradients = False
+        """Whether gradients stay in their tensors after the update, for the next step to write to."""
         self._resume()
         self.optimizer: torch.optim.Optimizer | None = None
         self.own: list[Trained] = []
@@ -114,7 +116,7 @@ class Update:
             for state, loss, penalty in zip(self.states, losses, penalties, strict=True):
                 beside = "" if penalty is None else f", penalty {penalty:g}"
                 state.error = f"step {step}: loss {loss:g}{beside}, gradient norm {norm:g}"
-        if self.optimizer is not None:
+        if self.optimizer is not None and not self.keeps_gradients:
             self.optimizer.zero_grad(set_to_none=True)
         for state, loss, penalty in zip(self.states, losses, penalties, strict=True):
             row = {"step": step, "loss": loss, "lr": rate, "grad_norm": norm}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small_training import encode
+from tape import Tapes
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -67,6 +68,20 @@ def test_a_pack_completes_as_generate_does_item_by_item(trained):
         for slow, fast in zip(slow_items, items, strict=True):
             assert [row["completion"] for row in slow] == [row["completion"] for row in fast]
             assert [row["loss"] for row in slow] == pytest.approx([row["loss"] for row in fast], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_tokens_decoded_in_fixed_buffers_are_the_same(trained, verify):
+    """Recorded once for a number of rows, replayed for later batches of it: three batches here, the last shorter."""
+    loaded, handles, sums = trained
+    items = evaluate(loaded, sums, "test", handles, batch_size=7, modality=CausalText(loaded, verify=verify))
+    tapes = Tapes()
+    static = CausalText(loaded, verify=verify, recorder=tapes)
+    for slow, fast in zip(evaluate(loaded, sums, "test", handles, batch_size=7, modality=static), items, strict=True):
+        assert [row["completion"] for row in slow] == [row["completion"] for row in fast]
+    assert 1 <= len(tapes.tapes) <= 2 < tapes.replays
+    again = evaluate(loaded, sums, "test", handles[:1], batch_size=7, modality=static)
+    assert [row["completion"] for row in again[0]] == [row["completion"] for row in items[0]]
 
 
 def test_losses_are_those_of_the_answer_alone(trained):

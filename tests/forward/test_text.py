@@ -14,6 +14,7 @@ from lorax.forward.batch import Encoded, order, pad_causal
 from lorax.forward.generation import pad_seq2seq
 from lorax.forward.modality import modality_of
 from lorax.forward.prompts import causal_pair
+from lorax.forward.sizes import Size
 
 
 def test_prompt_and_answer_are_the_chat_template_s_own_text(toy, sums):
@@ -128,7 +129,13 @@ def test_batches_move_whole(toy, sums):
     assert batch.positions.is_meta and batch.targets.is_meta and batch.inputs["input_ids"].is_meta
 
 
-def test_a_batch_holds_how_wide_each_lane_would_be_alone():
-    rows = [Encoded([5] * n, [1, 2], None) for n in (3, 4, 8, 2)]
-    assert pad_causal(rows, 0, lanes=2).widths == [{9: 5}, {9: 9}]
-    assert pad_seq2seq(rows, 0, 0, lanes=2).widths == [{8: 4, 2: 2}, {8: 8, 2: 2}]
+def test_a_batch_that_fills_a_shape_says_the_same():
+    rows = [Encoded([5] * n, [1, 2], None) for n in (3, 4)]
+    own, filled = pad_causal(rows, 0), pad_causal(rows, 0, size=Size(8, 7, 6))
+    assert filled.inputs["input_ids"].shape == (2, 8) and len(filled.targets) == len(filled.positions) == 7
+    for batch in (own, filled):
+        ids = batch.inputs["input_ids"]
+        assert ids[:, :5].tolist() == own.inputs["input_ids"].tolist() and not ids[:, 5:].any()
+        assert [divmod(int(at), ids.shape[1]) for at in batch.positions[:4]] == [(0, 2), (0, 3), (1, 3), (1, 4)]
+        assert batch.targets[:4].tolist() == [1, 2, 1, 2] and batch.counts == [2, 2]
+    assert own.room is None and filled.room == 6

@@ -45,6 +45,13 @@ def test_a_version_that_came_later_outdates_records_without_it():
     assert stale(run(0, None, "2025"), run(1)) == {0: "no task.digest"}
 
 
+def test_how_masks_are_drawn_concerns_runs_with_dropout_alone():
+    older, dropping, newer = run(0, when="2025"), run(1, when="2025"), run(2)
+    dropping.identity["dropout"] = newer.identity["dropout"] = 0.1
+    newer.identity["masks"] = {"version": 2}
+    assert stale(older, dropping, newer) == {1: "no masks.version"}
+
+
 def test_a_failed_run_outdates_nothing():
     assert stale(run(0), run(1, "broken", "2027", "failed")) == {1: "another task.digest"}
 

@@ -26,10 +26,11 @@ VALUES = {
 }  # fmt: skip
 TRAIN = {
     "schedule": "linear", "warmup": 0.3, "clip": 0.3, "accumulation": 4, "head_lr": 0.3, "checkpoint_every": 3,
-    "eval_batch_size": 3, "calibration_batches": 3,
+    "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph",
 }  # fmt: skip
 ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save",
-             "train.checkpoint_every", "train.eval_batch_size", "diagnostics_every", "forgetting_tokens"}  # fmt: skip
+             "train.checkpoint_every", "train.eval_batch_size", "train.compile", "diagnostics_every",
+             "forgetting_tokens"}  # fmt: skip
 GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "gamma"}
 TRAINING = {"lr", "steps", "batch_size", "weight_decay", "seed", "train.schedule", "train.warmup", "train.clip",
             "train.accumulation"}  # fmt: skip
@@ -80,6 +81,12 @@ def test_ids_of_the_committed_records_have_not_changed():
         model, dtype = record.identity["model"]["digest"], record.identity["dtype"]
         assert run_id(identity(config, config.initializer(), task, model, dtype)) == record.run_id
     assert records
+
+
+def test_new_masks_mark_runs_with_dropout_alone():
+    plain, dropping = (prepare(config("lora", dropout=p)) for p in (0.0, 0.1))
+    assert "masks" not in plain.identity and dropping.identity["masks"] == {"version": 2}
+    assert "masks" not in prepare(config("full", dropout=0.1)).identity
 
 
 def test_a_head_s_rate_counts_where_there_is_a_head():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorax.adapters.dropout import kept
+from lorax.adapters.dropout import below, kept
 from lorax.adapters.layer_adapter import LayerAdapter
 
 
@@ -64,9 +64,7 @@ def group_masks(drawn: Tensor, adapters: Sequence[LayerAdapter], dtype: torch.dt
         adapters: K of them; each says how many byte values drop an entry.
         dtype: of the masks.
     """
-    if len(adapters) == 1:
-        return kept(drawn, adapters[0].q, dtype)
-    return torch.stack([kept(bytes_k, adapter.q, dtype) for bytes_k, adapter in zip(drawn, adapters, strict=True)])
+    return kept(drawn, below([adapter.q for adapter in adapters], drawn.device), dtype)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

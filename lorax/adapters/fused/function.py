@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -35,8 +36,15 @@ if TYPE_CHECKING:
 _SMALL = 1 << 18
 """An input of up to this many numbers is kept though no first derivative needs it, so that a second one may."""
 
-Seeds = dict[int, tuple[int, int | None]]
-"""{position of an active lane: (seed of its mask, its own number of tokens if the batch is padded further)}."""
+
+@dataclass(frozen=True)
+class Masks:
+    """The dropout masks of one call."""
+
+    keys: Tensor
+    """(K_active,) what the mask of each active lane is drawn from."""
+    dropping: frozenset[int]
+    """Positions of the active lanes that drop anything now."""
 
 
 class Grouping:
@@ -88,9 +96,10 @@ class Grouping:
                 stacked.append((position, adapter))
         self.stacked = StackedGroup(stacked, self.count) if stacked else None
         self.shared = [SharedBasisGroup(group, self.count) for group in bases.values()]
-        own: list[StackedGroup | SharedBasisGroup] = [*self.shared]
-        if self.stacked is not None:
-            own = [self.stacked, *own]
+        own: list[StackedGroup | SharedBasisGroup] = [
+            *([self.stacked] if self.stacked is not None else []),
+            *self.shared,
+        ]
         self.groups = [*self.held, *own]
         self.keeps_input = self.stacked is not None and self.stacked.trains["A"]
         self.keeps_input |= any(group.keeps_input for group in self.held)
@@ -119,22 +128,16 @@ class Grouping:
         for (held, name), leaf in zip(self._places, leaves, strict=True):
             held[name] = leaf
 
-    def draw_bytes(self, blocks: Blocks, x: Tensor, seeds: Seeds) -> Tensor | None:
-        """Draw the bytes of a group's masks, (K, T, n), each lane from its own seed at its own shape.
-
-        A lane that drops nothing has 255 everywhere. None where no lane of the group drops.
-        """
-        if not any(position in seeds for position in blocks.positions):
+    def draw_bytes(self, blocks: Blocks, x: Tensor, masks: Masks | None) -> Tensor | None:
+        """Draw the bytes of a group's masks, (K, T, n), each lane from its own key; None where no lane of it drops."""
+        if masks is None or masks.dropping.isdisjoint(blocks.positions):
             return None
-        shape = (x.shape[0] // self.count, *x.shape[1:])
-        asked = [(position, *seeds[position]) for position in blocks.positions if position in seeds]
-        drawn = [draw(shape, seed, x.device, width) for _, seed, width in asked]
-        if len(blocks.positions) == 1:
-            return drawn[0].view(1, -1, x.shape[-1])
-        all_kept = drawn[0].new_full((), 255).expand(shape)
-        remaining = iter(drawn)
-        stacked = torch.stack([next(remaining) if position in seeds else all_kept for position in blocks.positions])
-        return stacked.view(len(blocks.positions), -1, x.shape[-1])
+        drawn = draw((x.shape[0] // self.count, *x.shape[1:]), blocks.take(masks.keys))
+        drawn = drawn.reshape(len(blocks.positions), -1, x.shape[-1])
+        for k, position in enumerate(blocks.positions):
+            if position not in masks.dropping and self.positions[position].q:
+                drawn[k] = 255  # a lane that is in evaluation mode beside others that train
+        return drawn
 
 
 def _shares_basis(adapter: LowRankAdapter) -> bool:
@@ -156,7 +159,7 @@ class FusedLinear(torch.autograd.Function):
         saved: list[Tensor | None] = [x if keeps else None, weight]
         ctx.counts = []  # how many tensors each group saves
         for group in grouping.groups:
-            drawn = grouping.draw_bytes(group.blocks, x, call.seeds)
+            drawn = grouping.draw_bytes(group.blocks, x, call.masks)
             tensors = group.forward(x3, out3, call.scales, drawn, call.frozen)
             ctx.counts.append(len(tensors))
             saved += tensors
@@ -197,7 +200,7 @@ class Call:
     Args:
         grouping: how the active lanes are computed together.
         transposed: the weight is stored as (n, m).
-        seeds: of the dropout masks.
+        masks: of dropout; None where nothing is dropped.
         frozen: names a time in which no trained tensor changes, so that what is derived from them is kept.
         unpadded: flat indices of the tokens that are no padding, where padding is left out.
         sigma: the weight's singular values, where the only group computes the input's gradient from them.
@@ -208,16 +211,16 @@ class Call:
         self,
         grouping: Grouping,
         transposed: bool,
-        seeds: Seeds,
+        masks: Masks | None,
         frozen: object | None,
         unpadded: Tensor | None,
         sigma: Tensor | None,
         own: Product | None = None,
     ):
-        self.grouping, self.transposed, self.seeds = grouping, transposed, seeds
+        self.grouping, self.transposed, self.masks = grouping, transposed, masks
         self.frozen, self.unpadded, self.sigma, self.own = frozen, unpadded, sigma, own
         self.scales = grouping.scales
-        if seeds:
+        if masks is not None:
             self.scales = list(grouping.scales)
-            for position in seeds:
+            for position in masks.dropping:
                 self.scales[position] *= scale(grouping.positions[position].q)

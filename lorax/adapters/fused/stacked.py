@@ -96,7 +96,7 @@ class StackedGroup:
         for k, adapter in enumerate(self.adapters):
             if adapter.header["kind"] != "identity":
                 matrix = core.dense(adapter.core(adapter.current("M").detach()), 0, like)
-                C[k] = 0
+                C[k].zero_()
                 C[k, : matrix.shape[0], : matrix.shape[1]] = matrix
         return C[0] if self.single else C
 

@@ -53,8 +53,8 @@ def plain(call: Call, x: Tensor, weight: Tensor) -> Tensor:
     blocks = []
     for position, (x_k, y_k) in enumerate(zip(x.chunk(call.grouping.count), y.chunk(call.grouping.count), strict=True)):
         adapter, mask = call.grouping.positions.get(position), None
-        if position in call.seeds and adapter is not None:
-            seed, width = call.seeds[position]
-            mask = kept(draw(tuple(x_k.shape), seed, x.device, width), adapter.q, y.dtype) * scale(adapter.q)
+        if call.masks is not None and position in call.masks.dropping and adapter is not None:
+            drawn = draw(tuple(x_k.shape), call.masks.keys[position : position + 1])[0]
+            mask = kept(drawn, adapter.q, y.dtype) * scale(adapter.q)
         blocks.append(y_k if adapter is None else adapter.output(x_k, y_k, None, mask))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -111,6 +111,13 @@ class LaneBuffer:
                 hook(parameter)
         self._hooked = [each for each in self._hooked if each[1]._post_accumulate_grad_hooks]
 
+    def derive_anew(self) -> None:
+        """Forget what was derived from the values in this step."""
+        raise NotImplementedError
+
+    def gather(self) -> None:
+        """Add gradients that were accumulated elsewhere to those of the buffer."""
+
     def finish_gradients(self) -> None:
         """Turn what the layers have accumulated into the parameters' gradients."""
         raise NotImplementedError

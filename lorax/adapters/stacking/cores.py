@@ -60,6 +60,10 @@ class StackedCores(LaneBuffer):
     def start(self) -> None:
         """Begin a step."""
         super().start()
+        self.derive_anew()
+
+    def derive_anew(self) -> None:
+        """Forget s M of this step."""
         self._fresh.clear()
 
     def scaled(self, layer: str, dtype: torch.dtype) -> Tensor:

@@ -88,7 +88,17 @@ class StackedFactors(LaneBuffer):
     def start(self) -> None:
         """Begin a step."""
         super().start()
+        self.derive_anew()
+
+    def derive_anew(self) -> None:
+        """Forget D and U of this step."""
         for products in self._in_dtype.values():
+            products.start()
+
+    def gather(self) -> None:
+        """Add what was accumulated in another dtype."""
+        for products in self._in_dtype.values():
+            products.give(self.gradients)
             products.start()
 
     def products(self, dtype: torch.dtype) -> Products:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lorax.adapters.adapted import in_reference_mode
@@ -64,6 +65,27 @@ class Stacks:
         """Begin a step."""
         for buffer in self.buffers:
             buffer.start()
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Let a forward and backward pass depend on no other: it derives all that it needs and leaves nothing behind.
+
+        Then it can be recorded, and replayed before or after any other.
+        """
+        for buffer in self.buffers:
+            buffer.derive_anew()
+        yield
+        for buffer in self.buffers:
+            buffer.gather()
+
+    def reached(self) -> list[set[str]]:
+        """Return, for each buffer, the layers that backward passes of this step went through."""
+        return [set(buffer.reached) for buffer in self.buffers]
+
+    def reach(self, layers: Sequence[set[str]]) -> None:
+        """Take note of a pass that was replayed; see `reached`."""
+        for buffer, each in zip(self.buffers, layers, strict=True):
+            buffer.reached |= each
 
     def unreached(self) -> list[str]:
         """Return the layers of a buffer that no backward pass of the step went through: they must not be updated."""
