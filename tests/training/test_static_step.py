@@ -78,7 +78,7 @@ def test_all_methods_in_one_pack_replayed_are_all_methods_run(toy, sums):
     tapes = Tapes()
     replayed = trained(toy, sums, METHODS, tapes, dtype="float32")
     assert_same(replayed, trained(toy, sums, METHODS, Rerun(), dtype="float32"))
-    assert tapes.replays == PLAN.steps - len(tapes.tapes) and [one.compiled for one in replayed[0]] == ["graph"] * 9
+    assert tapes.replays == PLAN.steps - len(tapes.tapes) and {one.compiled for one in replayed[0]} == {"graph"}
 
 
 @pytest.mark.slow
