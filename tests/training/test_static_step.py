@@ -75,10 +75,12 @@ def many_widths(monkeypatch):
 
 @pytest.mark.filterwarnings("error:a step could not")
 def test_all_methods_in_one_pack_replayed_are_all_methods_run(toy, sums):
-    tapes = Tapes()
-    replayed = trained(toy, sums, METHODS, tapes, dtype="float32")
-    assert_same(replayed, trained(toy, sums, METHODS, Rerun(), dtype="float32"))
-    assert tapes.replays == PLAN.steps - len(tapes.tapes) and [one.compiled for one in replayed[0]] == ["graph"] * 9
+    """Beside methods that are computed in plain operations no lane lies in a buffer: passes are recorded alone."""
+    tapes, plan = Tapes(), replace(PLAN, steps=6)
+    replayed = trained(toy, sums, METHODS, tapes, plan, dtype="float32")
+    assert_same(replayed, trained(toy, sums, METHODS, Rerun(), plan, dtype="float32"))
+    assert tapes.replays == plan.steps - len(tapes.tapes)
+    assert {one.compiled for one in replayed[0]} == {"graph"}
 
 
 @pytest.mark.slow
@@ -88,7 +90,8 @@ def test_shapes_come_and_go_without_a_change(toy, sums, many_widths, methods):
     plan = replace(PLAN, batch_size=2)
     tapes = Tapes()
     replayed = trained(toy, sums, methods, tapes, plan, dropout=0.2)
-    assert 1 < len(tapes.tapes) <= sizes.MOST and tapes.replays == PLAN.steps - len(tapes.tapes)
+    pieces, odd = divmod(tapes.replays + len(tapes.tapes), plan.steps)  # each ran once before it was recorded
+    assert 1 < len(tapes.tapes) <= sizes.MOST + 1 and odd == 0 and pieces in (1, 2)
     assert_same(replayed, trained(toy, sums, methods, Rerun(), plan, dropout=0.2))
     assert_same(replayed, trained(toy, sums, methods, None, plan, dropout=0.2), 1e-8)
 
