@@ -24,7 +24,7 @@ from lorax.forward.readout import device_of
 from lorax.forward.recorders import Recorder
 from lorax.records import Unwritable
 from lorax.training.checkpoint import save_checkpoints
-from lorax.training.compiling import choose
+from lorax.training.compiling import Choice, choose
 from lorax.training.ending import Ending, RecordedEnding
 from lorax.training.gradients import Eager
 from lorax.training.pack_update import PackUpdate
@@ -69,9 +69,9 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     _check(states)
     restore(states)
     updates = PackUpdate(states)
-    how = "graph"
+    choice = Choice(recorder)
     if recorder is None:
-        how, recorder = choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
+        choice = choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
     for run in runs:
@@ -82,10 +82,13 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
             bar = stack.enter_context(_bar(states, plan))
             passes: Eager | StaticStep = Eager(modality)
             ending = Ending(updates)
-            if recorder is not None:
-                stack.enter_context(recorder.open())
-                recording = Recording(recorder)
-                passes, ending = StaticStep(modality, updates, recording), RecordedEnding(updates, recording)
+            recording = Recording(choice.recorder)
+            if choice.recorder is not None:
+                stack.enter_context(choice.recorder.open())
+                passes = StaticStep(modality, updates, recording, choice.base)
+                ending = RecordedEnding(updates, recording)
+            if choice.base is not None:
+                stack.enter_context(choice.base.open())
             while updates.advance():
                 going = [state for state in updates.lanes if state.going]
                 start = time.perf_counter()
@@ -99,6 +102,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
                 mean = sum(state.curve[-1]["loss"] for state in going) / len(going)
                 bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
                 bar.update(max(state.step for state in states) - bar.n)
+            how = Choice(recording.recorder, choice.base if choice.base and choice.base.layers else None).name
     finally:
         updates.release()
         for state in states:

@@ -14,11 +14,11 @@ class Recording:
     """Records pieces of work until one fails.
 
     Args:
-        recorder: records them.
+        recorder: records them; None: nothing is recorded.
     """
 
-    def __init__(self, recorder: Recorder):
-        self.recorder: Recorder | None = recorder
+    def __init__(self, recorder: Recorder | None):
+        self.recorder = recorder
 
     def of(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return what does the work again: recorded, or as it is where that fails.
@@ -34,10 +34,6 @@ class Recording:
             raise
         except RuntimeError as error:
             self.recorder = None
-            warnings.warn(f"a step could not be recorded ({first_line(error)}); steps run eager", stacklevel=2)
+            why = str(error).strip().partition("\n")[0][:150]
+            warnings.warn(f"a step could not be recorded ({why}); steps run eager", stacklevel=2)
             return work
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says first, shortened."""
-    return str(error).strip().partition("\n")[0][:150]

@@ -9,6 +9,7 @@ Gradients add up in tensors that stay where they are.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lorax.forward.active import set_unpadded
+from lorax.forward.compiled import CompiledBase, reason
 from lorax.training.gradients import Lanes, Numbers, numbers_of
 from lorax.training.recording import Recording
 from lorax.training.state import RunState
@@ -55,10 +57,17 @@ class StaticStep:
         modality: of the model.
         updates: of the pack; keeps all runs in the batch from now on.
         recording: records what comes again.
+        base: compiles the layers of the model; None: nothing does.
     """
 
-    def __init__(self, modality: Modality[Any], updates: PackUpdate, recording: Recording):
-        self.modality, self.updates, self.recording = modality, updates, recording
+    def __init__(
+        self,
+        modality: Modality[Any],
+        updates: PackUpdate,
+        recording: Recording,
+        base: CompiledBase | None = None,
+    ):
+        self.modality, self.updates, self.recording, self.base = modality, updates, recording, base
         updates.keep_lanes()
         self.made: dict[Any, _Shape] = {}
         """The buffers by shape of batch."""
@@ -70,6 +79,20 @@ class StaticStep:
         Args:
             lanes: those runs, in the order of their rows.
         """
+        if self.base is None or not self.base.layers:
+            return self._gradients(lanes)
+        try:
+            return self._gradients(lanes)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the layers are compiled when a shape first comes, in the middle of a step
+            self.base.give_up()
+            warnings.warn(f"the base could not be compiled ({reason(error)}); it runs as it is", stacklevel=2)
+            self.updates.clear()
+            self.made.clear()
+            return self._gradients(lanes)
+
+    def _gradients(self, lanes: list[RunState]) -> Tensor:
         if self._stacks is not self.updates.stacks:
             self._begin(lanes)
         held = [value.grad for value in self.updates.apart() if value.grad is not None]
