@@ -72,8 +72,10 @@ class Train:
     head_lr: float | None = None
     """Learning rate of a fresh classification head, the same for every method; null: the task's."""
     compile: str = "auto"
-    """How steps run, with the same result up to rounding: eager | graph (one CUDA graph for each shape of batch) |
-    inductor (as graph, until the base can be compiled first); auto: graph on a GPU if the run is long, else eager."""
+    """How steps run, with the same result up to rounding: eager | graph (CUDA graphs: one of forward and backward
+    pass for each shape of batch, one of clipping and update for all; heads, and methods that are computed in plain
+    operations, are updated after the replay) | inductor (torch.compile of what lies between adapted layers, which takes
+    minutes, then as graph; on a CPU nothing is recorded); auto: graph on a GPU if the run is long, else eager."""
     checkpoint_every: int = 0
     """Steps between checkpoints that a killed run resumes from; 0: none."""
     eval_batch_size: int = 32

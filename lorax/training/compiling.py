@@ -1,14 +1,18 @@
-"""How the steps of a pack run: as they come, or recorded; by what was asked for, the device and the steps to go."""
+"""How the steps of a pack run: as they come, recorded, on a compiled base; by what was asked for, the device and the
+steps to go.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from lorax.forward.recorders import CudaGraphs, Recorder
+from lorax.forward.compiled import CompiledBase, why_not
+from lorax.forward.recorders import CudaGraphs, Recorder, Rerun
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,10 +23,26 @@ WORTH = 20
 """Steps to go from which `auto` records: to record a shape of batch costs about what so many recorded steps save."""
 
 
-def choose(
-    asked: str, states: Sequence[RunState], model: nn.Module, device: torch.device
-) -> tuple[str, Recorder | None]:
-    """Return how steps will run, and with which recorder; what was asked for and cannot be is said in one line.
+@dataclass(frozen=True)
+class Choice:
+    """How steps run."""
+
+    recorder: Recorder | None = None
+    """Records steps; None: they run eager."""
+    base: CompiledBase | None = None
+    """Compiles the base."""
+
+    @property
+    def name(self) -> str:
+        """What a record calls it."""
+        return "inductor" if self.base is not None else "eager" if self.recorder is None else "graph"
+
+
+EAGER = Choice()
+
+
+def choose(asked: str, states: Sequence[RunState], model: nn.Module, device: torch.device) -> Choice:
+    """Return how steps will run; what was asked for and cannot be is said in one line.
 
     Args:
         asked: auto | eager | graph | inductor.
@@ -30,24 +50,27 @@ def choose(
         model: what they train on.
         device: where it is.
     """
-    if asked == "eager" or (asked == "auto" and device.type != "cuda"):
-        return "eager", None
+    cuda = device.type == "cuda"
+    if asked == "eager" or (asked == "auto" and not cuda):
+        return EAGER
     to_go = max(state.plan.steps - state.step for state in states)
     if asked == "auto" and to_go <= WORTH:
-        return "eager", None
-    if (why := _hindrance(states, model, device)) is not None:
+        return EAGER
+    why = None if cuda or asked == "inductor" else f"a CUDA graph needs a GPU, this is {device.type}"
+    if (why := why or _hindrance(states, model)) is not None:
         warnings.warn(f"train.compile={asked}: {why}; steps run eager", stacklevel=3)
-        return "eager", None
-    if asked == "inductor":
-        warnings.warn("train.compile=inductor: the base is not compiled yet; steps run as graph", stacklevel=3)
-    return "graph", CudaGraphs(device)
+        return EAGER
+    if asked != "inductor":
+        return Choice(CudaGraphs(device))
+    if (why := why_not(device)) is not None:
+        warnings.warn(f"train.compile=inductor: {why}; steps run {'as graph' if cuda else 'eager'}", stacklevel=3)
+        return Choice(CudaGraphs(device)) if cuda else EAGER
+    return Choice(CudaGraphs(device) if cuda else Rerun(), CompiledBase(model))
 
 
-def _hindrance(states: Sequence[RunState], model: nn.Module, device: torch.device) -> str | None:
+def _hindrance(states: Sequence[RunState], model: nn.Module) -> str | None:
     """Return why steps cannot be recorded, or None."""
-    if device.type != "cuda":
-        return f"a CUDA graph needs a GPU, this is {device.type}"
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return "gradient checkpointing puts random states back, which a graph cannot"
     acting = [type(state.run.rule).__qualname__ for state in states if state.run.rule and not state.run.rule.in_place]
     if acting:

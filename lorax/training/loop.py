@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lorax.errors import UserError
@@ -26,9 +24,11 @@ from lorax.forward.readout import device_of
 from lorax.forward.recorders import Recorder
 from lorax.records import Unwritable
 from lorax.training.checkpoint import save_checkpoints
-from lorax.training.compiling import choose
+from lorax.training.compiling import Choice, choose
+from lorax.training.ending import Ending, RecordedEnding
 from lorax.training.gradients import Eager
 from lorax.training.pack_update import PackUpdate
+from lorax.training.recording import Recording
 from lorax.training.run import Outcome, Run, TrainPlan
 from lorax.training.state import RunState, restore
 from lorax.training.static_step import StaticStep
@@ -69,9 +69,9 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     _check(states)
     restore(states)
     updates = PackUpdate(states)
-    how = "graph"
+    choice = Choice(recorder)
     if recorder is None:
-        how, recorder = choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
+        choice = choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
     for run in runs:
@@ -81,13 +81,18 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
             stack.enter_context(modality.open())
             bar = stack.enter_context(_bar(states, plan))
             passes: Eager | StaticStep = Eager(modality)
-            if recorder is not None:
-                stack.enter_context(recorder.open())
-                passes = StaticStep(modality, updates, recorder)
+            ending = Ending(updates)
+            recording = Recording(choice.recorder)
+            if choice.recorder is not None:
+                stack.enter_context(choice.recorder.open())
+                passes = StaticStep(modality, updates, recording, choice.base)
+                ending = RecordedEnding(updates, recording)
+            if choice.base is not None:
+                stack.enter_context(choice.base.open())
             while updates.advance():
                 going = [state for state in updates.lanes if state.going]
                 start = time.perf_counter()
-                _step(passes, updates)
+                _step(passes, updates, ending)
                 elapsed = time.perf_counter() - start
                 for state in going:
                     state.add_time(elapsed)
@@ -97,6 +102,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
                 mean = sum(state.curve[-1]["loss"] for state in going) / len(going)
                 bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
                 bar.update(max(state.step for state in states) - bar.n)
+            how = Choice(recording.recorder, choice.base if choice.base and choice.base.layers else None).name
     finally:
         updates.release()
         for state in states:
@@ -115,51 +121,16 @@ def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
         warnings.warn(f"{str(error)[:200]}; training goes on without this checkpoint", stacklevel=2)
 
 
-def _step(passes: Eager | StaticStep, updates: PackUpdate) -> None:
+def _step(passes: Eager | StaticStep, updates: PackUpdate, ending: Ending) -> None:
     """Take one step with every run that is going."""
-    for state in updates.lanes:
+    lanes = updates.lanes
+    for state in lanes:
         if state.going:
             state.before_forward()
-    losses, penalties = _differentiate(passes, updates)
-    for state in updates.lanes:
-        if state.going:
-            state.after_backward()
-    norms = updates.norms()
-    updates.apply(losses, norms, penalties)
-    _read(updates, losses, norms, penalties)
-
-
-def _differentiate(passes: Eager | StaticStep, updates: PackUpdate) -> tuple[Tensor, list[Tensor | None]]:
-    """Accumulate the gradients of the step; return losses and penalties, which stay on the device."""
     updates.start()
-    lanes = updates.lanes
     with active([state.run.adapters for state in lanes], [state.run.head for state in lanes]), updates.held():
         losses = passes.gradients(lanes)
-    updates.complete()
-    penalties = _penalties(lanes)
-    updates.unscale()
-    return losses, penalties
-
-
-def _read(updates: PackUpdate, losses: Tensor, norms: Tensor, penalties: list[Tensor | None]) -> None:
-    """Wait for the device, once in a step, and take note of the step."""
-    given = [penalty.to(losses.dtype) for penalty in penalties if penalty is not None]
-    parts = [losses, norms.to(losses), *([torch.stack(given)] if given else [])]
-    numbers = torch.cat(parts).tolist()
-    rest = iter(numbers[len(losses) + len(norms) :])
-    read_penalties = [None if penalty is None else next(rest) for penalty in penalties]
-    updates.record(numbers[: len(losses)], numbers[len(losses) : len(losses) + len(norms)], read_penalties)
-
-
-def _penalties(lanes: list[RunState]) -> list[Tensor | None]:
-    """Differentiate what training rules add to the losses, once a step; return each run's, detached."""
-    penalties = [state.penalty() if state.going else None for state in lanes]
-    given = [penalty for penalty in penalties if penalty is not None]
-    if given:
-        weights = [state.loss_weight for state, value in zip(lanes, penalties, strict=True) if value is not None]
-        total = torch.stack([weight * penalty for weight, penalty in zip(weights, given, strict=True)]).sum()
-        (total * lanes[0].loss_scale).backward()
-    return [None if penalty is None else penalty.detach() for penalty in penalties]
+    ending.run(losses)
 
 
 def _check(states: list[RunState]) -> None:

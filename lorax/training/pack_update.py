@@ -1,7 +1,8 @@
 """PackUpdate: the updates of all runs of a pack. Lanes that are alike lie in one buffer and are updated as one.
 
 A step is `start`, the passes inside `held`, `complete`, `norms`, `apply` (all on the device, without a wait and
-without a branch on a value) and, once the host has read the numbers, `record`.
+without a branch on a value) and, once the host has read the numbers, `record`; `clear` when nobody needs the gradients
+any more. See `lorax.training.ending`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class PackUpdate:
         self._taken = 0
         self._keeps = False
         self._living: tuple[list[bool], Tensor] | None = None
+        """Which runs in the batch have a step left to take, on the host and on the device; None: all."""
 
     def keep_lanes(self) -> None:
         """Leave runs that have ended in the batch until the last has: they are computed, and changed no more."""
@@ -66,6 +68,8 @@ class PackUpdate:
         for optimizer, updates in zip(self.optimizers, self._by_buffer(), strict=True):
             optimizer.prepare([update.first.step for update in updates], self._taken)
         self._taken += 1
+        if self._keeps:
+            self._mark_living()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -77,12 +81,31 @@ class PackUpdate:
         with pack.held(self.stacks):
             yield
 
+    @property
+    def something_between(self) -> bool:
+        """Whether a training rule or a hook comes between the backward passes and the update, or after it."""
+        ruled = any(state.run.rule is not None for update in self.moving for state in update.states)
+        return ruled or any(buffer.hooked for buffer in self.stacks.buffers)
+
+    def give_up_unreached(self) -> bool:
+        """Where the losses' backward passes left layers of a buffer out, complete the gradients without those layers.
+
+        Returns:
+            Whether it was so.
+        """
+        unreached = self.stacks.unreached()
+        if unreached:
+            self._give_up(unreached)
+        return bool(unreached)
+
     def complete(self) -> None:
         """Make the gradients those of the parameters, when the losses' backward passes are over."""
-        if unreached := self.stacks.unreached():
-            self._give_up(unreached)
-        else:
-            self.stacks.complete()
+        self.stacks.complete()
+
+    def clear(self) -> None:
+        """Let the gradients in buffers be 0."""
+        for buffer in self.stacks.buffers:
+            buffer.clear()
 
     def unscale(self) -> None:
         """Take fp16's loss scale out of the gradients."""
@@ -108,36 +131,34 @@ class PackUpdate:
         stacked = torch.stack(rest)
         return stacked if whole is None else torch.cat([whole, stacked.to(whole)])
 
-    def apply(self, losses: Tensor, norms: Tensor, penalties: Sequence[Tensor | None]) -> None:
+    def apply(self, losses: Tensor, norms: Tensor, penalties: Tensor | None) -> None:
         """Update the lanes of the buffers, but those with a number that is not finite.
 
         Args:
-            losses: of each run that is going.
+            losses: of the runs in the batch.
             norms: from `norms`.
-            penalties: of each run that is going.
+            penalties: of the runs in the batch, 0 where one has none; None: none has.
         """
         at = 0
         for optimizer in self.optimizers:
             lanes = slice(at, at + len(optimizer.plans))
             at = lanes.stop
-            alive = self._alive(losses.device)
             total = losses[lanes] + norms[lanes]
-            if any(penalty is not None for penalty in penalties[lanes]):
-                zero = losses.new_zeros(())
-                total = total + torch.stack([zero if penalty is None else penalty for penalty in penalties[lanes]])
+            if penalties is not None:
+                total = total + penalties[lanes]
             finite = total - total == 0
-            if alive is not None:
-                finite &= alive[lanes]
+            if self._living is not None:
+                finite &= self._living[1][lanes]
             optimizer.step(norms[lanes].to(optimizer.values), finite.to(optimizer.values.device))
 
-    def _alive(self, device: torch.device) -> Tensor | None:
-        """Return which runs in the batch have a step left to take; None: all."""
+    def _mark_living(self) -> None:
+        """Note which runs in the batch have a step left to take, in a place that stays where it is."""
         going = [state.going for state in self.lanes]
-        if all(going):
-            return None
-        if self._living is None or self._living[0] != going:
-            self._living = (going, torch.tensor(going, device=device))
-        return self._living[1]
+        if self._living is None:
+            self._living = (going, torch.tensor(going, device=self.lanes[0].device))
+        elif self._living[0] != going:
+            self._living[1].copy_(torch.tensor(going))
+            self._living = (going, self._living[1])
 
     def record(self, losses: Sequence[float], norms: Sequence[float], penalties: Sequence[float | None]) -> None:
         """Take note of a step: end runs whose numbers are not finite, update what lies in no buffer."""
@@ -147,8 +168,6 @@ class PackUpdate:
             at = runs.stop
             if update.going:
                 update.apply(losses[runs], norm, penalties[runs])
-        for buffer in self.stacks.buffers:
-            buffer.clear()
 
     def collect(self) -> None:
         """Let the runs hold their moments, by name."""

@@ -1,8 +1,10 @@
 """A static step: batches in few shapes and fixed buffers, so that the forward and backward pass can be recorded.
 
 A shape of batch runs as it is when it comes first, which fills all that layers keep; it is recorded when it comes
-again, and replayed from then on. All runs of the pack stay in the batch until the last has ended: one that has ended
-is computed and not used, so nothing is recorded anew. Gradients add up in tensors that stay where they are.
+again, and replayed from then on. So is what ends the step, clipping and update, in a recording of its own: it serves
+all shapes, and training rules find the gradients between the two (`lorax.training.ending`). All runs of the pack stay
+in the batch until the last has ended: one that has ended is computed and not used, so nothing is recorded anew.
+Gradients add up in tensors that stay where they are.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor
 
 from lorax.forward.active import set_unpadded
-from lorax.forward.recorders import Recorder
+from lorax.forward.compiled import CompiledBase, reason
 from lorax.training.gradients import Lanes, Numbers, numbers_of
+from lorax.training.recording import Recording
 from lorax.training.state import RunState
 
 if TYPE_CHECKING:
@@ -53,12 +56,18 @@ class StaticStep:
     Args:
         modality: of the model.
         updates: of the pack; keeps all runs in the batch from now on.
-        recorder: records what comes again.
+        recording: records what comes again.
+        base: compiles the layers of the model; None: nothing does.
     """
 
-    def __init__(self, modality: Modality[Any], updates: PackUpdate, recorder: Recorder):
-        self.modality, self.updates = modality, updates
-        self.recorder: Recorder | None = recorder
+    def __init__(
+        self,
+        modality: Modality[Any],
+        updates: PackUpdate,
+        recording: Recording,
+        base: CompiledBase | None = None,
+    ):
+        self.modality, self.updates, self.recording, self.base = modality, updates, recording, base
         updates.keep_lanes()
         self.made: dict[Any, _Shape] = {}
         """The buffers by shape of batch."""
@@ -70,6 +79,20 @@ class StaticStep:
         Args:
             lanes: those runs, in the order of their rows.
         """
+        if self.base is None or not self.base.layers:
+            return self._gradients(lanes)
+        try:
+            return self._gradients(lanes)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the layers are compiled when a shape first comes, in the middle of a step
+            self.base.give_up()
+            warnings.warn(f"the base could not be compiled ({reason(error)}); it runs as it is", stacklevel=2)
+            self.updates.clear()
+            self.made.clear()
+            return self._gradients(lanes)
+
+    def _gradients(self, lanes: list[RunState]) -> Tensor:
         if self._stacks is not self.updates.stacks:
             self._begin(lanes)
         held = [value.grad for value in self.updates.apart() if value.grad is not None]
@@ -108,26 +131,14 @@ class StaticStep:
         self.updates.stacks.reach(shape.reached)
         return shape.losses
 
-    def _work(self, shape: _Shape) -> None:
-        with self.updates.stacks.one_pass():
-            shape.losses.copy_(self.lanes.differentiate(shape.batch, shape.numbers))
-
     def _recorded(self, shape: _Shape) -> Callable[[], None]:
-        """Return what runs this shape again: recorded, or as it is where that fails."""
+        """Return what runs this shape again."""
 
         def work() -> None:
-            self._work(shape)
+            with self.updates.stacks.one_pass():
+                shape.losses.copy_(self.lanes.differentiate(shape.batch, shape.numbers))
 
-        if self.recorder is None:
-            return work
-        try:
-            return self.recorder.record(work)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self.recorder = None
-            warnings.warn(f"a step could not be recorded ({_first_line(error)}); steps run eager", stacklevel=2)
-            return work
+        return self.recording.of(work)
 
 
 def _batches(states: Sequence[RunState]) -> list[list[Any]]:
@@ -152,7 +163,3 @@ def _key(batch: Batch, numbers: Numbers) -> tuple[Any, ...]:
     inputs = tuple((name, tuple(value.shape), value.dtype) for name, value in batch.inputs.items())
     positions = None if batch.positions is None else len(batch.positions)
     return inputs, tuple(batch.targets.shape), positions, numbers.room, numbers.slots is None, numbers.keys is None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:150]

@@ -18,7 +18,7 @@ from lorax.forward.modality import modality_of
 from lorax.forward.recorders import Rerun
 from lorax.forward.sizes import Size, few_sizes, size_for
 from lorax.initializers.registry import build, get, names
-from lorax.training.compiling import choose
+from lorax.training.compiling import EAGER, choose
 from lorax.training.loop import Run, TrainPlan, train
 from lorax.training.state import RunState
 
@@ -75,10 +75,12 @@ def many_widths(monkeypatch):
 
 @pytest.mark.filterwarnings("error:a step could not")
 def test_all_methods_in_one_pack_replayed_are_all_methods_run(toy, sums):
-    tapes = Tapes()
-    replayed = trained(toy, sums, METHODS, tapes, dtype="float32")
-    assert_same(replayed, trained(toy, sums, METHODS, Rerun(), dtype="float32"))
-    assert tapes.replays == PLAN.steps - len(tapes.tapes) and {one.compiled for one in replayed[0]} == {"graph"}
+    """Beside methods that are computed in plain operations no lane lies in a buffer: passes are recorded alone."""
+    tapes, plan = Tapes(), replace(PLAN, steps=6)
+    replayed = trained(toy, sums, METHODS, tapes, plan, dtype="float32")
+    assert_same(replayed, trained(toy, sums, METHODS, Rerun(), plan, dtype="float32"))
+    assert tapes.replays == plan.steps - len(tapes.tapes)
+    assert {one.compiled for one in replayed[0]} == {"graph"}
 
 
 @pytest.mark.slow
@@ -88,7 +90,8 @@ def test_shapes_come_and_go_without_a_change(toy, sums, many_widths, methods):
     plan = replace(PLAN, batch_size=2)
     tapes = Tapes()
     replayed = trained(toy, sums, methods, tapes, plan, dropout=0.2)
-    assert 1 < len(tapes.tapes) <= sizes.MOST and tapes.replays == PLAN.steps - len(tapes.tapes)
+    pieces, odd = divmod(tapes.replays + len(tapes.tapes), plan.steps)  # each ran once before it was recorded
+    assert 1 < len(tapes.tapes) <= sizes.MOST + 1 and odd == 0 and pieces in (1, 2)
     assert_same(replayed, trained(toy, sums, methods, Rerun(), plan, dropout=0.2))
     assert_same(replayed, trained(toy, sums, methods, None, plan, dropout=0.2), 1e-8)
 
@@ -174,18 +177,16 @@ def test_what_cannot_be_recorded_runs_eager_and_is_said(toy, sums):
     with pytest.warns(UserWarning, match=r"a step could not be recorded \(.*local_scalar.*\); steps run eager"):
         ours = trained(toy, sums, ["lora"], Tapes(), plan, change=reading)
     assert_same(ours, trained(toy, sums, ["lora"], Rerun(), plan))
+    assert ours[0][0].compiled == "eager"
 
 
 class _Replacing(TrainingRule):
     in_place = False
 
 
-@pytest.mark.parametrize("asked", ["graph", "inductor"])
-def test_graphs_without_a_gpu_are_refused_in_one_line(toy, sums, asked):
-    plan = replace(PLAN, steps=2, compile=asked)
-    with pytest.warns(
-        UserWarning, match=f"train.compile={asked}: a CUDA graph needs a GPU, this is cpu; steps run eager"
-    ):
+def test_graphs_without_a_gpu_are_refused_in_one_line(toy, sums):
+    plan = replace(PLAN, steps=2, compile="graph")
+    with pytest.warns(UserWarning, match="train.compile=graph: a CUDA graph needs a GPU, this is cpu; steps run eager"):
         outcomes, _ = trained(toy, sums, ["lora"], None, plan)
     assert outcomes[0].compiled == "eager" and len(outcomes[0].curve) == 2
 
@@ -194,18 +195,18 @@ def test_auto_looks_at_the_device_and_at_the_steps_to_go(toy, sums, recwarn):
     loaded, cuda = toy(), torch.device("cuda")
     run = pack(loaded, sums, ["lora"])[0]
     few, many = (RunState(run, replace(PLAN, steps=steps), torch.device("cpu")) for steps in (20, 400))
-    assert choose("auto", [many], loaded.model, torch.device("cpu")) == ("eager", None)
-    assert choose("auto", [few], loaded.model, cuda) == ("eager", None) == choose("eager", [many], loaded.model, cuda)
+    assert choose("auto", [many], loaded.model, torch.device("cpu")) == EAGER
+    assert choose("auto", [few], loaded.model, cuda) == EAGER == choose("eager", [many], loaded.model, cuda)
     assert not recwarn
     run.rule = _Replacing()
     with pytest.warns(
         UserWarning, match="auto: _Replacing acts otherwise than by writing to tensors in place; steps run"
     ):
-        assert choose("auto", [few, many], loaded.model, cuda) == ("eager", None)
+        assert choose("auto", [few, many], loaded.model, cuda) == EAGER
     run.rule = None
     loaded.model.gradient_checkpointing_enable()
     with pytest.warns(UserWarning, match="graph: gradient checkpointing puts random states back"):
-        assert choose("graph", [few], loaded.model, cuda) == ("eager", None)
+        assert choose("graph", [few], loaded.model, cuda) == EAGER
 
 
 def test_few_sizes_compute_the_fewest_tokens():

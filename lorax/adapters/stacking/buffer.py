@@ -93,6 +93,11 @@ class LaneBuffer:
         """Return the layers that no backward pass of this step went through."""
         return [] if len(self.reached) == len(self.layers) else sorted(set(self.layers) - self.reached)
 
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody is told when a parameter's gradient is complete."""
+        return bool(self._hooked)
+
     def start(self) -> None:
         """Begin a step: what is derived from the values is made anew; `clear` has left the gradients at 0."""
         self.reached.clear()
