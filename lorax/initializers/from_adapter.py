@@ -36,8 +36,8 @@ _FILES = (
 class From(Method):
     """B, M and A as an adapter on disk has them, with its eta; they train on as low-rank factors.
 
-    PEFT's LoRA (rank-stabilised too), DoRA and AdaLoRA, and lorax's own adapters whose base is not recentred. Step 0 is the
-    model with that adapter, not the base, by design. Modules trained whole beside it are left out, in one warning;
+    PEFT's LoRA (rank-stabilised too), DoRA and AdaLoRA, and lorax's own adapters whose base is not recentred. Step 0 is
+    the model with that adapter, not the base, by design. Modules trained whole beside it are left out, in one warning;
     `lorax.load` takes them along.
     """
 

@@ -27,7 +27,6 @@ from lorax.exports.layout import places_of
 from lorax.loading.peft.config import PeftConfig, read_config
 from lorax.loading.peft.tensors import read_tensors
 
-
 MAGNITUDE = "lora_magnitude_vector"
 """PEFT's name of DoRA's lengths of rows."""
 
