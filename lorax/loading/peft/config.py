@@ -34,8 +34,8 @@ _NEUTRAL = {
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",
     "use_dora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
     "alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "qalora_group_size", "runtime_config", "ensure_weight_tying", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2",
-    "orth_reg_weight", "total_step",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying", "target_r", "init_r", "tinit", "tfinal", "deltaT",
+    "beta1", "beta2", "orth_reg_weight", "total_step",
 }  # fmt: skip
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's `init_lora_weights` under which it writes into the base weights when it loads, too."""

@@ -134,7 +134,7 @@ DORA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [*list(DORA)[:2], pytest.param("dropout, head", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["plain", *(pytest.param(case, marks=pytest.mark.slow) for case in list(DORA)[1:])])
 def test_pefts_dora_computes_the_same_trains_on_and_starts_a_run(case, tmp_path):
     architecture, config = DORA[case]
     base, batch = subject(architecture)
