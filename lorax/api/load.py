@@ -30,8 +30,9 @@ def load(
 ) -> Adapters | NamedAdapters:
     """Put adapters saved by `adapters.save`, or by PEFT, on a model; no decomposition is repeated.
 
-    Of PEFT's adapters LoRA (rank-stabilised too) and AdaLoRA are read, with biases and modules trained beside them;
-    they compute what PEFT's do, and train on as low-rank factors.
+    Of PEFT's adapters LoRA (rank-stabilised too), DoRA and AdaLoRA are read, with biases and modules trained beside
+    them; they compute what PEFT's do, and train on. Only under dropout DoRA trains on otherwise: PEFT drops out the
+    input of W0's part too, here that of the low-rank path alone.
 
     Args:
         model: the base they were trained on, untouched.

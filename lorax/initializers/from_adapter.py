@@ -16,12 +16,11 @@ from lorax.initializers.registry import register
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
-
+    from lorax.adapters.face import LayerPlan
     from lorax.adapters.factors import Factors
     from lorax.probing.probe import Probe
 
-    Read = Callable[[str, tuple[int, int], torch.dtype], Factors]
+    Read = Callable[[Probe], LayerPlan]
 
 _FILES = (
     "adapter.json",
@@ -37,8 +36,8 @@ _FILES = (
 class From(Method):
     """B, M and A as an adapter on disk has them, with its eta; they train on as low-rank factors.
 
-    PEFT's LoRA (rank-stabilised too) and AdaLoRA, and lorax's own adapters whose base is not recentred. Step 0 is the
-    model with that adapter, not the base, by design. Modules trained whole beside it are left out, in one warning;
+    PEFT's LoRA (rank-stabilised too), DoRA and AdaLoRA, and lorax's own adapters whose base is not recentred. Step 0 is
+    the model with that adapter, not the base, by design. Modules trained whole beside it are left out, in one warning;
     `lorax.load` takes them along.
     """
 
@@ -96,10 +95,10 @@ class From(Method):
         """Refuse: layers of one shape may have several ranks."""
         raise UserError("init=from: the adapter on disk says how many values train, no formula does")
 
-    def __call__(self, probe: Probe) -> Factors:
-        """Return the factors of one layer."""
+    def __call__(self, probe: Probe) -> LayerPlan:
+        """Return the factors of one layer, of DoRA with the lengths of its rows."""
         self.check(probe.name, *probe.shape)
-        return self._read()[1](probe.name, probe.shape, probe.dtype).to(probe.dtype, probe.device)
+        return self._read()[1](probe).to(probe.dtype, probe.device)
 
     def _read(self) -> tuple[dict[str, tuple[int, int]], Read]:
         if not self.path:
@@ -121,7 +120,7 @@ def _opened(path: str, digest: str | None) -> tuple[dict[str, tuple[int, int]], 
 
 def _pefts(path: Path) -> tuple[dict[str, tuple[int, int]], list[str], Read]:
     from lorax.loading.peft.config import read_config
-    from lorax.loading.peft.load import layer_factors
+    from lorax.loading.peft.load import layer_factors, with_lengths
     from lorax.loading.peft.tensors import read_tensors
 
     config, tensors = read_config(path), read_tensors(path)
@@ -131,10 +130,11 @@ def _pefts(path: Path) -> tuple[dict[str, tuple[int, int]], list[str], Read]:
         if {"lora_A", "lora_B"} <= parts.keys() and parts["lora_A"].shape[0] > 0
     }
 
-    def read(name: str, shape: tuple[int, int], dtype: torch.dtype) -> Factors:
-        factors = layer_factors(config, name, tensors.factors[name], shape, dtype)
+    def read(probe: Probe) -> LayerPlan:
+        name, parts = probe.name, tensors.factors[probe.name]
+        factors = layer_factors(config, name, parts, probe.shape, probe.dtype)
         assert factors is not None  # layers without a triplet are not among the shapes
-        return factors
+        return with_lengths(config, name, parts, factors, lambda: probe.weight.cpu(), probe.has_bias)
 
     return shapes, sorted(tensors.whole), read
 
@@ -167,4 +167,4 @@ def _own(path: Path) -> tuple[dict[str, tuple[int, int]], list[str], Read]:
         if not isinstance(plan, Factors):
             raise UserError(f"{path}: {name} has no low-rank factors to start from; lorax.load takes it whole")
         plans[name] = plan
-    return {name: plan.shape for name, plan in plans.items()}, header["heads"], lambda name, *_: plans[name]
+    return {name: plan.shape for name, plan in plans.items()}, header["heads"], lambda probe: plans[probe.name]

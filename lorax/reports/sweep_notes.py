@@ -33,7 +33,9 @@ def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dic
     ]
     if (moved := moved_at_start(records)) is not None:
         lines.append(moved)
-    by_hand = {_explicit(record) for record in records if not is_frozen(record)}
+    if (mixed := _mixtures(records)) is not None:
+        lines.append(mixed)
+    by_hand = {_explicit(r) for r in records if not is_frozen(r) and "mix" not in r.init_report}
     if by_hand == {True}:
         lines.append("The learning rate was given by hand for all methods: this is not a tuned comparison.")
     elif True in by_hand:
@@ -54,6 +56,21 @@ def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dic
         more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
         lines.append(f"Stale, left out: {first}{more}.")
     return lines
+
+
+def _mixtures(records: Iterable[RunRecord]) -> str | None:
+    """Say what the coefficients of mixtures were searched on and what that has cost; None where there are none."""
+    mixtures = [record for record in records if "mix" in record.init_report]
+    if not mixtures:
+        return None
+    inits = [record.identity["init"] for record in mixtures]
+    items = _either({f"{init['items']} {init['split']} items" for init in inits})
+    evaluations = sum(record.init_report["mix"]["evaluations"] for record in mixtures)
+    seconds = sum(record.costs.get("train_seconds") or 0.0 for record in mixtures)
+    return (
+        f"Mixtures of saved adapters: coefficients searched on {items}, {evaluations:,} evaluations and {seconds:.1f} "
+        "s in all, the experts' own training not counted."
+    )
 
 
 def _metrics(records: list[RunRecord], split: str) -> str:

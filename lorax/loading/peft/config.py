@@ -16,8 +16,6 @@ CONFIG = "adapter_config.json"
 KINDS = ("LORA", "ADALORA")
 _BYTES = 2**24
 _REFUSED = {
-    # DoRA plugs in here and in `load.layer_factors`; its tensors are named `lora_magnitude_vector`.
-    "use_dora": "DoRA trains a magnitude beside the low-rank factors, which is not read",
     "layer_replication": "it builds another model out of repeated layers",
     "trainable_token_indices": "it trains single rows of an embedding",
     "target_parameters": "it adapts bare parameters, not layers",
@@ -34,10 +32,10 @@ _REFUSED = {
 _NEUTRAL = {
     "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode",
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",
-    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
-    "runtime_config", "ensure_weight_tying", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2",
-    "orth_reg_weight", "total_step",
+    "use_dora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
+    "alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying", "target_r", "init_r", "tinit", "tfinal", "deltaT",
+    "beta1", "beta2", "orth_reg_weight", "total_step",
 }  # fmt: skip
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's `init_lora_weights` under which it writes into the base weights when it loads, too."""
@@ -54,6 +52,8 @@ class PeftConfig:
     """"r"; of AdaLoRA the rank at the start, which its scale keeps."""
     alpha: float
     rslora: bool
+    dora: bool
+    """Whether a length of each row is trained beside the factors, in LORA."""
     dropout: float
     bias: str
     """none | all | lora_only."""
@@ -96,6 +96,8 @@ def read_config(path: Path) -> PeftConfig:
     for key, why in _REFUSED.items():
         if data.get(key):
             raise UserError(f"{path}: {key}={_short(data[key])} cannot be held exactly: {why}")
+    if kind == "ADALORA" and data.get("use_dora"):
+        raise UserError(f"{path}: use_dora={_short(data['use_dora'])} cannot be held exactly: AdaLoRA has no DoRA")
     start = str(data.get("init_lora_weights", True)).lower()
     if start.startswith(_MOVES_BASE):
         raise UserError(
@@ -118,7 +120,8 @@ def read_config(path: Path) -> PeftConfig:
         raise UserError(f"{path}: bias={_short(bias)}: none, all or lora_only is needed")
     return PeftConfig(
         path, kind, int(_number(path, data, "r" if kind == "LORA" else "init_r", whole=True)),
-        _number(path, data, "lora_alpha"), bool(data.get("use_rslora")), _number(path, data, "lora_dropout", 0.0),
+        _number(path, data, "lora_alpha"), bool(data.get("use_rslora")), bool(data.get("use_dora")),
+        _number(path, data, "lora_dropout", 0.0),
         bias, targets, rules,
     )  # fmt: skip
 

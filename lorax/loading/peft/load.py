@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,17 +13,22 @@ from torch import Tensor, nn
 
 from lorax.adapters.core import Core, Diagonal, Identity
 from lorax.adapters.experts.find import layers_of
+from lorax.adapters.face import LayerPlan
 from lorax.adapters.factors import Factors
 from lorax.adapters.handle import Adapters
 from lorax.adapters.install import install
-from lorax.adapters.kinds import factor_dtype, is_linear, shape_of
+from lorax.adapters.kinds import bias_of, effective, factor_dtype, is_linear, kind_of, shape_of
 from lorax.adapters.selection.coverage import coverage_of
 from lorax.adapters.selection.whole import with_parameters
 from lorax.adapters.selection.wrappers import refuse_wrapped
+from lorax.adapters.vectors.magnitude import Magnitude
 from lorax.errors import UserError, near
 from lorax.exports.layout import places_of
 from lorax.loading.peft.config import PeftConfig, read_config
 from lorax.loading.peft.tensors import read_tensors
+
+MAGNITUDE = "lora_magnitude_vector"
+"""PEFT's name of DoRA's lengths of rows."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,17 @@ class PeftAdapter:
     """A folder in PEFT's format, as it fits a model."""
 
     config: PeftConfig
-    plans: dict[str, Factors]
-    """{layer: its factors}."""
+    plans: dict[str, LayerPlan]
+    """{layer: its factors, under DoRA with the lengths of the rows}."""
     whole: dict[str, Tensor]
     """{parameter of the model that was trained whole: its value}."""
 
     def info(self) -> dict[str, Any]:
         """Return where it came from, for `Adapters.info`."""
-        return {"from": {"format": "peft", "kind": self.config.kind}, "targets": sorted(self.plans)}
+        return {
+            "from": {"format": "peft", "kind": "DORA" if self.config.dora else self.config.kind},
+            "targets": sorted(self.plans),
+        }
 
 
 def read(model: nn.Module, path: Path) -> PeftAdapter:
@@ -49,7 +58,7 @@ def read(model: nn.Module, path: Path) -> PeftAdapter:
     config = read_config(path)
     tensors = read_tensors(path)
     modules = layers_of(model)
-    plans = {}
+    plans: dict[str, LayerPlan] = {}
     for name, parts in sorted(tensors.factors.items()):
         if name not in modules:
             raise UserError(f"{path}: adapts {name}, which this model lacks; {near(name, modules)}")
@@ -57,9 +66,11 @@ def read(model: nn.Module, path: Path) -> PeftAdapter:
             raise UserError(f"{path}: holds factors of {name}, which its target_modules do not name: PEFT ignores them")
         if not is_linear(modules[name]):
             raise UserError(f"{path}: adapts {name}, which is {type(modules[name]).__name__} here, not a linear layer")
-        factors = layer_factors(config, name, parts, shape_of(modules[name]), factor_dtype(modules[name]))
+        module = modules[name]
+        factors = layer_factors(config, name, parts, shape_of(module), factor_dtype(module))
         if factors is not None:
-            plans[name] = factors
+            has_bias = not kind_of(module).plain or bias_of(module) is not None
+            plans[name] = with_lengths(config, name, parts, factors, partial(effective, module), has_bias)
     for name, module in modules.items():
         if is_linear(module) and config.names(name) and name not in tensors.factors:
             raise UserError(f"{path}: lacks the factors of {name}, which its target_modules name")
@@ -105,7 +116,8 @@ def layer_factors(
         UserError: a factor is missing, or does not fit the layer or the configuration.
     """
     path, core, trained = config.path, cast(Core, Identity()), frozenset("AB")
-    wanted = ("lora_A", "lora_B") if config.kind == "LORA" else ("lora_A", "lora_B", "lora_E")
+    more = ("lora_E",) if config.kind == "ADALORA" else (MAGNITUDE,) if config.dora else ()
+    wanted = ("lora_A", "lora_B", *more)
     if missing := [part for part in wanted if part not in parts]:
         raise UserError(f"{path}: lacks {missing[0]} of {name}")
     if odd := sorted(parts.keys() - set(wanted)):
@@ -129,6 +141,40 @@ def layer_factors(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return factors
+
+
+def with_lengths(
+    config: PeftConfig,
+    name: str,
+    parts: Mapping[str, Tensor],
+    factors: Factors,
+    weight: Callable[[], Tensor],
+    has_bias: bool,
+) -> LayerPlan:
+    """Return a layer's factors as they are, or under DoRA with the lengths of the rows of W'.
+
+    In training PEFT drops out the input of all that DoRA adds, W0's part included; here dropout acts on the low-rank
+    path alone. Without dropout, and in evaluation, the two are equal.
+
+    Args:
+        config: what the folder says.
+        name: of the layer.
+        parts: its tensors, by PEFT's names.
+        factors: its low-rank factors.
+        weight: gives W0, (m, n).
+        has_bias: whether the layer's output is more than x W0^T.
+
+    Raises:
+        UserError: another number of lengths than rows.
+    """
+    if not config.dora:
+        return factors
+    lengths = parts[MAGNITUDE].to(factors.B.dtype)
+    if lengths.shape != (factors.shape[0],):
+        needed = f"where ({factors.shape[0]},) is needed"
+        raise UserError(f"{config.path}: {name} has {MAGNITUDE} {tuple(lengths.shape)}, {needed}")
+    squares = weight().detach().to(lengths.dtype).square().sum(1)
+    return Magnitude(factors.B, factors.A, lengths, squares, factors.eta, has_bias)
 
 
 def _whole(path: Path, config: PeftConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

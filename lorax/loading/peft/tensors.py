@@ -17,10 +17,9 @@ from lorax.errors import UserError
 TENSORS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(?P<layer>.+)\.(?P<part>lora_[ABE])(?:\.weight)?$")
+_FACTOR = re.compile(r"(?P<layer>.+)\.(?P<part>lora_[ABE]|lora_magnitude_vector)(?:\.weight)?$")
 _OTHER = {
     "lora_embedding_": "adapts an embedding, which is no linear layer",
-    "lora_magnitude_vector": "is the magnitude of DoRA, which is not read",
     "token_adapter.": "trains single rows of an embedding",
     "lora_B.bias": "is a bias inside the adapter",
 }
@@ -31,7 +30,8 @@ class PeftTensors:
     """What the file holds."""
 
     factors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """{layer: {"lora_A": (r, n), "lora_B": (m, r), of AdaLoRA also "lora_E": (r, 1)}}"""
+    """{layer: {"lora_A": (r, n), "lora_B": (m, r), of AdaLoRA also "lora_E": (r, 1), of DoRA
+    "lora_magnitude_vector": (m,)}}"""
     whole: dict[str, Tensor] = field(default_factory=dict)
     """{name of a parameter of the model: its value}: modules saved whole, biases."""
 
@@ -56,7 +56,10 @@ def read_tensors(path: Path) -> PeftTensors:
         if match is None:
             found.whole[name.replace(".base_layer.", ".")] = value
             continue
-        if value.ndim != 2 or 0 in value.shape[:1] * (match["part"] == "lora_B"):
+        if match["part"] == "lora_magnitude_vector":
+            if value.ndim != 1:
+                raise UserError(f"{path}: {_short(name)} has shape {tuple(value.shape)}, where a vector is needed")
+        elif value.ndim != 2 or 0 in value.shape[:1] * (match["part"] == "lora_B"):
             raise UserError(f"{path}: {_short(name)} has shape {tuple(value.shape)}, where a matrix is needed")
         found.factors.setdefault(match["layer"], {})[match["part"]] = value
     if not found.factors:

@@ -118,6 +118,63 @@ def test_adalora_s_pruned_layers_and_its_scale_are_pefts(tmp_path):
     torch.testing.assert_close(base(**batch).logits, expected, rtol=0, atol=1e-6)
 
 
+DORA = {
+    "plain": ("qwen3", peft.LoraConfig(target_modules=QV, r=4, lora_alpha=10, use_dora=True)),
+    "biases, ranks, rslora": (
+        "gpt2",
+        peft.LoraConfig(
+            target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, r=4, rank_pattern={"c_fc": 2}, use_rslora=True,
+            use_dora=True,
+        ),
+    ),
+    "dropout, head": (
+        "bert_cls",
+        peft.LoraConfig(target_modules=["query"], lora_dropout=0.1, task_type="SEQ_CLS", use_dora=True),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["plain", *(pytest.param(case, marks=pytest.mark.slow) for case in list(DORA)[1:])])
+def test_pefts_dora_computes_the_same_trains_on_and_starts_a_run(case, tmp_path):
+    architecture, config = DORA[case]
+    base, batch = subject(architecture)
+    expected = trained(base, batch, copy.deepcopy(config), tmp_path / "theirs")
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    again = lorax.attach(base, "from", path=str(tmp_path / "theirs"))
+    if case != "dropout, head":  # init=from leaves out the head, which is a warning
+        torch.testing.assert_close(base(**batch).logits, expected, rtol=0, atol=1e-6)
+    again.detach()
+    adapters = lorax.load(base, tmp_path / "theirs")
+    assert adapters.info["from"]["kind"] == "DORA"
+    torch.testing.assert_close(base(**batch).logits, expected, rtol=0, atol=1e-6)
+    assert {name.rpartition(".")[2] for name in adapters.named_parameters()} >= {"A", "B", "magnitude"}
+    steps_of(base, batch, adapters.parameters())
+    moved = base(**batch).logits.detach()
+    assert not torch.allclose(moved, expected, atol=1e-3)
+    adapters.save(tmp_path / "saved", quiet=True)
+    adapters.detach()
+    assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+    loaded = lorax.load(base, tmp_path / "saved")
+    torch.testing.assert_close(base(**batch).logits, moved, rtol=0, atol=1e-6)
+    loaded.merge()
+    torch.testing.assert_close(base(**batch).logits, moved, rtol=0, atol=1e-5)
+
+
+def test_a_dora_that_does_not_fit_is_one_line(tmp_path):
+    base, batch = subject("qwen3")
+    trained(base, batch, DORA["plain"][1], tmp_path / "dora", steps=1)
+    length = f"{NAME}.lora_magnitude_vector"
+    for index, (config, tensors, line) in enumerate([
+        ({}, {length: None}, "lacks lora_magnitude_vector of model.layers.0.self_attn.q_proj"),
+        ({}, {length: torch.ones(5)}, r"lora_magnitude_vector \(5,\), where \(32,\) is needed"),
+        ({}, {length: torch.ones(1, 32)}, "where a vector is needed"),
+        ({"use_dora": False}, {}, "holds lora_magnitude_vector of .*, which a LORA adapter does not have"),
+        ({"peft_type": "ADALORA", "init_r": 4}, {}, "use_dora=True cannot be held exactly: AdaLoRA"),
+    ]):  # fmt: skip
+        (tmp_path / str(index)).mkdir()
+        refused(subject("qwen3")[0], edited(tmp_path / "dora", tmp_path / str(index), config, **tensors), line)
+
+
 def test_an_old_pickled_folder_is_read_as_data_and_code_in_it_is_not_run(tmp_path):
     base, batch = subject("qwen3")
     expected = trained(base, batch, peft.LoraConfig(target_modules=QV), tmp_path)
@@ -147,7 +204,6 @@ REFUSED = {
     "VERA": (peft.VeraConfig(target_modules=["q_proj"]), "a VERA adapter"),
     "OFT": (peft.OFTConfig(target_modules=QV, oft_block_size=4), "a OFT adapter"),
     "prompts": (peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "a PROMPT_TUNING adapter"),
-    "DoRA": (peft.LoraConfig(target_modules=QV, use_dora=True), "use_dora=True cannot be held exactly"),
     "bias in the adapter": (peft.LoraConfig(target_modules=QV, lora_bias=True), "lora_bias=True"),
     "tokens": (peft.LoraConfig(target_modules=QV, trainable_token_indices=[1]), "trainable_token_indices="),
     "PiSSA": (

@@ -1,0 +1,1 @@
+"""Mixtures of saved adapters: coefficients found on a few items by a search without gradients."""
