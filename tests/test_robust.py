@@ -56,7 +56,7 @@ def one_line(capsys):
         (["task=jsonl"], ["task.path"]),
         (["seed=99999999999999999999"], ["seed=99999999999999999999"]),
         (["~rank"], ["rank"]),
-        (["init=null"], ["init=null", "lora_ga"]),
+        (["init=null"], ["init=null", "choose from", "lora"]),
         (["=8"], ["key=value"]),
         (["rank=2,4"], ["rank=2,4", "-m"]),
         (["label='x"], ["label='x", "quote"]),
@@ -68,7 +68,7 @@ def one_line(capsys):
         (["experiment=nosuch"], ["nosuch", "six"]),
         (["init.patern=banded", "init=svft"], ["init.patern", "init.pattern"]),
         (["task.path=x.jsonl"], ["task.path: the chosen task has no such field; it is one of banking77"]),
-        (["pth=x.jsonl"], ["pth: no such key; did you mean 'task.path'"]),
+        (["pth=x.jsonl"], ["pth: no such key; did you mean", "'task.path'"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -47,7 +47,7 @@ def few_sizes(needed: Sequence[Size], bound: int | None, most: int = MOST) -> li
 
     Examples:
         >>> [size.tokens for size in few_sizes([Size(n, 1, 1) for n in (9, 9, 9, 30, 31, 64)], None, most=2)]
-        [16, 64]
+        [32, 64]
     """
     widths = [
         (width, len(list(part))) for width, part in groupby(sorted(_rounded(one.tokens, bound) for one in needed))
