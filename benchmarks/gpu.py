@@ -226,7 +226,7 @@ def _time_to_table(bench: Bench) -> None:
 
 
 def _compiled(bench: Bench) -> None:
-    """PEFT with torch.compile, which takes about two minutes to compile."""
+    """Both with torch.compile, which takes about two minutes to compile; ours is recorded as well."""
     shape = bench.shape(8, 64)
     case = _case(shape)
     if bench.plan.quick:
@@ -235,3 +235,7 @@ def _compiled(bench: Bench) -> None:
     bench.measure(shape, "PEFT compiled", 150, partial(peft_arm, model, shape, _steps(bench), True))
     for arm in ("K=1 graph", "K=8 graph"):
         bench.ratio(case, "PEFT compiled", arm, f"PEFT compiled, one by one / {arm}")
+    loaded, steps = sharing_copy(bench.loaded), _steps(bench)
+    compiled = partial(lorax_arm, loaded, shape, [LORA], steps, cache=bench.cache, compile="inductor")
+    bench.measure(shape, "K=1 inductor", 150, compiled)
+    bench.ratio(case, "K=1 graph", "K=1 inductor")

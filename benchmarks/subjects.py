@@ -138,6 +138,7 @@ def lorax_arm(
     dropout: float = 0.0,
     recorder: Callable[[], Recorder] | None = None,
     cache: Cache | None = None,
+    compile: str = "eager",
 ) -> Arm:
     """Return a call that trains K runs in one pack by lorax's loop, and times a step of one; the first does not count.
 
@@ -147,14 +148,15 @@ def lorax_arm(
         inits: name and fields of each run's initialiser.
         steps: timed steps of one call.
         dropout: of every run.
-        recorder: makes what records steps; None: they run eager.
+        recorder: makes what records steps; None: they run as `compile` says.
         cache: of decompositions; None: the user's own for a model of some size.
+        compile: eager | graph | inductor.
     """
     runs = lorax_runs(loaded, shape, inits, dropout, cache)
-    skip = 1 if recorder is None else 3  # a step as it comes, one that is recorded, and one more
+    skip = 1 if recorder is None and compile == "eager" else 3  # a step as it comes, one that is recorded, and one more
     plan = TrainPlan(
         steps=steps + skip, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast,
-        progress=False, compile="eager",
+        progress=False, compile=compile,
     )  # fmt: skip
 
     def call() -> Trial:

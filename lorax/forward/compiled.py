@@ -8,8 +8,9 @@ library calls either way. Under a recorder the breaks cost nothing: what is repl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -92,13 +93,19 @@ def _adapted(module: nn.Module) -> bool:
     return any(isinstance(each, AdaptedLayer) for each in module.modules())
 
 
+@cache
+def _disabled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same function each time, so that what was compiled around it serves the next training too."""
+    return torch.compiler.disable(forward, reason="adds gradients to buffers")
+
+
 @contextmanager
 def _apart(model: nn.Module) -> Iterator[None]:
     """Keep adapted layers out of what is compiled."""
     classes = {type(module) for module in model.modules() if isinstance(module, AdaptedLayer)}
     before = {each: each.__dict__.get("forward") for each in classes}
     for each in classes:
-        each.forward = torch.compiler.disable(each.forward, reason="adds gradients to buffers")
+        each.forward = _disabled(each.forward)
     try:
         yield
     finally:

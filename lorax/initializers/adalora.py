@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -187,8 +188,15 @@ class Allocation(TrainingRule):
             self._choose(parameters, self.budget(t, T, sum(name.endswith(".M") for name in parameters)))
         elif t < last:
             return
-        for layer, kept in self.kept.items():
-            parameters[f"{layer}.M"].masked_fill_(~kept, 0.0)
+        self._mask([parameters[f"{layer}.M"] for layer in self.kept])
+
+    def _mask(self, lambdas: list[Tensor]) -> None:
+        """Set lambda to 0 where it is not kept, of all layers at once."""
+        import torch
+
+        if lambdas:
+            masked = torch.cat(lambdas).masked_fill_(~torch.cat(list(self.kept.values())), 0.0)
+            torch._foreach_copy_(lambdas, masked.split([value.numel() for value in lambdas]))
 
     def phases(self, total: int) -> tuple[int, int]:
         """Return (t_i, T - t_f): the updates after which the budget falls, and after which the mask stays."""
@@ -227,16 +235,23 @@ class Allocation(TrainingRule):
         import torch
 
         layers = [name.removesuffix(".M") for name in parameters if name.endswith(".M")]
-        scores = torch.cat([self.scores(layer) for layer in layers])
+        scores = torch.cat(self.scores(layers))
         kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         kept[scores.sort(descending=True, stable=True).indices[:budget]] = True
         sizes = [parameters[f"{layer}.M"].numel() for layer in layers]
         self.kept = dict(zip(layers, kept.split(sizes), strict=True))
 
-    def scores(self, layer: str) -> Tensor:
-        """Return the importance of a layer's triplets, (init_rank,)."""
-        s = {letter: self.importance[f"{layer}.{letter}"] * self.uncertainty[f"{layer}.{letter}"] for letter in "BMA"}
-        return s["M"] + s["B"].mean(0) + s["A"].mean(1)
+    def scores(self, layers: Sequence[str]) -> list[Tensor]:
+        """Return the importance of each layer's triplets, (init_rank,)."""
+        import torch
+
+        s = {}
+        for letter in "BMA":
+            names = [f"{layer}.{letter}" for layer in layers]
+            s[letter] = torch._foreach_mul([self.importance[x] for x in names], [self.uncertainty[x] for x in names])
+        found = torch._foreach_add(s["M"], [each.mean(0) for each in s["B"]])
+        torch._foreach_add_(found, [each.mean(1) for each in s["A"]])
+        return list(found)
 
     def report(self) -> dict[str, Any]:
         """Return each layer's number of triplets that are left, and, as `live`, how many trained values they have."""

@@ -150,12 +150,15 @@ def _truncate(adapters: Trainable, b: int | None, scaling: str) -> None:
     import torch
 
     with torch.no_grad():
+        alike: dict[tuple[int, torch.device], list[torch.Tensor]] = {}
         for adapter in adapters.layer_adapters().values():
             values = _diagonal(adapter)
-            rank = values.numel()
+            alike.setdefault((values.numel(), values.device), []).append(values)
+        for (rank, device), diagonals in alike.items():
             kept = rank if b is None else b
             factor = rank / kept if scaling == "standard" else (rank / kept) ** 0.5
-            values.copy_(torch.where(torch.arange(rank, device=values.device) < kept, factor, 0.0))
+            truncated = torch.where(torch.arange(rank, device=device) < kept, factor, 0.0)
+            torch._foreach_copy_(diagonals, [truncated] * len(diagonals))
 
 
 def _diagonal(adapter: LayerAdapter) -> torch.Tensor:

@@ -80,20 +80,20 @@ class LaneAdamW:
         """Return the norm of each lane's gradient, (K,)."""
         return torch.linalg.vector_norm(self.gradients.flatten(1), dim=1)
 
-    def step(self, norms: Tensor, finite: Tensor) -> None:
-        """Clip the gradients and update the values, of lanes that are finite.
+    def step(self, norms: Tensor, ended: Tensor) -> None:
+        """Clip the gradients and update the values, but those of lanes that have ended.
 
         Args:
             norms: (K,), of the gradients that a lane's bound is for.
-            finite: (K,) bool: False: the lane keeps its values, and its gradient becomes 0.
+            ended: (K,) bool: True: the lane keeps its values, and its gradient becomes 0.
         """
         g, m, v = self.gradients, self.exp_avg, self.exp_avg_sq
         if self.clip is not None:
             g.mul_((self.clip / (norms + 1e-6)).clamp_(max=1.0)[:, None, None])
-        g.masked_fill_(~finite[:, None, None], 0.0)
+        g.masked_fill_(ended[:, None, None], 0.0)
         m.lerp_(g, 1 - BETAS[0])
         v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-        size, decay = (self.now[:2] * finite)[:, :, None, None].unbind()
+        size, decay = self.now[:2].masked_fill(ended, 0.0)[:, :, None, None].unbind()
         root = self.now[2, :, None, None]
         if self.share is not None:
             size, decay = size * self.share, decay * self.share

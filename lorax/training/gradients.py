@@ -6,6 +6,7 @@ differentiated: sum_k w_k loss_k
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,8 @@ class Lanes:
         self.adapters = [state.run.adapters for state in states]
         self.device, self.scale = states[0].device, states[0].loss_scale
         self.drops = any(state.drops for state in states)
-        weights = [state.loss_weight for state in states]
-        self.weights = None if all(weight == 1 for weight in weights) else torch.tensor(weights, device=self.device)
+        self._weights: Tensor | None = None
+        """(K,) w_k, times the loss scale: what the losses' backward pass begins with."""
 
     def micro_batches(self) -> list[list[Row]]:
         """Return the step's micro-batches, in each the rows of all runs, lane after lane."""
@@ -117,9 +118,14 @@ class Lanes:
             with autocast(self.device, self.plan.autocast):
                 losses = self.modality.losses(self.modality.forward(batch), batch)
             means = numbers.means(losses)
-            total = means.sum() if self.weights is None else (means * self.weights).sum()
-            (total if self.scale == 1 else total * self.scale).backward()
+            if self._weights is None:
+                self._weights = means.new_tensor([self.scale * state.loss_weight for state in self.states])
+            means.backward(self._weights)
         return means.detach()
+
+    def of(self, states: Sequence[RunState]) -> bool:
+        """Whether these are the lanes, in this order."""
+        return len(states) == len(self.states) and all(map(operator.is_, states, self.states))
 
 
 class Eager:
@@ -131,10 +137,13 @@ class Eager:
 
     def __init__(self, modality: Modality[Any]):
         self.modality = modality
+        self._lanes: Lanes | None = None
 
     def gradients(self, going: list[RunState]) -> Tensor:
         """Accumulate the gradient of every run that is going; return their losses, (K,)."""
-        lanes = Lanes(self.modality, going)
+        if self._lanes is None or not self._lanes.of(going):
+            self._lanes = Lanes(self.modality, going)
+        lanes = self._lanes
         parts = lanes.micro_batches()
         labels = lanes.labels(parts)
         share = lanes.plan.share_prefix and not lanes.drops  # under dropout each row has its own mask

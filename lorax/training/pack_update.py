@@ -37,8 +37,8 @@ class PackUpdate:
         """Those with a step left to take: first the lanes of each buffer in their order, then the others."""
         self._taken = 0
         self._keeps = False
-        self._living: tuple[list[bool], Tensor] | None = None
-        """Which runs in the batch have a step left to take, on the host and on the device; None: all."""
+        self._ended: tuple[list[bool], Tensor] | None = None
+        """Which runs in the batch have no step left to take, on the host and on the device; None: none."""
 
     def keep_lanes(self) -> None:
         """Leave runs that have ended in the batch until the last has: they are computed, and changed no more."""
@@ -69,7 +69,7 @@ class PackUpdate:
             optimizer.prepare([update.first.step for update in updates], self._taken)
         self._taken += 1
         if self._keeps:
-            self._mark_living()
+            self._mark_ended()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -146,19 +146,19 @@ class PackUpdate:
             total = losses[lanes] + norms[lanes]
             if penalties is not None:
                 total = total + penalties[lanes]
-            finite = total - total == 0
-            if self._living is not None:
-                finite &= self._living[1][lanes]
-            optimizer.step(norms[lanes].to(optimizer.values), finite.to(optimizer.values.device))
+            ended = total - total != 0  # not finite
+            if self._ended is not None:
+                ended |= self._ended[1][lanes]
+            optimizer.step(norms[lanes].to(optimizer.values), ended.to(optimizer.values.device))
 
-    def _mark_living(self) -> None:
-        """Note which runs in the batch have a step left to take, in a place that stays where it is."""
-        going = [state.going for state in self.lanes]
-        if self._living is None:
-            self._living = (going, torch.tensor(going, device=self.lanes[0].device))
-        elif self._living[0] != going:
-            self._living[1].copy_(torch.tensor(going))
-            self._living = (going, self._living[1])
+    def _mark_ended(self) -> None:
+        """Note which runs in the batch have no step left to take, in a place that stays where it is."""
+        ended = [not state.going for state in self.lanes]
+        if self._ended is None:
+            self._ended = (ended, torch.tensor(ended, device=self.lanes[0].device))
+        elif self._ended[0] != ended:
+            self._ended[1].copy_(torch.tensor(ended))
+            self._ended = (ended, self._ended[1])
 
     def record(self, losses: Sequence[float], norms: Sequence[float], penalties: Sequence[float | None]) -> None:
         """Take note of a step: end runs whose numbers are not finite, update what lies in no buffer."""

@@ -56,7 +56,7 @@ def stacked(grads, dtype, share=None, broken=None):
             buffer[broken[1], 0, 0] = broken[2]
         optimizer.prepare([count + step for count in COUNTS], step)
         norms = optimizer.norms()
-        optimizer.step(norms, norms.isfinite())
+        optimizer.step(norms, ~norms.isfinite())
     return values, buffer
 
 
