@@ -95,7 +95,7 @@ def main() -> None:
     """Run the command line: bad input is one line and exit code 2, failed jobs exit code 1."""
     calm_threads(os.environ)
     try:
-        with _stoppable():
+        with stoppable():
             code, line = _outcome()
     except KeyboardInterrupt as stop:
         code, line = 128 + (stop.args or (signal.SIGINT,))[0], "stopped; the same command goes on where this one was"
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Treat SIGTERM (`kill`, SLURM's time limit) as Ctrl-C, so that a launcher ends its workers too."""
 
     def stop(number: int, frame: FrameType | None) -> None:

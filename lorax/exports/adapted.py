@@ -25,6 +25,8 @@ class LowRank:
     """Whether the weight is stored as (n, m), or an expert's as (E, n, m)."""
     rounded: bool
     """Whether delta has a rounding of the stored weight in it that B A lacks."""
+    lengths: Tensor | None = None
+    """(m,), of the rows of W' under DoRA: then W' = diag(lengths / ||W0 + B A||_row) (W0 + B A), and delta is B A."""
 
 
 @dataclass(frozen=True)

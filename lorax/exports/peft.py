@@ -36,7 +36,7 @@ def export_peft(
     """Write a plain LoRA for stock PEFT, to be loaded on the untouched base model.
 
     Every method here is exactly a plain LoRA of some rank: r for LoRA and LoRA-XS (B' = B M), 2r for
-    recentred methods, min(m, n) for SVFT. eta is in B, so PEFT's own scaling is 1.
+    recentred methods, min(m, n) for SVFT. eta is in B, so PEFT's own scaling is 1. DoRA becomes PEFT's DoRA.
 
     Args:
         adapted: what to export. Experts in one parameter become `target_parameters`. What else was trained travels
@@ -59,6 +59,7 @@ def export_peft(
     """
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
         raise UserError(f"rank={rank!r}: a whole number of at least 1 is needed")
+    lengths = _lengths(adapted, rank)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     errors, inexact = {}, {}
     for name, layer in adapted.layers.items():
@@ -77,9 +78,10 @@ def export_peft(
         stacks = stacks_of(adapted)
         experts = expert_like(adapted.model, pairs)
         r = _common(pairs, [*experts, *(name for stack in stacks.values() for name in stack.experts.values())])
-        config = _config(adapted, pairs, experts, stacks, r, where, base)
+        config = _config(adapted, pairs, experts, stacks, r, where, base) | ({"use_dora": True} if lengths else {})
     with staged(path, last=[CONFIG]) as folder:
         tensors = _tensors(pairs, experts, stacks, r)
+        tensors |= {f"{wrapped(name, stacks)}.lora_magnitude_vector": length for name, length in lengths.items()}
         tensors |= {wrapped(name, stacks): tensor for name, tensor in where.tensors().items()}
         _write(folder, config, {f"base_model.model.{name}": tensor for name, tensor in tensors.items()})
         if checked:
@@ -91,6 +93,25 @@ def export_peft(
         print(f"exported at rank {r}: relative error of the update up to {errors[worst]:.2g} ({worst})")
     size = sum((Path(path) / name).stat().st_size for name in (CONFIG, TENSORS))
     return {"bytes": size, "rank": {name: A.shape[0] for name, (_, A) in pairs.items()}, "error": errors}
+
+
+def _lengths(adapted: AdaptedModel, rank: int | None) -> dict[str, Tensor]:
+    """Return {layer: (m,) lengths of rows} of DoRA, which PEFT has on all layers or on none.
+
+    Raises:
+        UserError: some layers have them and some have not, an expert has them, or a rank is asked for.
+    """
+    lengths = {name: layer.lengths for name, layer in adapted.layers.items() if layer.lengths is not None}
+    if not lengths:
+        return {}
+    if rank is not None:
+        raise UserError(
+            f"rank={rank}: the lengths of DoRA's rows belong to its factors, which cannot be cut; rank=None"
+        )
+    for name in adapted.layers:
+        if name not in lengths or name in adapted.experts:
+            raise UserError(f"cannot export {name}: PEFT has DoRA's lengths of rows on all layers or on none")
+    return {name: _stored(length) for name, length in lengths.items()}
 
 
 def _wanted(adapted: AdaptedModel, verify: bool | Mapping[str, Any] | None) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from lorax.errors import UserError
+from lorax.run import calm_threads, stoppable
 from lorax.running.messages import explain
 
 USAGE = """\
@@ -31,23 +33,25 @@ of a run:         task model seed data_seed dtype device evaluate base name resu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, or 2 after one clear line."""
+    """Run the command line; return the exit status: 0, 2 after one clear line, 130 or 143 when it was stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if any(word in ("-h", "--help", "help") for word in words):
         print(USAGE)
         return 0
     try:
+        calm_threads(os.environ)
         os.environ["HYDRA_FULL_ERROR"] = "1"
         from lorax.mix.command import mixture
         from lorax.records import Store
         from lorax.reports.write import write_table
 
-        record = mixture(words)
-        store = Store(record_dir := record.config["results_dir"])
-        _, paths = write_table(store, record.name)
-    except KeyboardInterrupt:
+        with stoppable():
+            record = mixture(words)
+            store = Store(record.config["results_dir"])
+            _, paths = write_table(store, record.name)
+    except KeyboardInterrupt as stop:
         print("lorax: stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
+        return 128 + int((stop.args or (signal.SIGINT,))[0])
     except Exception as error:
         if os.environ.get("LORAX_TRACEBACK") and not isinstance(error, UserError):
             raise
@@ -60,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     more = f" at the first of {len(found['coefficients'])} layers" if record.config["init"]["per"] == "layer" else ""
     print(f"{'mixture':<12}{found['compose']}: {', '.join(f'{a:.3g}' for a in first)}{more}")
     print(f"{'search':<12}{found['evaluations']} evaluations, {record.costs['train_seconds']:.1f} s")
-    print(f"{'record':<12}{Store(record_dir).path(record.name, record.run_id)}")
+    print(f"{'record':<12}{store.path(record.name, record.run_id)}")
     print(f"{'table':<12}{paths[0]}")
     return 0
 

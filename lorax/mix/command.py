@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorax.config import RunConfig, conf_dir, register_schema, resolve
-from lorax.errors import UserError
+from lorax.errors import UserError, one_line
 from lorax.initializers.from_adapter import From
 from lorax.mix.search import State, begin, search
 from lorax.mix.settings import Settings, parse
@@ -204,7 +205,11 @@ def _score(run: PreparedRun, found: _Found, loaded: Loaded, placement: Placement
         }  # fmt: skip
         if config.save is not None:
             folder = Path(config.save) / run.run_id
-            adapters.save(folder, quiet=True)
-            record.provenance["saved"] = str(folder)
+            try:
+                adapters.save(folder, quiet=True)
+                record.provenance["saved"] = str(folder)
+            except UserError as error:  # the place has become full: what was found stays
+                record.provenance |= {"saved": None, "save_error": one_line(error)}
+                warnings.warn(f"save={config.save}: {one_line(error)[:200]}; the record is kept", stacklevel=2)
     finally:
         adapters.detach()

@@ -105,7 +105,9 @@ def _own(model: nn.Module, path: Path) -> dict[str, Factors]:
 
 def _current(saved: Saved, path: Path, name: str, module: nn.Module) -> Factors:
     """Return a layer's factors as they were saved; of recentred ones W' - W0 as one product."""
-    adapter = placed(saved.plans[name], module).build(fold=saved.header["recenter"] == "fold")
+    adapter = placed(saved.plans[name], module).build(
+        fold=saved.header["recenter"] == "fold", dropout=0.0, share=_as_it_is
+    )
     prefix = f"{name}."
     values: dict[str, Tensor] = {
         key.removeprefix(prefix): value for key, value in saved.tensors.items() if key.startswith(prefix)
@@ -121,6 +123,11 @@ def _current(saved: Saved, path: Path, name: str, module: nn.Module) -> Factors:
     if factors is None:
         raise _no_mixture(path, name)
     return factors
+
+
+def _as_it_is(name: str, tensor: Tensor) -> Tensor:
+    """Store a frozen tensor without a copy."""
+    return tensor
 
 
 def _no_mixture(path: Path, name: str) -> UserError:

@@ -152,9 +152,12 @@ def _export(adapters: Adapters) -> str:
     from lorax.adapters.files.export import adapted_model
 
     try:
-        rank = next(iter(adapted_model(adapters).layers.values())).A.shape[0]
+        layer = next(iter(adapted_model(adapters).layers.values()))
     except UserError:
         return "no"
+    if layer.lengths is not None:
+        return "DoRA r"
+    rank = layer.A.shape[0]
     said = {_R: "r", 2 * _R: "2 r", min(_M, _N): "min(m, n)"}
     return said.get(rank, f"{rank / _R:.2g} r")
 

@@ -161,10 +161,9 @@ def test_dora_drops_the_low_rank_path_alone():
         close(model(x), x @ (1.5 * model[0].weight).T, 1e-12)
 
 
-def test_dora_refuses_a_row_without_direction_and_a_plain_lora(tmp_path):
-    model = layer()
-    with pytest.raises(UserError, match="cannot export 0: its adapter has no low-rank form"):
-        lorax.attach(model, init="dora", rank=R).export_peft(tmp_path / "peft")
+def test_dora_refuses_a_row_without_direction_and_a_rank_of_its_export(tmp_path):
+    with pytest.raises(UserError, match="rank=2: the lengths of DoRA's rows"):
+        lorax.attach(layer(), init="dora", rank=R).export_peft(tmp_path / "peft", rank=2)
     assert not (tmp_path / "peft").exists()
     model = layer()
     model[0].weight.data[5] = 0

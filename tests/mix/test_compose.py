@@ -1,5 +1,6 @@
 """Mixtures by their equations: one expert is itself, the sum is linear, SVF's z, LoraHub's cross terms."""
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -149,3 +150,20 @@ def test_experts_that_have_no_mixture_are_one_line(tmp_path):
         check(part, "singular_values", vectors=hold_singular_values(base(), part))
     mixture = mix(part, every(part, 0.5, 2.0), "sum")
     torch.testing.assert_close(mixture["0"].update(), 0.5 * part[0].factors["0"].update())
+
+
+def test_pefts_adapters_and_a_folded_one_mix_with_ones_own(tmp_path):
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(base(), peft.LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False))
+    theirs.save_pretrained(tmp_path / "theirs")
+    lora, _ = saved(tmp_path / "lora", "lora", 0, rank=3)
+    fold, _ = saved(tmp_path / "fold", "pissa", 1, rank=2, recenter="fold")
+    experts = read_experts(base(), [tmp_path / "theirs", tmp_path / "lora", tmp_path / "fold"])
+    for name, factors in mix(experts, every(experts, 0.5, -1.0, 2.0), "sum").items():
+        change = theirs.get_submodule(f"base_model.model.{name}").get_delta_weight("default").detach().float()
+        expected = 0.5 * change - lora[name] + 2 * fold[name]
+        torch.testing.assert_close(factors.update().float(), expected, rtol=1e-5, atol=2e-6)
+    config = peft.LoraConfig(r=2, target_modules=["0"], use_dora=True)
+    peft.get_peft_model(base(), config).save_pretrained(tmp_path / "dora")
+    with pytest.raises(UserError, match="dora: the adapter of 0 is no low-rank change"):
+        read_experts(base(), [tmp_path / "dora"])

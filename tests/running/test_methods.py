@@ -33,7 +33,8 @@ def test_the_committed_table_is_the_generated_one(tmp_path, capsys):
 def test_what_it_says_of_some_methods_is_known_otherwise():
     table = rows()
     assert {name for name, row in table.items() if row["step 0"] != "base"} == {"from", "fusion", "lora_one", "lora_sb"}
-    assert {name for name, row in table.items() if row["PEFT"] == "no"} == {"dora", *BOTTLENECKS}
+    assert {name for name, row in table.items() if row["PEFT"] == "no"} == set(BOTTLENECKS)
+    assert table["dora"]["PEFT"] == "DoRA r"
     site = 2 * 576 * 8 + 576 + 8  # A, a, B, b
     values = {name: int(table[name]["values"].replace(",", "")) for name in ("lora", "lora_xs", "svft", "vera", "dora")}
     sites = {name: int(table[name]["values"].replace(",", "")) for name in BOTTLENECKS}

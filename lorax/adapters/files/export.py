@@ -17,6 +17,7 @@ from lorax.adapters.experts.adapted import AdaptedExpert
 from lorax.adapters.files.format import trained_beside
 from lorax.adapters.linear import AdaptedLinear
 from lorax.adapters.low_rank import LowRankAdapter
+from lorax.adapters.vectors.magnitude import MagnitudeAdapter
 from lorax.errors import UserError
 from lorax.exports.adapted import AdaptedModel, Expert, LowRank
 from lorax.exports.merged import output_of, refuse_other_output, refuse_peft, write_model
@@ -94,6 +95,10 @@ def export_merged(adapters: Adapters, path: str | Path, verify: bool | None = No
 
 def _low_rank(adapters: Adapters, name: str) -> LowRank:
     layer, adapter = adapters.layer(name), adapters.layer_adapter(name)
+    if isinstance(adapter, MagnitudeAdapter) and isinstance(layer, AdaptedLinear) and layer.kind.plain:
+        B, A = adapter.eta * adapter.B.detach(), adapter.A.detach()
+        lengths = adapter.magnitude.detach()
+        return LowRank(B, A, lambda: B @ A, layer.kind.matrix, layer.kind.transposed, rounded=False, lengths=lengths)
     factors = adapter.factors()
     if factors is None or not isinstance(layer, AdaptedLinear):
         merged = "; export_merged writes W' itself" if isinstance(layer, AdaptedLinear) else ""

@@ -27,7 +27,7 @@ class DoRA(Ranked):
     Sides taken: one length for each output, a row of the (m, n) weight, as in the code (the paper writes columns of a
     transposed weight). Dropout acts on the low-rank path alone, as in LoRA; PEFT's acts on the input of all that is
     added, W0's part included. The norms come from ||W0||^2 + 2 eta <W0 A^T, B> + eta^2 B A A^T B^T, row by row,
-    without an m x n matrix. W' - W0 has full rank, so no plain LoRA holds it and the export refuses.
+    without an m x n matrix. W' - W0 has full rank, so no plain LoRA holds it: the export is PEFT's DoRA.
     """
 
     distribution: str = "kaiming"
