@@ -288,6 +288,38 @@ def test_items_bent_before_they_are_written(tmp_path, change, kind, words):
     assert said(store, "breaks", kind, words)
 
 
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"answer": "7"}, "items", "1 item with another expected answer"),
+        ({"score": 0.5}, "score", "scored otherwise than the same answer"),
+    ],
+    ids=["expected answer", "score"],
+)
+def test_validation_picks_the_rates_and_its_items_are_compared_too(tmp_path, change, kind, words):
+    def alter(record, rows):
+        checked = [row | {"split": "validation", "answer": f"v{row['answer']}"} for row in rows]
+        if (record.label, record.config["seed"]) == ("pissa", 2):
+            checked[0].update(change)
+        record.scores["validation"] = record.scores["test"] | {"score": sum(r["score"] for r in checked) / len(checked)}
+        rows += checked
+
+    for bent in (False, True):
+        store = Store(tmp_path / str(bent))
+        run(store, alter if bent else lambda record, rows: alter(record, rows) or _same(rows, record), seeds=[0, 1, 2])
+        if bent:
+            assert said(store, "breaks", kind, words)
+        else:
+            assert not [one for one in found(store) if one[0] == "breaks"], "equal ids of two splits are two items"
+
+
+def _same(rows, record):
+    """Take the change back."""
+    half = len(rows) // 2
+    rows[half] = rows[0] | {"split": "validation", "answer": f"v{rows[0]['answer']}"}
+    record.scores["validation"]["score"] = record.scores["test"]["score"]
+
+
 def test_the_chain_taken_away(store):
     chain_path(store.root, "demo").unlink()
     assert said(store, "breaks", "chain", "10 records named a chain, and there is none")

@@ -95,7 +95,7 @@ def audit(store: Store, name: str, study: Study | None = None, git: bool = True)
     if verified is not None:
         evidence.check(case, verified)
     registered.check(case)
-    answers = items.read(case, case.scored)
+    answers = items.read(case, case.ended)
     items.check(case, answers)
     copies.check(case, answers)
     counts.check(case)
