@@ -128,8 +128,8 @@ def speed_part(study: Study, measured: Sequence[Measured]) -> Part | None:
         f"Smoothed training loss at the rates of the table, differences from {reference} over shared seeds with their "
         f"t interval at {100 * CONFIDENCE:g} %, not corrected. Training loss is not the score: no verdict rests on it.",
         f"steps to loss: to the lowest loss that every run of {reference} reaches ({reached}), which favours "
-        f"{reference}: it alone always arrives. A run that never gets there counts all its steps, so that the mean is "
-        "a restricted one (Royston and Parmar 2013): where some never arrive, it is too low.",
+        f"{reference}: by this choice it always arrives. A run that never gets there counts all its steps, so that the "
+        "mean is a restricted one (Royston and Parmar 2013): where some never arrive, it is too low.",
     ]
     if any(one.measure == "loss_at_equal_seconds_difference" for one in measured):
         lines.append(

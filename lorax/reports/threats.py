@@ -48,7 +48,8 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
         shown = ", ".join(f"{run} ({why})" for run, why in sorted(study.stale.items())[:5])
         lines.append(f"{len(study.stale)} stale records are left out: {shown}{' ...' if len(study.stale) > 5 else ''}.")
     if study.unasked:
-        names = ", ".join(record.run_id for record in study.unasked[:5]) + (" ..." if len(study.unasked) > 5 else "")
+        names = ", ".join(record.run_id for record in study.unasked[:5])
+        names += f" and {len(study.unasked) - 5} more" if len(study.unasked) > 5 else ""
         lines.append(
             f"{len(study.unasked)} records of this name belong to no job of the study and are left out: {names}."
         )

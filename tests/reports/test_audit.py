@@ -17,6 +17,8 @@ from lorax.records.chain import append, chain_path, read_chain
 from lorax.records.record import content_digest
 from lorax.reports.audit import anchored
 from lorax.reports.audit.audit import audit, foot
+from lorax.reports.main_table import main_table
+from lorax.reports.text.cells import to_csv
 from lorax.studies.parse import from_mapping
 from lorax.studies.registration import digest, freeze, frozen, frozen_path
 from lorax.studies.rounds import next_round
@@ -587,3 +589,14 @@ def test_dates_beside_those_of_commits(store, monkeypatch):
 def test_a_chain_line_is_canonical_json(store):
     for raw in chain_path(store.root, "demo").read_text().splitlines():
         assert canonical(json.loads(raw)) == raw
+
+
+def test_a_printed_table_that_the_records_do_not_give_is_named(store):
+    path = store.root / "tables" / "demo.csv"
+    study = read_study(frozen(store.root, "demo"), store)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(to_csv(main_table(study)))
+    assert not any(kind == "table" for _, kind, _ in found(store, git=True))
+    path.write_text(path.read_text().replace("0.", "9.", 1))
+    assert said(store, "warning", "table", "not what the records give", git=True)
+    assert not any(kind == "table" for _, kind, _ in found(store)), "the report that is being printed does not ask"
