@@ -93,6 +93,11 @@ def part(study: Study, measured: Sequence[Measured]) -> Part | None:
     kinds = {one.measure for one in measured}
     each = f"an interval at {100 * CONFIDENCE:g} % each, not corrected for their number"
     lines = [f"Descriptions at the rates of the table, {each}."]
+    if study.spec.until_decided is not None:
+        lines.append(
+            "These intervals are made for a fixed number of seeds: an arm that stopped when it was decided looks "
+            "further from the reference than it is."
+        )
     if "improvement" in kinds:
         lines.append(
             f"P(better run): probability that a run of the arm scores higher than a run of {study.spec.reference}, "

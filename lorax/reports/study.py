@@ -129,7 +129,7 @@ def _halves(study: Study, numbered: Sequence[str]) -> tuple[list[Table], list[Ta
         for block, arms in blocks(study).items():
             title = f"{task}: {block}, {about}" if block else f"{task}, {about}"
             shown = select(rows, task, arms)
-            left = score_columns(study.spec.claim, study.spec.until_decided is not None)
+            left = score_columns(study.spec.claim, study.spec.until_decided is not None, study.spec.alpha)
             results.append(table(left, shown, title, numbered))
             settings.append(table(setting_columns(study.spec.estimand), shown, title))
     return results, settings
