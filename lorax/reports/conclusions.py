@@ -182,15 +182,16 @@ def tuning(study: Study) -> list[str]:
     ]
     for (task, arm), drawn in selections(study).items():
         choice = study.choices[task, arm]
-        if choice.edge:
+        if choice.edge and (task, arm) not in study.windows:  # of a window, `windows` says it
             lines.append(
                 f"{task}: the best rate of {arm}, {numbers.rate(choice.lr)}, is still at the {choice.edge} end of its "
                 "grid: a better one may lie beyond."
             )
         if drawn.stability < 0.5:
             lines.append(
-                f"{task}: resampling selects {numbers.rate(choice.lr)} for {arm} in only {100 * drawn.stability:.0f} % "
-                f"of draws (mean regret {numbers.points(drawn.regret)} points on validation)."
+                f"{task}: resampling selects {numbers.rate(drawn.chosen)} for {arm} in only "
+                f"{100 * drawn.stability:.0f} % of draws (mean regret {numbers.points(drawn.regret)} points on "
+                "validation)."
             )
     if plan.halving is not None:
         lines.append(

@@ -101,7 +101,7 @@ def main_table(study: Study) -> pd.DataFrame:
     `high` a t interval over seeds at 1 - alpha, `difference_low` and `difference_high` the interval of the verdict
     at `confidence`; costs come from the solo cost run; `notes` are numbers of footnotes.
     """
-    left = score_columns(study.spec.claim, study.spec.until_decided is not None)
+    left = score_columns(study.spec.claim, study.spec.until_decided is not None, study.spec.alpha)
     return columns.frame([*KEYS, *left, *setting_columns(study.spec.estimand)], study_rows(study))
 
 
@@ -166,12 +166,15 @@ _DECIDED_AFTER: Column[StudyRow] = Column(
 )
 
 
-def score_columns(claim: str = "difference", until_decided: bool = False) -> list[Column[StudyRow]]:
+def score_columns(
+    claim: str = "difference", until_decided: bool = False, alpha: float = 0.05
+) -> list[Column[StudyRow]]:
     """Return the columns of the left half: scores and verdicts.
 
     Args:
         claim: of the study.
         until_decided: say after how many seeds a comparison was decided.
+        alpha: of the study; an arm's own interval is at 1 - alpha.
     """
     claimed: list[Column[StudyRow]] = [NON_INFERIOR] if claim == "non_inferior" else []
     after: list[Column[StudyRow]] = [_DECIDED_AFTER] if until_decided else []
@@ -181,7 +184,7 @@ def score_columns(claim: str = "difference", until_decided: bool = False) -> lis
         Column("sd", "", lambda row: row.result and row.result.sd),
         Column("low", "", lambda row: row.result and row.result.low),
         Column("high", "", lambda row: row.result and row.result.high),
-        Column("", "score [95 %]", lambda row: row.result, _score),
+        Column("", f"score [{100 * (1 - alpha):g} %]", lambda row: row.result, _score),
         Column("letters", "letters", lambda row: row.result.letters if row.result else "", _or_nothing),
         Column("difference", "", lambda row: row.difference and row.difference.estimate),
         Column("difference_low", "", lambda row: row.difference and row.difference.low),

@@ -18,7 +18,7 @@ from lorax.reports.frames.measures import (
     recovered_shares,
 )
 from lorax.reports.frames.sensitivity import sensitivity
-from lorax.reports.frames.speed import curves_of, goal_of, speeds
+from lorax.reports.frames.speed import goals, speeds
 from lorax.reports.frames.study import prices
 from lorax.reports.main_table import main_table
 from lorax.reports.text import measures as text
@@ -93,6 +93,11 @@ def part(study: Study, measured: Sequence[Measured]) -> Part | None:
     kinds = {one.measure for one in measured}
     each = f"an interval at {100 * CONFIDENCE:g} % each, not corrected for their number"
     lines = [f"Descriptions at the rates of the table, {each}."]
+    if study.spec.until_decided is not None:
+        lines.append(
+            "These intervals are made for a fixed number of seeds: an arm that stopped when it was decided looks "
+            "further from the reference than it is."
+        )
     if "improvement" in kinds:
         lines.append(
             f"P(better run): probability that a run of the arm scores higher than a run of {study.spec.reference}, "
@@ -123,14 +128,13 @@ def speed_part(study: Study, measured: Sequence[Measured]) -> Part | None:
     if not shown:
         return None
     reference = study.spec.reference
-    goals = [f"{task}: {goal:.3g}" for task in study.spec.tasks
-             if (goal := goal_of(curves_of(study.finals.get((task, reference), {})))) is not None]  # fmt: skip
+    reached = ", ".join(f"{task}: {goal:.3g}" for task, goal in goals(study).items())
     lines = [
         f"Smoothed training loss at the rates of the table, differences from {reference} over shared seeds with their "
         f"t interval at {100 * CONFIDENCE:g} %, not corrected. Training loss is not the score: no verdict rests on it.",
-        f"steps to loss: to the lowest loss that every run of {reference} reaches ({', '.join(goals)}). A run that "
-        "never gets there counts all its steps, so that the mean is a restricted one (Royston and Parmar 2013): where "
-        "some never arrive, it is too low.",
+        f"steps to loss: to the lowest loss that every run of {reference} reaches ({reached}), which favours "
+        f"{reference}: by this choice it always arrives. A run that never gets there counts all its steps, so that the "
+        "mean is a restricted one (Royston and Parmar 2013): where some never arrive, it is too low.",
     ]
     if any(one.measure == "loss_at_equal_seconds_difference" for one in measured):
         lines.append(
@@ -156,9 +160,11 @@ def sensitivity_part(study: Study) -> Part | None:
         f"Differences from {study.spec.reference} at the same value, in points, with their paired t interval at "
         f"{100 * CONFIDENCE:g} %, not corrected, over the first {seeds} final seeds; no verdict "
         "rests on them. One setting is changed at a time.",
-        "Every arm keeps the rate that was selected at the design: nothing is tuned again, so an arm that would need "
-        "another rate there stands at its worst. Arms that set the setting themselves are left out.",
+        "Every arm keeps the rate that was selected at the design: nothing is tuned again, so that an arm that would "
+        "need another rate there looks worse than it is. An arm that sets a setting itself has no value there.",
     ]
+    if "rank" in study.spec.sensitivity:
+        lines.append("An alpha that is given as a number stays, so that alpha / rank changes with the rank.")
     return Part("Sensitivity around the design", lines, tables(study, found, shown))
 
 
@@ -173,7 +179,12 @@ def search_part(study: Study) -> Part | None:
         "alike unless the list of asymmetries names them. A run that stands for two arms counts for both.",
     ]
     if any(cost.other for cost in costs):
-        lines.append("other records: under the arm's label, asked for by no job of this study; no row uses them.")
+        lines.append(
+            "other records: under the arm's label, asked for by no job of this study; no row uses them, and no other "
+            "column of this table counts them."
+        )
+    if study.varied:
+        lines.append("Runs around the design (sensitivity) search nothing and are not counted here.")
     shown = []
     for task in study.spec.tasks:
         of_task = [cost for cost in costs if cost.task == task]

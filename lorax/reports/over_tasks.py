@@ -73,7 +73,8 @@ def part(result: StudyResult) -> Part | None:
     lines = [
         f"Differences from {result.reference} over {tasks} tasks of equal weight; tasks and seeds both count as drawn, "
         f"so that interval and verdict speak of tasks like these, corrected over {arms} rows at {100 * result.alpha:g} "
-        "%. Scores of all tasks are taken in points of their own metric.",
+        "%, a family of its own beside the tables of single tasks. Scores of all tasks are taken in points of their "
+        "own metric.",
         f"These tasks alone: seeds drawn, tasks fixed, at {100 * (1 - result.alpha):g} %, not corrected; no verdict "
         "rests on it. Mean rank: 1 is best, over tasks and seeds, with an interval of the same kind for an arm alone.",
     ]

@@ -27,7 +27,7 @@ from lorax.reports.text import html, latex, markdown, numbers
 from lorax.reports.text.cells import to_csv, to_json
 from lorax.reports.text.document import Document, Part, Picture, Table
 from lorax.reports.threats import threats
-from lorax.stats.estimands import ESTIMANDS, sentence
+from lorax.stats.estimands import ESTIMANDS, SPREAD, sentence
 from lorax.stats.result import StudyResult
 from lorax.stats.sign_flips import attainable
 from lorax.studies.registration import digest, frozen, frozen_path
@@ -129,7 +129,7 @@ def _halves(study: Study, numbered: Sequence[str]) -> tuple[list[Table], list[Ta
         for block, arms in blocks(study).items():
             title = f"{task}: {block}, {about}" if block else f"{task}, {about}"
             shown = select(rows, task, arms)
-            left = score_columns(study.spec.claim, study.spec.until_decided is not None)
+            left = score_columns(study.spec.claim, study.spec.until_decided is not None, study.spec.alpha)
             results.append(table(left, shown, title, numbered))
             settings.append(table(setting_columns(study.spec.estimand), shown, title))
     return results, settings
@@ -142,14 +142,14 @@ def protocol(study: Study) -> list[str]:
     metrics = ", ".join(dict.fromkeys(str(r.task.get("metric")) for r in runs if r.task.get("metric")))
     lines = [
         f"Scores: {metrics or spec.metric} (`{spec.metric}` of the records) in per cent on the test split, scored once "
-        f"a final run; mean over seeds and its t interval at {100 * (1 - spec.alpha):g} %. Rows that share a "
+        f"a final run; {_own(study)}. Rows that share a "
         f"letter are not separated: from {spec.reference} as the verdict says, the others by Holm's procedure.",
         f"Differences are to {spec.reference}, over shared seeds; one procedure ({spec.procedure}) gives interval and "
         f"verdict, corrected over {spec.family} comparisons at {100 * spec.alpha:g} %; margin of {_aim(study)} "
         f"{numbers.points(spec.margin)} points; detectable: the difference that a row's own spread would show with "
         f"80 % power. {_fixed(study)}",
         *_claim(study),
-        *_launched(runs),
+        *_launched(list({run.run_id: run for run in test_scored(study)}.values())),
         *_beside(study),
     ]
     if spec.until_decided is not None:
@@ -158,7 +158,18 @@ def protocol(study: Study) -> list[str]:
     lines.insert(0, until_decided.METHOD if given else sentence(spec.estimand, spec.tuning is not None))
     if result is None:
         return [*lines, f"{spec.reference} has no final run yet: nothing can be compared."]
-    return lines + result.design.sentences() + list(result.notes)
+    return lines + result.design.sentences(SPREAD[spec.estimand]) + list(result.notes)
+
+
+def _own(study: Study) -> str:
+    """Return what an arm's own score and interval are."""
+    confidence = f"{100 * (1 - study.spec.alpha):g} %"
+    if study.spec.estimand == "rate":
+        return f"mean over seeds and its t interval at {confidence}"
+    return (
+        f"mean over seeds at the rate that validation picks, and from the low end of its t interval at {confidence} to "
+        "the highest end of any rate (∞: the pick lies at the edge of what was run)"
+    )
 
 
 def _aim(study: Study) -> str:

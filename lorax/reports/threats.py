@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ from lorax.reports.frames.asymmetries import Asymmetry
 from lorax.reports.frames.study import final_runs, test_scored
 from lorax.reports.sweep import left_out
 from lorax.reports.text import numbers
+from lorax.studies.jobs import consumed
+from lorax.studies.plan import FEW_SEEDS
 from lorax.studies.study import Study
 
 _FEW_TEST, _FEW_VALIDATION, _FEW_SEEDS = 1000, 300, 5
@@ -46,6 +49,7 @@ def threats(study: Study, asymmetries: list[Asymmetry]) -> list[str]:
         lines.append(f"{len(study.stale)} stale records are left out: {shown}{' ...' if len(study.stale) > 5 else ''}.")
     if study.unasked:
         names = ", ".join(record.run_id for record in study.unasked[:5])
+        names += f" and {len(study.unasked) - 5} more" if len(study.unasked) > 5 else ""
         lines.append(
             f"{len(study.unasked)} records of this name belong to no job of the study and are left out: {names}."
         )
@@ -64,6 +68,8 @@ def _size(study: Study) -> list[str]:
     seeds = len(study.spec.seeds)
     if seeds < _FEW_SEEDS:
         lines.append(f"{seeds} final seeds: the spread between seeds is itself poorly known.")
+    elif study.spec.estimand == "method" and seeds < FEW_SEEDS:
+        lines.append(f"{seeds} final seeds, fewer than {FEW_SEEDS}: few for intervals that cover every rate of an arm.")
     for task in study.spec.tasks:
         n = min((int(record.score("test", "n") or 0) for record in final_runs(study, task)), default=0)
         if 0 < n < _FEW_TEST:
@@ -159,9 +165,10 @@ def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
     if (moved := moved_at_start(finals)) is not None:
         lines.append(moved)
     models = "One model" if "model" not in {place for place, _ in several} else "Models of one name"
+    tasks = "one task" if len(study.spec.tasks) == 1 else f"{len(study.spec.tasks)} tasks"
     lines.append(
-        f"{models}, {study.spec.model}{size}, and {len(study.spec.tasks)} task(s), "
-        f"{', '.join(study.spec.tasks)}: nothing here speaks about others."
+        f"{models}, {study.spec.model}{size}, and {tasks}, {', '.join(study.spec.tasks)}: nothing here speaks about "
+        "others."
     )
     lines += _twins(study)
     splits = _distinct(record.config.get("data_seed") for record in finals)
@@ -179,10 +186,10 @@ def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
 def _twins(study: Study) -> list[str]:
     """Name the arms that mean one run, such as SVFT at two ranks."""
     by_fields: dict[str, dict[str, None]] = {}
-    for place, fields in study.spec.consumes.items():
-        task, _, arm = place.partition("/")
-        if study.spec.arm(arm).lr is None:
-            by_fields.setdefault(f"{task} {canonical(fields)}", {})[arm] = None
+    for task, arm in itertools.product(study.spec.tasks, study.spec.arms):
+        fields = study.spec.consumes.get(consumed(arm.label, task))
+        if fields is not None and arm.lr is None:
+            by_fields.setdefault(f"{task} {canonical(fields)}", {})[arm.label] = None
     groups = dict.fromkeys(tuple(arms) for arms in by_fields.values() if len(arms) > 1)
     return [f"{' and '.join(arms)} are one run under several names: nothing that it uses differs." for arms in groups]
 

@@ -22,14 +22,14 @@ class AnytimeDesign(Design):
     earliest: int = FIRST
     """Seeds before which no verdict is possible."""
 
-    def sentences(self) -> list[str]:
-        """Return in words what the design can and cannot show."""
+    def sentences(self, spread: str = "sd of paired differences") -> list[str]:
+        """Return in words what the design can and cannot show; `spread` as in `Design`."""
         lines = [
             f"Seeds until decided: {self.family} comparisons, a look after every seed from {FIRST} to {self.n_seeds}; "
             f"none is ever called different by mistake with probability {1 - self.alpha:g}, however often one looks. "
             f"No verdict is possible before {self.earliest} seeds.",
-            f"Minimum detectable effect after {self.n_seeds} seeds (80 % power at least, corrected, sd of paired "
-            f"differences {100 * self.sd:.2f} pp): {100 * self.mde:.2f} pp.",
+            f"Minimum detectable effect after {self.n_seeds} seeds (80 % power at least, corrected, {spread} "
+            f"{100 * self.sd:.2f} points): {100 * self.mde:.2f} points.",
             "Equivalence is not judged: it needs a number of seeds that was fixed before.",
         ]
         if not self.can_differ:

@@ -14,6 +14,12 @@ ESTIMANDS: Mapping[str, str] = {
 }
 """Name of an estimand -> what a table's title says of it."""
 
+SPREAD: Mapping[str, str] = {
+    "method": "sd of paired differences that would give intervals as wide",
+    "rate": "sd of paired differences",
+}
+"""Name of an estimand -> what the spread is that a design is judged by."""
+
 _SENTENCES = {
     "method": "Verdicts compare methods, each at its best learning rate on the printed lattice: every seed ran every "
     "rate of an arm's window, validation picked one, test selected nothing, and each end of an interval covers "

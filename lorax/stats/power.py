@@ -61,24 +61,28 @@ class Design:
     def _aim(self) -> str:
         return "non-inferior" if self._one_sided else "equivalent"
 
-    def sentences(self) -> list[str]:
-        """Return in words what the design can and cannot show."""
+    def sentences(self, spread: str = "sd of paired differences") -> list[str]:
+        """Return in words what the design can and cannot show.
+
+        Args:
+            spread: what `sd` is, of `estimands.SPREAD`.
+        """
         if self.n_seeds < 2:
             return ["One seed: no verdict is possible, whatever the scores."]
         lines = [
             f"{self.family} comparisons, {self.n_seeds} seeds, {self.n_items} items, "
-            f"sd of paired differences {100 * self.sd:.2f} pp.",
+            f"{spread} {100 * self.sd:.2f} points.",
             f"Smallest corrected p attainable: {self.attainable_p:.2g}.",
-            f"Minimum detectable effect (80 % power, corrected): {100 * self.mde:.2f} pp.",
-            f"Margin {100 * self.margin:.2f} pp: no difference at all is called {self._aim} with "
-            f"probability {self.equivalence_power:.2f}.",
+            f"Minimum detectable effect (80 % power, corrected): {100 * self.mde:.2f} points.",
+            f"An arm that does not differ at all is called {self._aim} with probability {self.equivalence_power:.2f} "
+            f"(margin {100 * self.margin:.2f} points).",
         ]
         if not self.can_differ:
             lines.append("This design cannot show a difference: it would have to exceed what scores allow.")
         if not self.can_equal:
             lines.append(
                 f"This design can hardly show {'non-inferiority' if self._one_sided else 'equivalence'}: its interval "
-                f"is about +-{100 * self.half_width:.2f} pp against a margin of {100 * self.margin:.2f} pp."
+                f"is about +-{100 * self.half_width:.2f} points against a margin of {100 * self.margin:.2f}."
             )
         if not (self.can_differ or self.can_equal):
             lines.append("It cannot reach any verdict; more seeds, fewer arms or a wider margin would help.")

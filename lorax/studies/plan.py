@@ -11,7 +11,7 @@ from lorax.errors import UserError
 from lorax.records import canonical
 from lorax.stats import power
 from lorax.stats.anytime_design import anytime_design
-from lorax.stats.estimands import ESTIMANDS
+from lorax.stats.estimands import ESTIMANDS, SPREAD
 from lorax.stats.rule import CLAIMS
 from lorax.stats.sequential import earliest
 from lorax.studies.equal_parameters import nearest
@@ -154,7 +154,7 @@ def plan(spec: StudySpec, seconds: float | Mapping[str, float] | None = None) ->
         for label, settings in spec.matched.items()
         for key, value in settings.items()
     ]
-    lines += [f"  {sentence}" for sentence in design.sentences()]
+    lines += [f"  {sentence}" for sentence in design.sentences(SPREAD[spec.estimand])]
     lines += [f"  {warning}" for warning in _warnings(spec)]
     return Plan(jobs, total, design, tuple(lines))
 

@@ -17,6 +17,8 @@ from lorax.records.chain import append, chain_path, read_chain
 from lorax.records.record import content_digest
 from lorax.reports.audit import anchored
 from lorax.reports.audit.audit import audit, foot
+from lorax.reports.main_table import main_table
+from lorax.reports.text.cells import to_csv
 from lorax.studies.parse import from_mapping
 from lorax.studies.registration import digest, freeze, frozen, frozen_path
 from lorax.studies.rounds import next_round
@@ -288,6 +290,38 @@ def test_items_bent_before_they_are_written(tmp_path, change, kind, words):
     assert said(store, "breaks", kind, words)
 
 
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"answer": "7"}, "items", "1 item with another expected answer"),
+        ({"score": 0.5}, "score", "scored otherwise than the same answer"),
+    ],
+    ids=["expected answer", "score"],
+)
+def test_validation_picks_the_rates_and_its_items_are_compared_too(tmp_path, change, kind, words):
+    def alter(record, rows):
+        checked = [row | {"split": "validation", "answer": f"v{row['answer']}"} for row in rows]
+        if (record.label, record.config["seed"]) == ("pissa", 2):
+            checked[0].update(change)
+        record.scores["validation"] = record.scores["test"] | {"score": sum(r["score"] for r in checked) / len(checked)}
+        rows += checked
+
+    for bent in (False, True):
+        store = Store(tmp_path / str(bent))
+        run(store, alter if bent else lambda record, rows: alter(record, rows) or _same(rows, record), seeds=[0, 1, 2])
+        if bent:
+            assert said(store, "breaks", kind, words)
+        else:
+            assert not [one for one in found(store) if one[0] == "breaks"], "equal ids of two splits are two items"
+
+
+def _same(rows, record):
+    """Take the change back."""
+    half = len(rows) // 2
+    rows[half] = rows[0] | {"split": "validation", "answer": f"v{rows[0]['answer']}"}
+    record.scores["validation"]["score"] = record.scores["test"]["score"]
+
+
 def test_the_chain_taken_away(store):
     chain_path(store.root, "demo").unlink()
     assert said(store, "breaks", "chain", "10 records named a chain, and there is none")
@@ -555,3 +589,14 @@ def test_dates_beside_those_of_commits(store, monkeypatch):
 def test_a_chain_line_is_canonical_json(store):
     for raw in chain_path(store.root, "demo").read_text().splitlines():
         assert canonical(json.loads(raw)) == raw
+
+
+def test_a_printed_table_that_the_records_do_not_give_is_named(store):
+    path = store.root / "tables" / "demo.csv"
+    study = read_study(frozen(store.root, "demo"), store)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(to_csv(main_table(study)))
+    assert not any(kind == "table" for _, kind, _ in found(store, git=True))
+    path.write_text(path.read_text().replace("0.", "9.", 1))
+    assert said(store, "warning", "table", "not what the records give", git=True)
+    assert not any(kind == "table" for _, kind, _ in found(store)), "the report that is being printed does not ask"

@@ -40,6 +40,7 @@ def test_text_shows_intervals_and_marks_asymmetries(study):
     assert [line["arm"] for line in scores] == ["lora", "rslora (2)", "pissa (1)", "svft", "full", "base"]
     assert scores[0]["score [95 %]"].startswith("55.") and "[" in scores[0]["score [95 %]"]
     assert "[" not in scores[-1]["score [95 %]"], "one run has no interval"
+    assert "score [90 %]" in [column.head for column in score_columns(alpha=0.1)]
     (setting,) = cells(setting_columns(), study, "lora")
     assert (setting["lr"], setting["trials"]) == ("1e-3", str(study.choices["words", "lora"].trials))
 

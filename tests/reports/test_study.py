@@ -14,12 +14,15 @@ import pytest
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, run_id
 from lorax.reports import conclusions
+from lorax.reports.figures.runs import training
+from lorax.reports.figures.study import steps_of
 from lorax.reports.frames.items import descriptions, item_scores
-from lorax.reports.frames.study import final_runs
+from lorax.reports.frames.speed import goals, speeds
+from lorax.reports.frames.study import chosen_rates, final_runs
 from lorax.reports.frames.study import test_scored as scored_on_test
 from lorax.reports.main_table import main_table
 from lorax.reports.rescore import rescored, runs_of_study, verdict_changes, write_rescored
-from lorax.reports.study import document, wandb_payload, write_study
+from lorax.reports.study import document, protocol, wandb_payload, write_study
 from lorax.reports.text import html, markdown
 from lorax.studies.registration import frozen
 from lorax.studies.study import read_study
@@ -86,10 +89,32 @@ def test_the_report_of_estimand_method_says_so_and_shows_its_windows(make_study,
     assert values.loc["pissa", "estimand"] == "method" and values.loc["pissa", "rates"] == 3
     assert values.loc["pissa", "mde"] > 0 and values.loc["base", "rates"] == 0
     assert len(final_runs(study)) == 13 and len(scored_on_test(study)) == 37
+    assert "highest end of any rate" in text and "would give intervals as wide" in text
+    assert "6 final seeds, fewer than 8" in text
+    for run in scored_on_test(study):
+        run.provenance |= {"launcher": "PackedLauncher"} | ({"pack": {"lanes": ["a", "b"]}} if run.curve else {})
+    assert any("36 final runs in packs of 2, 1 alone" in line for line in protocol(study)), "every rate is counted"
+    choice = study.choices["words", "pissa"]
+    moved = replace(
+        study, choices=study.choices | {("words", "pissa"): replace(choice, lr=choice.window[-1], edge="high")}
+    )
+    assert choice.pilot == choice.lr != choice.window[-1] and chosen_rates(moved)["words", "pissa"] == choice.pilot
+    assert conclusions.tuning(moved) == conclusions.tuning(study), "tuning is told of the rate that tuning chose"
     table = rescored(
         store, [(arm, run) for (_, arm), by in study.windows.items() for of in by.values() for run in of.values()]
     )
     assert all("instead of" in line or "is the same" in line for line in verdict_changes(study, table))
+
+
+def test_the_figure_of_training_counts_steps_to_the_loss_of_the_table(demo):
+    study = read_study(demo.spec, demo.store)
+    told = steps_of(study)
+    lines = {(one.task, one.arm): one for one in speeds(study) if one.measure == "steps_to_loss"}
+    assert told.keys() == lines.keys() and told["words", "lora"] == f"{lines['words', 'lora'].value:.0f}"
+    runs = {arm: [run for run in final_runs(study, "words") if run.label == arm] for arm in ("lora", "svft")}
+    (panel,) = training(runs, ["lora", "svft"], goals(study), told).axes
+    assert {text.get_text() for text in panel.texts} == {f"{arm}: {told['words', arm]}" for arm in runs}
+    assert panel.get_title("left") == f"words (steps to loss {goals(study)['words']:.3g} after each name)"
 
 
 def test_at_the_selected_rates_is_in_the_title_and_the_table(written):

@@ -262,6 +262,7 @@ def test_the_report_says_after_how_many_seeds_and_advises_no_more_of_them(tmp_pa
     spec = make_study(store, [*MADE[:3], MADE[-1]], seeds={"until_decided": {"max": 8}}, costs=None)
     study = read_study(spec, store)
     text = render(document(study, descriptions(study, item_scores(study, store))))
+    assert "made for a fixed number of seeds: an arm that stopped when it was decided looks further" in text
     assert "decided after" in text and "No verdict is possible before" in text and "at all looks together" in text
     assert not [words for words in ("a new study", "share a letter", "Holm", "sign-flip") if words in text]
     assert "rslora against lora is undecided after 8 of at most 8 seeds" in text and "Equivalence is not judged" in text

@@ -7,8 +7,11 @@ import pytest
 from lorax.errors import UserError
 from lorax.records import Store
 from lorax.reports import measures
+from lorax.reports.audit.audit import audit
 from lorax.reports.frames.sensitivity import sensitivity
+from lorax.reports.frames.study import asymmetries
 from lorax.reports.frames.study import test_scored as scored_on_test
+from lorax.reports.threats import threats
 from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind, plan
 from lorax.studies.registration import digest, freeze, frozen
@@ -88,6 +91,17 @@ def test_the_block_holds_differences_at_the_same_value(tmp_path):
     assert part.tables[0].head == ["arm", "as designed", "rank=4", "rank=16", "steps=30"]
     assert "nothing is tuned again" in part.lines[1] and part.tables[0].body[1][0] == "rslora"
     assert part.tables[0].body[1][2] == "-"
+
+
+def test_the_rest_of_the_report_and_the_audit_know_them(tmp_path):
+    spec, store = bound(), Store(tmp_path)
+    freeze(spec, tmp_path)
+    answered(spec, store)
+    study = read_study(frozen(tmp_path, "demo"), store)
+    assert any("one task, words:" in line for line in threats(study, asymmetries(study)))
+    assert not [one.line() for one in audit(store, "demo", git=False).findings if one.kind == "runs"]
+    assert "are not counted here" in measures.search_part(study).lines[-1]
+    assert "alpha / rank changes with the rank" in measures.sensitivity_part(study).lines[-1]
 
 
 def test_verdicts_do_not_change_and_the_key_is_in_the_digest_only_where_it_is_used(tmp_path):

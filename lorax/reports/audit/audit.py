@@ -9,7 +9,17 @@ from typing import Any
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store
-from lorax.reports.audit import anchored, circumstances, copies, counts, evidence, items, registered, siblings
+from lorax.reports.audit import (
+    anchored,
+    circumstances,
+    copies,
+    counts,
+    evidence,
+    items,
+    printed,
+    registered,
+    siblings,
+)
 from lorax.reports.audit.case import LEVELS, Case, Finding, counted
 from lorax.reports.verify import Verified, verified_records
 from lorax.studies.registration import frozen, frozen_path
@@ -81,7 +91,7 @@ def audit(store: Store, name: str, study: Study | None = None, git: bool = True)
         store: where the records are.
         name: of a study, or of other runs.
         study: as `read_study` returns it, where the caller has read it.
-        git: whether to ask git; a report does not, since it must say the same everywhere.
+        git: whether to ask git, and to compare the printed table; a report, which is being printed, does not.
 
     Raises:
         UserError: there is nothing of that name.
@@ -95,13 +105,14 @@ def audit(store: Store, name: str, study: Study | None = None, git: bool = True)
     if verified is not None:
         evidence.check(case, verified)
     registered.check(case)
-    answers = items.read(case, case.scored)
+    answers = items.read(case, case.ended)
     items.check(case, answers)
     copies.check(case, answers)
     counts.check(case)
     circumstances.check(case)
     siblings.check(case)
     if git:
+        printed.check(case)
         anchored.check(case)
     findings = sorted(dict.fromkeys(case.findings), key=lambda one: LEVELS.index(one.level))
     files = len(list(store.folder(name).glob("*.json")))

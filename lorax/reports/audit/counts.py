@@ -29,7 +29,7 @@ def check(case: Case) -> None:
 
 def _used(study: Study) -> set[str]:
     """Return the runs that rows rest on, or that are shown beside them."""
-    runs = [*study.finals.values(), *study.runners_up.values()]
+    runs = [*study.finals.values(), *study.runners_up.values(), *study.varied.values()]
     runs += [by_seed for rates in study.windows.values() for by_seed in rates.values()]
     return {record.run_id for by_seed in runs for record in by_seed.values()}
 

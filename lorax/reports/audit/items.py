@@ -37,25 +37,38 @@ class _Said:
 
 
 def read(case: Case, records: Iterable[RunRecord]) -> dict[str, Answers]:
-    """Read the test items of runs once, compare what must not differ between runs, and return the rest by run id."""
+    """Read the items of runs once, compare what must not differ between runs, and return what else test items say.
+
+    Validation picks the rates, so its items are compared as well as those of test.
+
+    Args:
+        case: what is looked at.
+        records: runs that are over.
+
+    Returns:
+        Run id -> its test items.
+    """
     found: dict[str, Answers] = {}
     by_task: dict[str, _Said] = defaultdict(lambda: _Said({}, {}))
     for record in records:
-        rows = [row for row in case.store.items(record) if row.get("split") == "test"]
+        everything = list(case.store.items(record))
+        rows = [row for row in everything if row.get("split") == "test"]
         said, other, unequal = by_task[task(record)], Counter[str](), Counter[str]()
         losses: dict[str, float] = {}
         wrong: set[str] = set()
         given = hashlib.sha256()
-        for row in rows:
-            key, loss, score = str(row.get("id")), row.get("loss"), row.get("score")
-            if isinstance(loss, int | float) and math.isfinite(loss):
+        for row in everything:
+            key, loss, score, test = str(row.get("id")), row.get("loss"), row.get("score"), row.get("split") == "test"
+            if test and isinstance(loss, int | float) and math.isfinite(loss):
                 losses[key] = float(loss)
             if row.get("answer") is None or row.get("completion") is None:
                 continue
             answer, completion = str(row["answer"]), str(row["completion"])
-            given.update(f"{key}\0{completion}\0".encode(errors="surrogatepass"))
-            if score == 0:
-                wrong.add(completion)
+            if test:
+                given.update(f"{key}\0{completion}\0".encode(errors="surrogatepass"))
+                if score == 0:
+                    wrong.add(completion)
+            key = f"{row.get('split')} {key}"
             expected, first = said.expected.setdefault(key, (answer, record.run_id))
             if expected != answer:
                 other[first] += 1

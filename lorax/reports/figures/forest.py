@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lorax.reports.figures.style import GREY, PALETTE, panels, per_cent, styled
 from lorax.reports.text import numbers
+from lorax.stats.estimands import ESTIMANDS
 
 _LOOKS: Mapping[str, tuple[str, str, bool]] = {
     "better": (PALETTE[2], "^", True),
@@ -30,7 +31,9 @@ _SIZE = 8.0
 
 
 @styled
-def forest(table: pd.DataFrame, margin: float, reference: str, claim: str = "difference") -> Figure | None:
+def forest(
+    table: pd.DataFrame, margin: float, reference: str, claim: str = "difference", estimand: str = "rate"
+) -> Figure | None:
     """Draw every comparison with the reference: estimate, interval, and the numbers and the verdict beside it.
 
     The band is the margin of equivalence; under claim `non_inferior` a line at -margin. An interval that leaves the
@@ -41,6 +44,7 @@ def forest(table: pd.DataFrame, margin: float, reference: str, claim: str = "dif
         margin: a fraction.
         reference: label of the arm that the others are compared with.
         claim: of the study.
+        estimand: of the study; a figure is copied without its caption, so that it says what its verdicts are about.
     """
     shown = table[table["verdict"].isin(_LOOKS) & table["difference"].notna()]
     if shown.empty:
@@ -52,6 +56,9 @@ def forest(table: pd.DataFrame, margin: float, reference: str, claim: str = "dif
         _panel(panel, shown[shown["task"] == task], margin, one_sided=claim == "non_inferior")
         panel.set_title(task)
     axes[-1].set_xlabel(f"difference from {reference}, points")
+    band = "not worse by the margin" if claim == "non_inferior" else "the margin"
+    words = f"{ESTIMANDS[estimand]}; corrected intervals; band: {band} of {100 * margin:.6g} points"
+    figure.supxlabel(words, fontsize=_SIZE, color=GREY)
     return figure
 
 

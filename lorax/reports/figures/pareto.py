@@ -21,7 +21,7 @@ _LABELS = {
     "examples": "training examples",
 }
 _STATES = {
-    "on": "no arm of at most this cost has a higher mean (line: the front)",
+    "on": "no arm of at most this cost has a higher mean (line: the front; marks of nearly equal cost stand aside)",
     "open": "one has, but is not shown to score higher",
     "off": "one is shown to score higher",
 }

@@ -11,20 +11,27 @@ from matplotlib.figure import Figure
 from lorax.records import RunRecord
 from lorax.records.fields import task
 from lorax.reports.figures.style import GREY, colours, ink, label_ends, panels, styled
-from lorax.reports.frames.runs import common_loss, loss_curves, steps_to
+from lorax.reports.frames.runs import loss_curves
 
 
 @styled
-def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | None = None) -> Figure | None:
+def training(
+    finals: Mapping[str, Sequence[RunRecord]],
+    arms: Sequence[str] | None = None,
+    goals: Mapping[str, float] | None = None,
+    told: Mapping[tuple[str, str], str] | None = None,
+) -> Figure | None:
     """Draw smoothed training loss by step, a line (mean) and a band (lowest to highest seed) for each arm.
 
-    The grey line is the lowest loss that every run reaches; the number after each name is the mean
-    number of steps to it.
+    The grey line is the loss to which steps are counted; the text after each name is how many.
 
     Args:
         finals: arm -> final runs, on any tasks.
         arms: all arms of the study, so that each has its colour in every figure.
+        goals: task -> that loss.
+        told: (task, arm) -> steps to it.
     """
+    goals, told = goals or {}, told or {}
     tasks = list(dict.fromkeys(task(r) for records in finals.values() for r in records if r.curve))
     if not tasks:
         return None
@@ -33,7 +40,7 @@ def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | No
     for panel, name in zip(axes, tasks, strict=True):
         lines = {arm: loss_curves([r for r in records if task(r) == name]) for arm, records in finals.items()}
         lines = {arm: curves for arm, curves in lines.items() if np.isfinite(curves).any()}
-        goal = common_loss(lines)
+        goal = goals.get(name)
         ends = []
         for arm, curves in lines.items():
             colour, _, style = looks[arm]
@@ -42,8 +49,8 @@ def training(finals: Mapping[str, Sequence[RunRecord]], arms: Sequence[str] | No
             panel.fill_between(x, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.15, lw=0)
             middle = np.nanmean(curves, axis=0)
             panel.plot(x, middle, color=colour, ls=style)
-            steps = [] if goal is None else [step for step in steps_to(curves, goal) if step is not None]
-            ends.append((x[-1], middle[-1], f"{arm}: {np.mean(steps):.0f}" if steps else arm, colour))
+            steps = told.get((name, arm))
+            ends.append((x[-1], middle[-1], f"{arm}: {steps}" if steps else arm, colour))
         panel.set_title(name)
         if goal is not None:
             panel.axhline(goal, color=GREY, lw=0.8)

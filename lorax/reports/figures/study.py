@@ -22,6 +22,7 @@ from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.items import Scores
 from lorax.reports.frames.pareto import with_fronts
 from lorax.reports.frames.runs import agreement
+from lorax.reports.frames.speed import goals, speeds
 from lorax.reports.frames.study import (
     base_scores,
     by_arm,
@@ -31,6 +32,7 @@ from lorax.reports.frames.study import (
     selections,
     tuning_frame,
 )
+from lorax.reports.text import measures as text
 from lorax.stats.estimands import ESTIMANDS
 from lorax.stats.result import StudyResult
 from lorax.studies.study import Study
@@ -66,7 +68,13 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
             "forest",
             f"Difference from {study.spec.reference} with the interval that decided, the band of the margin, and the "
             f"verdict, {ESTIMANDS[study.spec.estimand]}.",
-            forest(_with_all_tasks(study, table), study.spec.margin, study.spec.reference, study.spec.claim),
+            forest(
+                _with_all_tasks(study, table),
+                study.spec.margin,
+                study.spec.reference,
+                study.spec.claim,
+                study.spec.estimand,
+            ),
         ),
         (
             "learning_rate",
@@ -124,8 +132,9 @@ def _arm_by_arm(study: Study, scores: Scores, table: pd.DataFrame) -> list[tuple
     return [
         (
             "training",
-            "Training loss of the final runs, smoothed; steps to the loss that every run reaches.",
-            training({arm: finals[arm] for arm in arms if arm in finals}, arms),
+            f"Training loss of the final runs, smoothed; steps to the lowest loss that every run of "
+            f"{study.spec.reference} reaches, as the table has them.",
+            training({arm: finals[arm] for arm in arms if arm in finals}, arms, goals(study), steps_of(study)),
         ),
         (
             "pareto",
@@ -148,6 +157,15 @@ def _arm_by_arm(study: Study, scores: Scores, table: pd.DataFrame) -> list[tuple
             for task in study.spec.tasks
         ),
     ]
+
+
+def steps_of(study: Study) -> dict[tuple[str, str], str]:
+    """Return (task, arm) -> the steps to the loss of `goals`, in the table's words without the interval."""
+    return {
+        (one.task, one.arm): text.steps(one).partition(" ")[0]
+        for one in speeds(study)
+        if one.measure == "steps_to_loss"
+    }
 
 
 def left_out(study: Study) -> list[str]:

@@ -52,7 +52,8 @@ def selection(trials: Iterable[Trial], n_items: int, draws: int = 2000, seed: in
     rate01 = np.clip(finite, 0, 1)
     noise = np.sqrt((rate01 * (1 - rate01)).mean(axis=1) / max(n_items, 1) / scores.shape[1])
     means = means + noise[:, None] * generator.standard_normal(means.shape)
-    winners = means.argmax(axis=0)
+    lost = losses[:, picked].mean(axis=2)  # breaks ties as `pick` does: without it, all at 0 % would name the lowest
+    winners = np.where(means == means.max(axis=0), lost, np.inf).argmin(axis=0)
     truth = finite.mean(axis=1)
     frequency = {lr: float(np.mean(winners == at)) for at, lr in enumerate(rates)}
     return Selection(

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lorax.reports.frames.measures import Measured
 from lorax.reports.frames.study import COSTS
+from lorax.reports.text import numbers
 from lorax.stats.result import StudyResult
 
 
@@ -60,10 +61,17 @@ def memory(prices: pd.DataFrame, task: str, reference: str) -> str | None:
     dearer = sorted((peak, arm) for arm, peak in peaks.items() if peak > own)
     more = ", ".join(f"{arm} +{100 * (peak / own - 1):.0f} %" for peak, arm in dearer)
     return (
-        f"{task}: at the memory of {reference}, {own:,.0f} MB in its solo run, {len(fit)} of {len(peaks)} arms fit, "
-        f"and {max(fit, key=lambda arm: fit[arm])} has the highest mean of them; memory is the same all along a run."
-        + (f" More: {more}." if more else "")
+        f"{task}: at the memory of {reference}, {numbers.count(own)} MB in its solo run, {_fitting(reference, fit)}; "
+        "memory is the same all along a run." + (f" More: {more}." if more else "")
     )
+
+
+def _fitting(reference: str, fit: Mapping[str, float]) -> str:
+    """Say which arms need no more memory than the reference, and which of them scores highest."""
+    others = [arm for arm in fit if arm != reference]
+    if not others:
+        return "no other arm fits"
+    return f"{', '.join(others)} fit too, and {max(fit, key=lambda arm: fit[arm])} has the highest mean of them"
 
 
 _UNITS = {"parameters": "parameters", "seconds": "seconds", "peak_mb": "MB", "examples": "examples"}

@@ -32,12 +32,6 @@ def steps_to(curves: np.ndarray, loss: float) -> list[int | None]:
     return [int(row.argmax()) + 1 if row.any() else None for row in reached]
 
 
-def common_loss(arms: Mapping[str, np.ndarray]) -> float | None:
-    """Return the lowest loss that every run of every arm reaches: at it, speeds can be compared."""
-    lowest = [np.nanmin(row) for curves in arms.values() for row in curves if np.isfinite(row).any()]
-    return float(max(lowest)) if lowest else None
-
-
 def agreement(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.DataFrame:
     """Return, for each two arms, the share of items on which two runs agree (both right or both wrong).
 

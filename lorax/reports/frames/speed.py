@@ -58,6 +58,12 @@ def goal_of(reference: Curves) -> float | None:
     return max(lowest) if lowest and all(map(math.isfinite, lowest)) else None
 
 
+def goals(study: Study) -> dict[str, float]:
+    """Return task -> the loss to which steps are counted, where there is one."""
+    found = {task: goal_of(curves_of(study.finals.get((task, study.spec.reference), {}))) for task in study.spec.tasks}
+    return {task: goal for task, goal in found.items() if goal is not None}
+
+
 def seconds_of(cost: RunRecord | None) -> tuple[float, float] | None:
     """Return seconds of initialisation and of one step, from a solo probe; None where they were not measured."""
     if cost is None:

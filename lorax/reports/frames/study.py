@@ -67,8 +67,9 @@ def tuning_frame(study: Study, trials: Sequence[Trial] | None = None) -> pd.Data
 
 
 def chosen_rates(study: Study) -> dict[tuple[str, str], float]:
-    """Return (task, arm) -> the learning rate that tuning selected."""
-    return {place: choice.lr for place, choice in study.choices.items() if choice.lr is not None}
+    """Return (task, arm) -> the learning rate that tuning selected; the final runs of a window may pick another."""
+    rates = {place: choice.lr if choice.pilot is None else choice.pilot for place, choice in study.choices.items()}
+    return {place: rate for place, rate in rates.items() if rate is not None}
 
 
 def selections(study: Study) -> dict[tuple[str, str], Selection]:

@@ -56,6 +56,10 @@ def seconds(one: Measured) -> str:
 
 def _interval(one: Measured, digits: int) -> str:
     form = f"{'+' if one.measure.endswith('difference') else ''}.{digits}f"
-    if not (math.isfinite(one.low) and math.isfinite(one.high)):
-        return f"{one.value:{form}}"
-    return f"{one.value:{form}} [{one.low:{form}}, {one.high:{form}}]"
+    value, low, high = (_unsigned_zero(f"{number:{form}}") for number in (one.value, one.low, one.high))
+    return f"{value} [{low}, {high}]" if math.isfinite(one.low) and math.isfinite(one.high) else value
+
+
+def _unsigned_zero(text: str) -> str:
+    """Return `0` for `-0`: what rounds to nothing has no sign."""
+    return text[1:] if text.startswith("-") and not text.strip("-0.") else text

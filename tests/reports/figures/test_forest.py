@@ -32,6 +32,7 @@ def test_every_row_has_its_interval_its_numbers_and_its_words():
     assert texts == [part for line in LINES for part in (_numbers(line), line[-1])]
     segments = [line.get_xdata() for line in panel.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == 1]
     assert any(np.allclose(ends, (0.012, 0.028)) for ends in segments)
+    assert figure._supxlabel.get_text() == "at the selected rates; corrected intervals; band: the margin of 1.5 points"
     left = [line.get_ydata()[0] for line in panel.lines if line.get_marker() == "<"]
     assert left == [0, 3], "a far row and an open end: an arrow each"
     boxes = [text.get_window_extent() for text in panel.texts]

@@ -30,6 +30,14 @@ def test_a_clear_best_is_always_chosen_and_close_ones_share():
     assert 0.3 < close.frequency[1e-4] < 0.7 and close.regret == 0
 
 
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_rates_that_all_score_alike_are_told_apart_by_their_losses_as_the_choice_is(score):
+    runs = [Trial("a", "t", lr, seed, score, loss, None) for lr, loss in ((1e-4, 3.0), (1e-3, 1.0), (1e-2, 2.0))
+            for seed in range(2)]  # fmt: skip
+    found = selection(runs, 24)
+    assert found.chosen == 1e-3 and found.stability == 1 and found.regret == 0
+
+
 def test_more_validation_items_make_the_choice_surer():
     runs = trials("a", {1e-4: [0.60, 0.60], 1e-3: [0.62, 0.62]})
     few, many = selection(runs, 50), selection(runs, 5000)

@@ -46,7 +46,10 @@ def test_costs_are_measures_with_their_place():
 
 def test_at_equal_memory_the_arms_that_fit_are_compared():
     line = memory(prices(), "t", "lora")
-    assert "2 of 4 arms fit, and lora has the highest mean" in line and "More: equal +5 %, full +350 %" in line
+    assert "cheap fit too, and lora has the highest mean" in line and "More: equal +5 %, full +350 %" in line
+    alone = prices()
+    line = memory(alone[alone["arm"] != "cheap"], "t", "lora")
+    assert "no other arm fits" in line and "highest" not in line
     assert memory(prices(), "t", "none") is None and memory(prices(), "u", "lora") is None
 
 

@@ -10,6 +10,7 @@ from scipy import stats as sps
 
 from lorax.records import RunRecord
 from lorax.reports import measures
+from lorax.reports.frames.measures import Measured
 from lorax.reports.frames.speed import speeds
 from lorax.reports.text import measures as text
 from lorax.studies.study import read_study
@@ -62,6 +63,13 @@ def test_runs_that_never_arrive_count_all_their_steps_and_are_counted(read):
     assert one.value == pytest.approx((STEPS + 16 + 14) / 3) and one.note == "1 of 3 never"
     assert text.steps(one).endswith("(1 of 3 never)")
     assert text.steps(found["full", "steps_to_loss"]) == f"≥{STEPS}"
+
+
+def test_what_rounds_to_nothing_has_no_sign_and_what_does_not_keeps_it():
+    one = Measured("t", "a", "steps_to_loss_difference", 8.2, -0.3, 16.0, 0.95, "steps", "")
+    assert text.steps(one) == "+8 [0, +16]"
+    loss = Measured("t", "a", "loss_at_all_steps_difference", -0.0004, -0.01, -0.0006, 0.95, "loss", "")
+    assert text.loss(loss) == "0.000 [-0.010, -0.001]"
 
 
 def test_loss_at_half_and_at_all_steps_against_the_paired_t(read):
