@@ -21,8 +21,9 @@ from lorax.reports.frames.speed import goals, speeds
 from lorax.reports.frames.study import chosen_rates, final_runs
 from lorax.reports.frames.study import test_scored as scored_on_test
 from lorax.reports.main_table import main_table
+from lorax.reports.protocol import protocol
 from lorax.reports.rescore import rescored, runs_of_study, verdict_changes, write_rescored
-from lorax.reports.study import document, protocol, wandb_payload, write_study
+from lorax.reports.study import document, wandb_payload, write_study
 from lorax.reports.text import html, markdown
 from lorax.studies.registration import frozen
 from lorax.studies.study import read_study
@@ -271,7 +272,7 @@ def test_at_the_floor_or_ceiling_nothing_is_named_and_nothing_advised(tmp_path, 
 
 
 def test_the_launcher_is_named_and_what_a_pack_may_change():
-    from lorax.reports.study import _launched
+    from lorax.reports.protocol import _launched
 
     def run(launcher, lanes=0, dtype="bf16-autocast"):
         pack = {"lanes": list(range(lanes))} if lanes else None

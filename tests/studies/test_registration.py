@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorax.errors import UserError
-from lorax.reports.study import protocol
+from lorax.reports.protocol import protocol
 from lorax.studies.parse import from_mapping
 from lorax.studies.plan import bind
 from lorax.studies.registration import digest, estimand_of, fixed_at, freeze, frozen, frozen_path
