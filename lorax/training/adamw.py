@@ -14,9 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lorax.adapters.stacking.buffer import LaneBuffer
+    from lorax.training.update import Update
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -102,3 +107,20 @@ class LaneAdamW:
         direction = v.sqrt().div_(root).add_(EPS)
         torch.div(m, direction, out=direction)
         self.values.addcmul_(direction, size, value=-1.0)
+
+
+def optimizer_of(buffer: LaneBuffer, updates: Sequence[Update]) -> LaneAdamW:
+    """Return the optimiser of a buffer, with the moments that the runs hold."""
+    plans = [LanePlan(update.rate, update.first.run.weight_decay, update.first.plan.clip) for update in updates]
+    share = torch.ones_like(buffer.values[:, :1])
+    for k, update in enumerate(updates):
+        shares = {each.name: each.share for each in update.trained}
+        for name, slot in buffer.named(k).items():
+            share[k, :, slot.start : slot.stop] = shares[name]
+    optimizer = LaneAdamW(buffer.values, buffer.gradients, plans, None if bool((share == 1).all()) else share)
+    for k, update in enumerate(updates):
+        for name, slot in buffer.named(k).items():
+            if name in update.first.moments:
+                slot.view(optimizer.exp_avg[k]).copy_(update.first.moments[name]["exp_avg"])
+                slot.view(optimizer.exp_avg_sq[k]).copy_(update.first.moments[name]["exp_avg_sq"])
+    return optimizer

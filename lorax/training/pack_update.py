@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lorax.adapters.stacking.buffer import LaneBuffer
 from lorax.adapters.stacking.stacks import Stacks
 from lorax.forward.active import pack_of
-from lorax.training.adamw import LaneAdamW, LanePlan
+from lorax.training.adamw import LaneAdamW, optimizer_of
 from lorax.training.state import RunState
 from lorax.training.update import Update, make_updates
 
@@ -212,7 +212,7 @@ class PackUpdate:
             update.keeps_gradients = self._keeps
         self._taken, at = 0, 0
         for buffer, members in zip(self.stacks.buffers, self.stacks.members, strict=True):
-            self.optimizers.append(_optimizer(buffer, self.moving[at : at + len(members)]))
+            self.optimizers.append(optimizer_of(buffer, self.moving[at : at + len(members)]))
             at += len(members)
 
     def _give_up(self, layers: list[str]) -> None:
@@ -245,20 +245,3 @@ def _lagging(state: RunState) -> set[str]:
     """Return the layers with a tensor that was not updated in each of the run's steps: its count is its own."""
     steps = {name: state.moments[name]["step"] if name in state.moments else 0 for name in state.parameters}
     return {name.rpartition(".")[0] for name, step in steps.items() if int(step) != state.step}
-
-
-def _optimizer(buffer: LaneBuffer, updates: Sequence[Update]) -> LaneAdamW:
-    """Return the optimiser of a buffer, with the moments that the runs hold."""
-    plans = [LanePlan(update.rate, update.first.run.weight_decay, update.first.plan.clip) for update in updates]
-    share = torch.ones_like(buffer.values[:, :1])
-    for k, update in enumerate(updates):
-        shares = {each.name: each.share for each in update.trained}
-        for name, slot in buffer.named(k).items():
-            share[k, :, slot.start : slot.stop] = shares[name]
-    optimizer = LaneAdamW(buffer.values, buffer.gradients, plans, None if bool((share == 1).all()) else share)
-    for k, update in enumerate(updates):
-        for name, slot in buffer.named(k).items():
-            if name in update.first.moments:
-                slot.view(optimizer.exp_avg[k]).copy_(update.first.moments[name]["exp_avg"])
-                slot.view(optimizer.exp_avg_sq[k]).copy_(update.first.moments[name]["exp_avg_sq"])
-    return optimizer

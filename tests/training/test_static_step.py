@@ -73,6 +73,7 @@ def many_widths(monkeypatch):
     monkeypatch.setattr(sizes, "STEP", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:a step could not")
 def test_all_methods_in_one_pack_replayed_are_all_methods_run(toy, sums):
     """Beside methods that are computed in plain operations no lane lies in a buffer: passes are recorded alone."""
