@@ -1,4 +1,4 @@
-"""What a reader needs to read a study's table: scores, differences, margin, when it was fixed, how its runs were made."""
+"""What a reader needs for a study's table: scores, differences, margin, when it was fixed, how its runs were made."""
 
 from __future__ import annotations
 
