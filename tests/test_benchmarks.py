@@ -16,8 +16,11 @@ from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound,
 from benchmarks.time_to_table import STUDIES
 from lorax.tasks.registry import build
 
+SLOW = ("switch", "operations")
+QUICK = [name for name in NAMES if name not in ("time_to_table", "gpu")]
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("time_to_table", "gpu")])
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in QUICK])
 def test_quick_run_writes_json_and_markdown(name, tmp_path, capsys):
     path = tmp_path / f"{name}.json"
     assert main([name, "--quick", "--json", str(path)]) == 0

@@ -208,6 +208,7 @@ def test_records_of_other_versions_are_reported_and_never_mixed(lorax, capsys, m
     assert all(f"{key} (another versions.training)" in table for key in old)
 
 
+@pytest.mark.slow
 def test_a_finished_study_whose_records_are_stale_is_run_again(lorax, capsys, monkeypatch):
     assert lorax(*STUDY, small=False) == 0
     old = outcome(records("toy"))

@@ -51,6 +51,7 @@ def installed(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+@pytest.mark.slow
 def test_it_is_listed_attached_and_run_by_name_alone(installed, tmp_path):
     code = """
 import lorax, torch
