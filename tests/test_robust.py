@@ -162,6 +162,7 @@ def test_a_failing_and_a_diverging_run_leave_their_pack_going(lorax, capsys, mon
     assert {key: after[key] for key in before} == before and len(after) == 6 and not left_over()
 
 
+@pytest.mark.slow
 def test_a_diverged_arm_is_a_result_of_its_study(lorax, capsys):
     words = [word for word in STUDY if not word.startswith("study.arms")]
     assert lorax(*words, "study.arms=[lora,{init: lora_ga, lr: 1e25}]", "train.clip=null", small=False) == 0
