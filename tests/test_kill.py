@@ -83,9 +83,16 @@ def test_a_study_killed_in_every_round_ends_as_if_it_had_not_been(start, tmp_pat
     assert (killed / "tables/toy.csv").is_file() and not list(killed.rglob("*.pt"))
 
 
+def _is_worker(process):
+    try:
+        return "spawn_main" in str(process.cmdline())
+    except psutil.NoSuchProcess:  # a helper that has just ended, a zombie too
+        return False
+
+
 def test_a_terminated_sweep_ends_its_workers(start, tmp_path):
     process = start("packed", "ended", "hydra.launcher.processes=2")
-    while not (workers := [one for one in psutil.Process(process.pid).children(True) if "loky" in str(one.cmdline())]):
+    while not (workers := [one for one in psutil.Process(process.pid).children(True) if _is_worker(one)]):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
