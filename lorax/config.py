@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from lorax.adapters.selection.rules import Rules
 from lorax.errors import UserError, near
 from lorax.records import check_name, knobs
+from lorax.training.objective import OBJECTIVES, Reinforce, reinforce_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,6 +42,7 @@ CHOICES = {
     "scaling": ("standard", "rslora"),
     "zeta_rule": ("forward", "backward", "absolute", "weight_svd"),
     "recenter": ("carry", "fold"),
+    "objective": OBJECTIVES,
     "dtype": ("auto", "float32", "bf16-autocast", "bfloat16", "float16", "float64"),
     "track": ("offline", "online", "none"),
     "evaluate": ("test", "validation", "both"),
@@ -99,6 +101,10 @@ class RunConfig:
     """As conf/model has it."""
     train: dict[str, Any] = field(default_factory=lambda: asdict(Train()))
     """The fields of `Train`."""
+    objective: str = "likelihood"
+    """likelihood (of the reference answers) | reinforce (rewards from the task's scorer)."""
+    reinforce: dict[str, Any] = field(default_factory=lambda: asdict(Reinforce()))
+    """The fields of `lorax.training.objective.Reinforce`."""
     rank: int = 8
     alpha: float | None = None
     scaling: str | None = None
@@ -158,15 +164,19 @@ class RunConfig:
         return Rules(**{key: getattr(self, key) for key in knobs.RULES})
 
 
+_NESTED = {"train": Train, "reinforce": Reinforce}
+"""Keys whose value is the fields of a class."""
+
+
 def _schema() -> type:
-    """Return what Hydra checks types against: the fields of `RunConfig`, `train` as a class, and `study`."""
+    """Return what Hydra checks types against: the fields of `RunConfig`, nested ones as classes, and `study`."""
     types = get_type_hints(RunConfig)  # OmegaConf knows no `str | list[str]`
     types |= dict.fromkeys(("targets", *knobs.RULES), Any)
     keys: dict[str, tuple[Any, Any]] = {
         item.name: (types[item.name], field(default=item.default, default_factory=item.default_factory))
         for item in fields(RunConfig)
     }  # fmt: skip
-    keys["train"] = (Train, field(default_factory=Train))
+    keys |= {key: (nested, field(default_factory=nested)) for key, nested in _NESTED.items()}
     keys["study"] = (dict[str, Any] | None, field(default=None))
     return make_dataclass("Schema", [(name, *typed) for name, typed in keys.items()])
 
@@ -234,12 +244,14 @@ def _expanded(path: str) -> str:
 def _refuse_unknown(data: Mapping[str, Any]) -> None:
     """Refuse keys that nothing reads: Hydra adds any key that is written with a +."""
     known = [item.name for item in fields(Schema)]
-    train = data.get("train") if isinstance(data.get("train"), Mapping) else {}
-    keys = [*(str(key) for key in data if key != "hydra"), *(f"train.{key}" for key in train or {})]
-    nested = [f"train.{item.name}" for item in fields(Train)]
+    nested = {outer: [f"{outer}.{item.name}" for item in fields(cls)] for outer, cls in _NESTED.items()}
+    every = [*known, *(key for keys in nested.values() for key in keys)]
+    given = {outer: data.get(outer) for outer in nested}
+    keys = [str(key) for key in data if key != "hydra"]
+    keys += [f"{outer}.{key}" for outer, value in given.items() if isinstance(value, Mapping) for key in value]
     for key in keys:
-        if key not in (*known, *nested):
-            raise UserError(f"{key}: no such key; {near(key, nested if key.startswith('train.') else known + nested)}")
+        if key not in every:
+            raise UserError(f"{key}: no such key; {near(key, nested.get(key.partition('.')[0], every))}")
 
 
 def check(config: RunConfig) -> None:
@@ -264,7 +276,27 @@ def check(config: RunConfig) -> None:
     if prior is not None and (isinstance(prior, bool) or not isinstance(prior, int | float) or not 0 < prior < 1e9):
         raise UserError(f"init.lr_prior={prior}: must be a number above 0")
     config.rules().check_method(config.initializer())
+    _check_objective(config)
     _check_sources(config)
+
+
+def _check_objective(config: RunConfig) -> None:
+    """Refuse settings of rewards that cannot be, and what else is set and would mean another thing under rewards."""
+    reinforce_of(config.reinforce)
+    method = config.initializer()
+    if config.objective == knobs.LIKELIHOOD or not method.trains:
+        return
+    said = f"objective={config.objective}"
+    if config.dropout:
+        raise UserError(f"dropout={config.dropout:g}: {said} draws completions without it; set dropout=0")
+    if config.train["compile"] in ("graph", "inductor"):
+        raise UserError(
+            f"train.compile={config.train['compile']}: {said} has other shapes in every step; it runs eager"
+        )
+    if config.diagnostics:
+        raise UserError(f"diagnostics=true: measures against the gradient of the likelihood, which {said} leaves")
+    if "gradient" in method.needs:
+        raise UserError(f"init={config.init['name']}: starts from the gradient of the likelihood, which {said} leaves")
 
 
 def _check_sources(config: RunConfig) -> None:

@@ -112,10 +112,13 @@ class PackState:
             self.frozen_key = before
 
     @contextmanager
-    def held(self, stacks: Stacks) -> Iterator[None]:
+    def held(self, stacks: Stacks | None) -> Iterator[None]:
         """Let the layers compute from the buffers of lanes, and accumulate gradients there, not in `.grad` by autograd.
 
         For forward passes whose losses are differentiated inside, once and without a graph of the derivative.
+
+        Args:
+            stacks: the buffers; None: compute from the parameters themselves inside the block.
         """
         before, self.stacks = self.stacks, stacks
         try:

@@ -1,4 +1,4 @@
-"""Greedy decoding for the K runs of a pack at once, with a key-value cache; reference answers are checked first.
+"""Decoding for the K runs of a pack at once, with a key-value cache; under greedy decoding, reference answers first.
 
 The rows of the first pass are prompts followed by their reference answers. That one causal pass gives the
 losses of the answers. Its argmax at each position of an answer is also the greedy token there, as long as
@@ -13,7 +13,7 @@ and positions are given to the model explicitly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,15 @@ class Completion:
         self.finished = stop.reached(self.tokens)
 
 
+Choose = Callable[[Tensor, Sequence[Completion]], Tensor]
+"""Logits (rows, V) and the rows' completions -> the next token of each, (rows,)."""
+
+
+def most_likely(logits: Tensor, completions: Sequence[Completion]) -> Tensor:
+    """Return the most likely token of each row."""
+    return logits.argmax(-1)
+
+
 def decode(
     readout: Readout,
     rows: Sequence[Encoded],
@@ -122,18 +131,19 @@ def decode(
         with active(range(lanes)):
             static.complete(cache, completions, stop)
     else:
-        _complete(readout, cache, prefix + batch.inputs["input_ids"].shape[1], completions, lanes, active, stop)
+        complete(readout, cache, prefix + batch.inputs["input_ids"].shape[1], completions, lanes, active, stop)
     return [stop.cut(completion.tokens) for completion in completions], losses
 
 
-def _complete(
+def complete(
     readout: Readout,
     cache: DynamicCache,
     width: int,
-    completions: list[Completion],
+    completions: Sequence[Completion],
     lanes: int,
     active: ActiveLanes,
     stop: Stop,
+    choose: Choose = most_likely,
 ) -> None:
     """Decode the unfinished rows, one token of each row per step; finished rows leave the batch when they are many.
 
@@ -145,9 +155,10 @@ def _complete(
         lanes: K.
         active: restricts the model to some lanes.
         stop: where completions end.
+        choose: gives the next token of each row.
     """
     device = device_of(readout.model)
-    current, active_lanes = completions, list(range(lanes))
+    current, active_lanes = list(completions), list(range(lanes))
     mask: Tensor | None = None
     while not all(completion.finished for completion in current):
         kept, lanes_kept = _rows_to_keep(current, active_lanes)
@@ -173,7 +184,7 @@ def _complete(
         }
         with active(active_lanes):
             logits = readout(inputs, torch.arange(len(current), device=device))
-        for completion, token in zip(current, logits.argmax(-1).tolist(), strict=True):
+        for completion, token in zip(current, choose(logits, current).tolist(), strict=True):
             if not completion.finished:
                 completion.add(token, stop)
 

@@ -57,8 +57,12 @@ class GeneratedText(TextModality):
 
     def answers(self, completions: Sequence[list[int]], losses: Sequence[float], lanes: int) -> list[list[Prediction]]:
         """Return, for each lane, its completions as texts with their losses."""
-        texts = [self.loaded.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
+        texts = map(self.text, completions)
         return by_lane([Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)], lanes)
+
+    def text(self, completion: list[int]) -> str:
+        """Return a completion as it is scored."""
+        return self.loaded.tokenizer.decode(completion, skip_special_tokens=True).strip()
 
     def generate(self, ids: Tensor, mask: Tensor, start: int, stop: Stop) -> list[list[int]]:
         """Return greedy completions by transformers' own `generate`, without their end tokens.

@@ -98,6 +98,31 @@ def moved_at_start(records: Iterable[RunRecord]) -> str | None:
     return f"Step 0 is not the base model, by design: {', '.join(sorted(moved))}." if moved else None
 
 
+def trained_on_rewards(records: Iterable[RunRecord]) -> str | None:
+    """Say which methods were trained on rewards, and what that drew in a run; None where none was.
+
+    Examples:
+        >>> config, costs = {"init": {"name": "svf"}}, {"completions": 80, "decoded_tokens": 240}
+        >>> run = RunRecord("a", "sweep", "finished", config, {"objective": "reinforce"}, costs=costs)
+        >>> print(trained_on_rewards([run]).partition(": ")[2])
+        svf, 80 completions of 240 tokens in all a run.
+    """
+    rewarded = [record for record in records if record.identity.get("objective") == "reinforce"]
+    if not rewarded:
+        return None
+    spans = [
+        f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        for key in ("completions", "decoded_tokens")
+        for numbers in [[int(record.costs.get(key) or 0) for record in rewarded]]
+        for low, high in [(min(numbers), max(numbers))]
+    ]
+    return (
+        "Trained on rewards (REINFORCE on the task's scorer, no reference answer is read): "
+        f"{', '.join(sorted({method(record) for record in rewarded}))}, {spans[0]} completions of {spans[1]} tokens in "
+        "all a run."
+    )
+
+
 def entry(record: RunRecord, place: str) -> dict[str, Any]:
     """Return what the record says about its task or its model.
 

@@ -90,17 +90,24 @@ def rows_of(records: list[RunRecord]) -> dict[str, Row]:
     def setting(record: RunRecord) -> Hashable:
         return method(record), task(record), canonical(_without(values[record.run_id], {"lr"}))
 
-    others = {run: _without(fields, {"lr", "rank"}) for run, fields in values.items()}
+    others = {run: _without(fields, {"lr", "rank", *filter(_of_rewards, fields)}) for run, fields in values.items()}
     swept = _varying(records, others, _method_and_task)
     rates = {run: {key: fields[key] for key in ("lr",) if key in fields} for run, fields in values.items()}
+    rewarded = {run: {key: item for key, item in fields.items() if _of_rewards(key)} for run, fields in values.items()}
+    rewards = _varying([record for record in records if rewarded[record.run_id]], rewarded, _method_and_task)
     rate = _varying(records, rates, setting)
     texts, rows = _texts(values.values()), {}
     for record in records:
         fields = values[record.run_id]
-        keys = swept[method(record)] | rate[method(record)]
+        keys = swept[method(record)] | rate[method(record)] | rewards[method(record)] | {"objective"}
         pairs = tuple((key, texts[key][canonical(fields[key])]) for key in sorted(keys) if key in fields)
         rows[record.run_id] = Row(method(record), fields.get("rank"), pairs, is_frozen(record))
     return _with_labels(records, rows)
+
+
+def _of_rewards(key: str) -> bool:
+    """Whether a field says how a run was trained on rewards; only such runs have it."""
+    return key.startswith("reinforce.")
 
 
 def _method_and_task(record: RunRecord) -> Hashable:

@@ -17,6 +17,10 @@ EVERY_RUN = ("task", "model", "data_seed", "dtype", "evaluate")
 """Read by every run, the frozen base too."""
 TRAINING = ("lr", "steps", "batch_size", "weight_decay", "seed")
 """Read where something trains."""
+OBJECTIVE = ("objective",)
+"""Read where something trains, with the keys of `reinforce`; part of a run's id where it is not the likelihood."""
+LIKELIHOOD = "likelihood"
+"""The objective of a run whose identity names none."""
 ADAPTERS = ("targets", "recenter", "dropout")
 """Read where factors are installed; full fine-tuning reads `targets` alone."""
 RULES = (

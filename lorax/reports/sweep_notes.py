@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorax.records import RunRecord
-from lorax.records.fields import is_frozen, learning_rate, moved_at_start, shots, task
+from lorax.records.fields import is_frozen, learning_rate, moved_at_start, shots, task, trained_on_rewards
 
 
 def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
@@ -33,6 +33,8 @@ def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dic
     ]
     if (moved := moved_at_start(records)) is not None:
         lines.append(moved)
+    if (rewarded := trained_on_rewards(records)) is not None:
+        lines.append(rewarded)
     if (mixed := _mixtures(records)) is not None:
         lines.append(mixed)
     by_hand = {_explicit(r) for r in records if not is_frozen(r) and "mix" not in r.init_report}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from lorax.records import RunRecord, canonical
-from lorax.records.fields import moved_at_start, shots
+from lorax.records.fields import moved_at_start, shots, trained_on_rewards
 from lorax.records.staleness import several_digests
 from lorax.reports.frames.asymmetries import Asymmetry
 from lorax.reports.frames.study import final_runs, test_scored
@@ -164,6 +164,8 @@ def _scope(study: Study, finals: list[RunRecord]) -> list[str]:
     ]
     if (moved := moved_at_start(finals)) is not None:
         lines.append(moved)
+    if (rewarded := trained_on_rewards(finals)) is not None:
+        lines.append(rewarded)
     models = "One model" if "model" not in {place for place, _ in several} else "Models of one name"
     tasks = "one task" if len(study.spec.tasks) == 1 else f"{len(study.spec.tasks)} tasks"
     lines.append(

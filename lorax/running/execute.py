@@ -162,12 +162,25 @@ def _record(
         "step_ms": outcome.step_ms,
         "eval_seconds": eval_seconds,
     }
+    if "objective" in run.identity:
+        record.costs |= _drawn(run, outcome)
     record.provenance |= {
         "resumed_at": outcome.resumed or None,
         "pack": None,
         "compile": outcome.compiled,
         "finished": now(),
     }
+
+
+def _drawn(run: PreparedRun, outcome: Outcome) -> dict[str, int]:
+    """Return what training on rewards has drawn from the model; say so where no reward told anything."""
+    completions = run.config.reinforce["samples"] * run.config.batch_size * len(outcome.curve)
+    if outcome.curve and not any(row["score"] for row in outcome.curve):
+        warnings.warn(
+            f"{run.run_id}: none of {completions:,} completions had a score above 0, so no reward told them apart; "
+            "start where some are right, as from an adapter trained before (init=from)", stacklevel=2,
+        )  # fmt: skip
+    return {"completions": completions, "decoded_tokens": sum(int(row["tokens"]) for row in outcome.curve)}
 
 
 def _move_costs_to_pack(run: PreparedRun, runs: list[PreparedRun]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorax.config import RunConfig
 from lorax.probing import CALIBRATED
 from lorax.records import knobs
+from lorax.training.objective import VERSION as OBJECTIVE_VERSION
 
 if TYPE_CHECKING:
     from lorax.initializers.base import Initializer
@@ -67,6 +68,9 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
         kept |= {key: getattr(config, key) for key in knobs.TRAINING}
         unread = {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION}
         kept["train"] = {key: value for key, value in config.train.items() if key not in unread}
+        if config.objective != knobs.LIKELIHOOD:
+            kept["objective"] = config.objective
+            kept["reinforce"] = {**config.reinforce, "version": OBJECTIVE_VERSION}
     if initializer.has_factors:
         kept |= {key: getattr(config, key) for key in knobs.ADAPTERS}
         kept |= _rules(config, initializer)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorax.config import RunConfig
-from lorax.records import canonical
+from lorax.records import canonical, knobs
 
 if TYPE_CHECKING:
     from lorax.tasks import Task
@@ -20,9 +20,9 @@ def pack_key(config: RunConfig) -> str:
     """Return what jobs must agree on to run in one pack: jobs with equal keys may.
 
     Model, task, data, precision and batch shape decide what one forward pass computes. Method, rank,
-    alpha, zeta, lr, seed, dropout and targets may differ. A run that changes the base's own weights (full
-    fine-tuning, folded weights, modules trained whole) or adds nothing to them (the frozen base, the head
-    alone) shares no base and gets a pack of its own. Diagnostics take one gradient of the untouched model
+    alpha, zeta, lr, seed, dropout and targets may differ; the objective may not. A run that changes the base's
+    own weights (full fine-tuning, folded weights, modules trained whole) or adds nothing to them (the frozen base,
+    the head alone) shares no base and gets a pack of its own. Diagnostics take one gradient of the untouched model
     for the whole pack, so its runs agree in what that gradient is taken from.
     """
     trains_base = config.recenter == "fold" or config.rules().modules_to_save
@@ -40,6 +40,7 @@ def pack_key(config: RunConfig) -> str:
         config.batch_size, config.evaluate, config.name, config.results_dir, config.base, config.diagnostics,
         {key: config.train[key] for key in ("accumulation", "eval_batch_size", "head_lr", "checkpoint_every")},
         config.train["compile"],
+        *([config.objective, config.reinforce] if config.objective != knobs.LIKELIHOOD else []),
     ]  # fmt: skip
     return canonical([shared, None if shares_base else config.to_dict()])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
-from lorax.records import canonical, check_writable
+from lorax.records import canonical, check_writable, knobs
 from lorax.running.device import resolve_device
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def preflight(configs: Sequence[RunConfig]) -> None:
                 _say(f"task {tasks[data].name}: {rows}")
         task = tasks[data]
         check_batch(config, task)
+        check_objective(config, task)
         initializer = config.initializer()
         if initializer.adapts == "module":
             site_plans(config, task)
@@ -73,6 +74,18 @@ def check_batch(config: RunConfig, task: Task) -> None:
     """Refuse a batch that is larger than what there is to train on: a step would see examples several times."""
     if config.batch_size is not None and config.batch_size > len(task.train) and config.initializer().trains:
         raise UserError(f"batch_size={config.batch_size}: task={task.name} has {len(task.train):,} training examples")
+
+
+def check_objective(config: RunConfig, task: Task) -> None:
+    """Refuse rewards for a task whose answers are not generated, or are better the lower they score."""
+    if config.objective == knobs.LIKELIHOOD or not config.initializer().trains:
+        return
+    if task.kind != "generation":
+        raise UserError(
+            f"objective={config.objective}: rewards are for texts that are generated, task={task.name} is {task.kind}"
+        )
+    if task.direction != "max":
+        raise UserError(f"objective={config.objective}: a reward is higher for better, {task.metric} is lower")
 
 
 def load_task(config: RunConfig) -> Task:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorax.records import check_space
+from lorax.records import check_space, knobs
 from lorax.records.writing import remove
 from lorax.running.device import Placement
 from lorax.running.messages import one_line
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lorax.adapters.face import Trainable
     from lorax.models.registry import Loaded
     from lorax.probing.cache import Cache
+    from lorax.training.objective import Rewarded
     from lorax.training.run import Outcome, TrainPlan
     from lorax.training.tracking import Tracker
 
@@ -116,6 +117,7 @@ class Session:
                     weight_decay=config.weight_decay,
                     rates=run.initializer.rates,
                     rule=run.initializer.rule(),
+                    objective=self._objective(run),
                     head=self.heads[lane] if self.heads else None,
                     # A head that trains alone does so at the run's own rate.
                     head_lr=config.train["head_lr"] if run.initializer.changes_layers else None,
@@ -126,6 +128,13 @@ class Session:
                 )  # fmt: skip
             )
         return train(self.loaded, trained, trained[0].plan)
+
+    def _objective(self, run: PreparedRun) -> Rewarded | None:
+        from lorax.training.objective import Rewarded, reinforce_of
+
+        if run.config.objective == knobs.LIKELIHOOD:
+            return None
+        return Rewarded(self.task, reinforce_of(run.config.reinforce))
 
     def _plan(self, run: PreparedRun) -> TrainPlan:
         from lorax.training.loop import TrainPlan

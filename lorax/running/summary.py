@@ -43,6 +43,9 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
         step0, rate = _number(report.get("step0_error")), learning_rate(record) or float("nan")
         moved = " (by design)" if report.get("starts_at_base") is False else ""
         seconds = "  ".join(f"{name} {costs.get(name + '_seconds') or 0:.1f}" for name in ("init", "train", "eval"))
+        if record.identity.get("objective", knobs.LIKELIHOOD) != knobs.LIKELIHOOD:
+            drawn = f"{costs.get('completions', 0):,} completions of {costs.get('decoded_tokens', 0):,} tokens in all"
+            shown.append(("rewards", f"{record.identity['objective']} on {metric}, {drawn}; no reference answer read"))
         shown += [
             ("step 0", f"largest change of a logit {step0}{moved}, eta {_eta(report.get('eta'))}"),
             (

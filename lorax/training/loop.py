@@ -29,6 +29,7 @@ from lorax.training.ending import Ending, RecordedEnding
 from lorax.training.gradients import Eager
 from lorax.training.pack_update import PackUpdate
 from lorax.training.recording import Recording
+from lorax.training.reinforce import RewardedSteps
 from lorax.training.run import Outcome, Run, TrainPlan
 from lorax.training.state import RunState, restore
 from lorax.training.static_step import StaticStep
@@ -46,10 +47,10 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
         differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; 1 / T in a task group of T runs
 
     The losses are added and differentiated once; runs share no parameter (unless tied, in a task group), so
-    each gets the gradient of its own loss. A run whose loss, penalty or gradient is not finite ends
-    before its update, with status diverged; the others go on as they would alone. The base is in evaluation
-    mode (no dropout of its own), so that runs differ in their adapters only. What a method does beside
-    the optimiser is its `TrainingRule`, called once a step.
+    each gets the gradient of its own loss. Under `Run.objective` loss_k is that of `lorax.training.reinforce`.
+    A run whose loss, penalty or gradient is not finite ends before its update, with status diverged; the others
+    go on as they would alone. The base is in evaluation mode (no dropout of its own), so that runs differ in
+    their adapters only. What a method does beside the optimiser is its `TrainingRule`, called once a step.
 
     Args:
         loaded: the model that the adapters are installed on.
@@ -69,8 +70,8 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     _check(states)
     restore(states)
     updates = PackUpdate(states)
-    choice = Choice(recorder)
-    if recorder is None:
+    choice, objective = Choice(recorder), states[0].run.objective
+    if recorder is None and objective is None:  # completions have other shapes in every step
         choice = choose(states[0].plan.compile, states, loaded.model, device_of(loaded.model))
     modes = {module: module.training for module in loaded.model.modules()}
     loaded.model.eval()
@@ -80,10 +81,12 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
         with ExitStack() as stack:
             stack.enter_context(modality.open())
             bar = stack.enter_context(_bar(states, plan))
-            passes: Eager | StaticStep = Eager(modality)
+            passes: Eager | StaticStep | RewardedSteps = Eager(modality)
             ending = Ending(updates)
             recording = Recording(choice.recorder)
-            if choice.recorder is not None:
+            if objective is not None:
+                passes = RewardedSteps(modality, objective)
+            elif choice.recorder is not None:
                 stack.enter_context(choice.recorder.open())
                 passes = StaticStep(modality, updates, recording, choice.base)
                 ending = RecordedEnding(updates, recording)
@@ -121,7 +124,7 @@ def _keep(checkpoints: list[tuple[Path, str, dict[str, Any]]]) -> None:
         warnings.warn(f"{str(error)[:200]}; training goes on without this checkpoint", stacklevel=2)
 
 
-def _step(passes: Eager | StaticStep, updates: PackUpdate, ending: Ending) -> None:
+def _step(passes: Eager | StaticStep | RewardedSteps, updates: PackUpdate, ending: Ending) -> None:
     """Take one step with every run that is going."""
     lanes = updates.lanes
     for state in lanes:
@@ -140,6 +143,10 @@ def _check(states: list[RunState]) -> None:
     for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding", "compile"):
         if len({getattr(state.plan, key) for state in states}) > 1:
             raise UserError(f"runs of one pack differ in {key}")
+    if any(state.run.objective != states[0].run.objective for state in states):
+        raise UserError("runs of one pack differ in their objective")
+    if states[0].run.objective is not None and any(state.drops for state in states):
+        raise UserError("objective=reinforce: completions are drawn without dropout; train with dropout=0")
     pack_of([state.run.adapters for state in states])
 
 

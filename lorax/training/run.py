@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lorax.adapters.face import Trainable, TrainingRule
     from lorax.forward.heads import Head
     from lorax.models.modality import Row
+    from lorax.training.objective import Rewarded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class Run:
     """{tensor's letter (B, M, A): its learning rate divided by `lr`}; 1 where a letter is not named."""
     rule: TrainingRule | None = None
     """What the method does around each step."""
+    objective: Rewarded | None = None
+    """What is trained for in place of the likelihood of reference answers. Runs of a pack agree in its settings."""
     task_group: str | None = None
     """The run's task group: runs that name the same one are trained as one. The mean of their losses, one optimiser
     over all their parameters (tied ones once), one gradient norm, one end."""
@@ -83,7 +86,8 @@ class Outcome:
     """finished | diverged."""
     error: str | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
-    """step, loss, lr and grad_norm of each step; penalty too where the training rule has one."""
+    """step, loss, lr and grad_norm of each step; penalty too where the training rule has one; under rewards, score
+    (the mean of the completions that were drawn) and tokens (in them)."""
     seconds: float = 0.0
     """Time in steps while the run was going, earlier attempts included."""
     step_ms: float | None = None

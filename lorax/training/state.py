@@ -55,6 +55,8 @@ class RunState:
         self.step, self.resumed, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.times: list[float] = []
+        self.noted: dict[str, float] = {}
+        """What else belongs into the curve's row of the present step."""
         self.error: str | None = None
         self.restored: dict[str, Any] | None = None
         """The state in the run's checkpoint, if there is one to go on from; `restore` finds it."""
@@ -113,6 +115,7 @@ class RunState:
 
     def add_row(self, row: dict[str, float]) -> None:
         """Add a finished step to the curve and count it."""
+        row = row | self.noted
         self.curve.append(row)
         self.step += 1
         if self.run.on_step is not None:
@@ -179,6 +182,7 @@ class RunState:
         numbers += [run.task_group] if run.task_group else []
         numbers += ["masks from counters"] if self.drops else []
         numbers += [type(run.rule).__qualname__] if run.rule is not None else []
+        numbers += [["reinforce", asdict(run.objective.settings)]] if run.objective is not None else []
         return json.dumps([numbers, plan], sort_keys=True)
 
     def _state(self) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from lorax.records import knobs
 
 BY_READER = [
     knobs.METHOD, knobs.EVERY_RUN, knobs.TRAINING, knobs.ADAPTERS, knobs.RULES, knobs.CALIBRATION, knobs.DIAGNOSTICS,
-    knobs.BOOKKEEPING,
+    knobs.BOOKKEEPING, knobs.OBJECTIVE,
 ]  # fmt: skip
 
 
 def test_every_key_of_a_run_has_one_reader():
     listed = [key for keys in BY_READER for key in keys]
-    assert sorted([*listed, "init", "train"]) == sorted(item.name for item in fields(RunConfig))
+    assert sorted([*listed, "init", "train", "reinforce"]) == sorted(item.name for item in fields(RunConfig))
     train = {item.name for item in fields(Train)}
     assert {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION} < train
 

@@ -10,7 +10,17 @@ from lorax.records import RunRecord, canonical, knobs
 from lorax.records.fields import flatten, task
 from lorax.records.staleness import variants
 
-_GRAVER = ("tuning trials", "alpha / rank", "scaling", "targets", "precision", "dropout", "loss mask", "steps")
+_GRAVER = (
+    "tuning trials",
+    "objective",
+    "alpha / rank",
+    "scaling",
+    "targets",
+    "precision",
+    "dropout",
+    "loss mask",
+    "steps",
+)
 """Named first, in this order."""
 _FREE = {*knobs.METHOD, *knobs.BOOKKEEPING, "lr", "seed", "task", "model", "evaluate"}
 """Fields in which rows may differ by intent: who they are, the replicate, what the protocol tunes, provenance."""
@@ -122,6 +132,8 @@ def _of(record: RunRecord) -> dict[str, Any]:
         if key in _FREE or key in _TECHNICAL or key.startswith(_FREE_PREFIX) or not _consumed(record, key):
             continue
         facts[_NAMES.get(key, key.removeprefix("train."))] = value
+    if _consumed(record, "steps"):
+        facts["objective"] = record.identity.get("objective", knobs.LIKELIHOOD)
     scaling = used.get("scaling")
     if used.get("alpha") and used.get("rank"):
         facts["alpha / rank"] = used["alpha"] / used["rank"]
