@@ -164,7 +164,7 @@ class RunConfig:
         return Rules(**{key: getattr(self, key) for key in knobs.RULES})
 
 
-_NESTED = {"train": Train, "reinforce": Reinforce}
+NESTED = {"train": Train, "reinforce": Reinforce}
 """Keys whose value is the fields of a class."""
 
 
@@ -176,7 +176,7 @@ def _schema() -> type:
         item.name: (types[item.name], field(default=item.default, default_factory=item.default_factory))
         for item in fields(RunConfig)
     }  # fmt: skip
-    keys |= {key: (nested, field(default_factory=nested)) for key, nested in _NESTED.items()}
+    keys |= {key: (nested, field(default_factory=nested)) for key, nested in NESTED.items()}
     keys["study"] = (dict[str, Any] | None, field(default=None))
     return make_dataclass("Schema", [(name, *typed) for name, typed in keys.items()])
 
@@ -244,7 +244,7 @@ def _expanded(path: str) -> str:
 def _refuse_unknown(data: Mapping[str, Any]) -> None:
     """Refuse keys that nothing reads: Hydra adds any key that is written with a +."""
     known = [item.name for item in fields(Schema)]
-    nested = {outer: [f"{outer}.{item.name}" for item in fields(cls)] for outer, cls in _NESTED.items()}
+    nested = {outer: [f"{outer}.{item.name}" for item in fields(cls)] for outer, cls in NESTED.items()}
     every = [*known, *(key for keys in nested.values() for key in keys)]
     given = {outer: data.get(outer) for outer in nested}
     keys = [str(key) for key in data if key != "hydra"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from lorax.config import Schema, Train, conf_dir, methods_without_yaml
+from lorax.config import NESTED, Schema, conf_dir, methods_without_yaml
 from lorax.errors import LONGEST, UserError, near, one_line
 from lorax.running.command.words import config_folders
 from lorax.running.command.yaml_files import first_unreadable
@@ -69,7 +69,8 @@ def composition_message(error: BaseException) -> str:
 
 def keys() -> list[str]:
     """Return every key that the command line accepts, nested ones with their dots."""
-    return [item.name for item in fields(Schema)] + [f"train.{item.name}" for item in fields(Train)]
+    nested = [f"{outer}.{item.name}" for outer, cls in NESTED.items() for item in fields(cls)]
+    return [item.name for item in fields(Schema)] + nested
 
 
 def options(group: str) -> list[str]:

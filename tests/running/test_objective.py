@@ -12,6 +12,7 @@ from lorax.records.grouping import rows_of
 from lorax.reports.frames.asymmetries import lint
 from lorax.reports.sweep import read_sweep
 from lorax.running.identity import consumed_fields
+from lorax.running.messages import _unknown_key, explain
 from lorax.running.packing import pack_key
 from lorax.running.preflight import preflight
 from lorax.training.objective import Reinforce
@@ -37,8 +38,6 @@ def test_a_run_on_rewards_says_so_in_record_table_and_label(lorax, capsys, tmp_p
     assert "lora objective=reinforce" in table and "Trained on rewards" in table and "12 completions" in table
     out = capsys.readouterr()
     assert "no reference answer read" in " ".join(out.out.split())
-    assert lorax(*words, "objective=reinforce", "reinforce.sampels=3") == 2
-    assert "reinforce.samples" in capsys.readouterr().err
 
 
 def test_the_likelihood_stays_out_of_ids_and_reward_settings_come_in():
@@ -81,6 +80,10 @@ def test_what_cannot_be_is_one_line(more, parts):
     with pytest.raises(UserError) as caught:
         resolve(data | {"study": None})
     assert all(part in str(caught.value) for part in parts) and len(str(caught.value)) <= 300
+
+
+def test_a_misspelt_key_names_the_near_one():
+    assert "did you mean 'reinforce.samples'" in explain(UserError(_unknown_key("reinforce.sampels")))
 
 
 def test_tasks_without_generated_answers_are_refused():
