@@ -45,7 +45,7 @@ def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dic
             "Learning rates were given by hand in some rows, elsewhere they are the task's base rate times the "
             "method's prior: this is not a tuned comparison."
         )
-    else:
+    elif by_hand or mixed is None:  # a mixture has none
         lines.append("Learning rates are the task's base rate times the method's prior: not tuned on these runs.")
     if only_validation:
         lines.append(f"{len(only_validation)} runs without a {split} score (validation only) are left out.")
@@ -71,7 +71,7 @@ def _mixtures(records: Iterable[RunRecord]) -> str | None:
     seconds = sum(record.costs.get("train_seconds") or 0.0 for record in mixtures)
     return (
         f"Mixtures of saved adapters: coefficients searched on {items}, {evaluations:,} evaluations and {seconds:.1f} "
-        "s in all, the experts' own training not counted."
+        "s in all, the experts' own training not counted; `trained` counts coefficients."
     )
 
 

@@ -1,7 +1,7 @@
 """What enters a run's id: everything that can change its result, and nothing else."""
 
 import subprocess
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ from lorax.records import Store, run_id
 from lorax.running.identity import identity, source
 from lorax.running.packing import pack_key
 from lorax.running.prepared import prepare
+from lorax.training.objective import Reinforce
 
 TOY = {"name": "toy", "kind": "generation"}
 VALUES = {
@@ -22,6 +23,7 @@ VALUES = {
     "alpha_pattern": {"q_proj": 2.0}, "modules_to_save": ["lm_head"],
     "recenter": "fold", "calibration": "heldout", "dtype": "bfloat16", "evaluate": "validation", "diagnostics": True,
     "device": "cpu", "base": False, "diagnostics_every": 3, "forgetting_tokens": 3, "cache": "off", "track": "online",
+    "objective": "reinforce", "reinforce": asdict(Reinforce(kl=0.5)),
     "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other",
 }  # fmt: skip
 TRAIN = {
@@ -30,10 +32,10 @@ TRAIN = {
 }  # fmt: skip
 ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save",
              "train.checkpoint_every", "train.eval_batch_size", "train.compile", "diagnostics_every",
-             "forgetting_tokens"}  # fmt: skip
+             "forgetting_tokens", "reinforce"}  # fmt: skip
 GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "gamma"}
 TRAINING = {"lr", "steps", "batch_size", "weight_decay", "seed", "train.schedule", "train.warmup", "train.clip",
-            "train.accumulation"}  # fmt: skip
+            "train.accumulation", "objective"}  # fmt: skip
 ADAPTER = {"rank", "alpha", "scaling", "dropout", "recenter"}
 RULES = {"exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save"}
 IGNORES = {
