@@ -66,8 +66,9 @@ def fresh(
 
 
 def _reads(record: RunRecord, stamp: str) -> bool:
-    """Return whether a run could hold a stamp: one of dropout masks needs dropout."""
-    return stamp != "masks.version" or bool(record.identity.get("dropout"))
+    """Return whether a run could hold a stamp: one of dropout masks needs dropout, one of rewards such an objective."""
+    needed = {"masks.version": "dropout", "reinforce.version": "objective"}
+    return stamp not in needed or bool(record.identity.get(needed[stamp]))
 
 
 def shown(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[RunRecord], dict[str, str], str]:

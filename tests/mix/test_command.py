@@ -68,6 +68,7 @@ def test_a_mixture_has_a_record_a_table_and_an_ordinary_adapter(experts, capsys)
     assert all(sum(each) == pytest.approx(1) for each in coefficients.values())
     table = Path("results/tables/mixes.md").read_text()
     assert "| mix " in table and "| none " in table and "6 train items, 13 evaluations" in table
+    assert "Learning rates" not in table  # none trained
     model = load(MODEL).model
     adapters = lorax.load(model, Path("mixed") / record.run_id)
     wanted = mix(read_experts(load(MODEL).model, [Path(p) for p in pair(experts)]), coefficients, "singular_values")

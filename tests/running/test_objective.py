@@ -9,6 +9,7 @@ from lorax.config import RunConfig, resolve
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store
 from lorax.records.grouping import rows_of
+from lorax.records.staleness import fresh
 from lorax.reports.frames.asymmetries import lint
 from lorax.reports.sweep import read_sweep
 from lorax.running.identity import consumed_fields
@@ -93,9 +94,12 @@ def test_tasks_without_generated_answers_are_refused():
 
 def record(run, **identity):
     name = {"init": {"name": "lora", "rank": 8}, "lr": 0.1, "steps": 5, "seed": 0, **identity}
-    costs = {"trainable": 5, "completions": 40, "decoded_tokens": 80}
-    return RunRecord(run, "s", "finished", {"init": {"name": "lora"}, "seed": 0, "steps": 5}, name, costs=costs,
-                     task={"name": "toy"}, model={"name": "m"}, scores={"test": {"score": 0.5, "n": 4}})  # fmt: skip
+    return RunRecord(
+        run, "s", "finished", {"init": {"name": "lora"}, "seed": 0, "steps": 5}, name,
+        costs={"trainable": 5, "completions": 40, "decoded_tokens": 80},
+        provenance={"finished": f"2026-01-0{'abc'.index(run) + 1}"},
+        task={"name": "toy"}, model={"name": "m"}, scores={"test": {"score": 0.5, "n": 4}},
+    )  # fmt: skip
 
 
 def test_rows_and_footnotes_tell_rewards_from_likelihood():
@@ -106,6 +110,7 @@ def test_rows_and_footnotes_tell_rewards_from_likelihood():
     assert {run: row.label for run, row in rows_of(runs[:2]).items()} == {"a": "lora", "b": "lora objective=reinforce"}
     labels = [row.label for row in rows_of(runs).values()]
     assert labels == ["lora", "lora objective=reinforce reinforce.kl=0", "lora objective=reinforce reinforce.kl=0.5"]
+    assert not fresh(runs)[1]  # a run on rewards outdates none on the likelihood
     assert rows_of(runs[1:2])["b"].label == "lora objective=reinforce"
     assert "objective: likelihood (x), reinforce (y)" in [each.line() for each in lint({"x": runs[:1], "y": runs[1:2]})]
     assert any(line.startswith("Trained on rewards") for line in read_sweep(runs[1:2]).notes)
