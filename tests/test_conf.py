@@ -77,7 +77,6 @@ def test_values_out_of_bounds_are_named(overrides, parts):
     "words, parts",
     [
         (["rank=abc"], ["rank=abc", "whole number"]),
-        (["rnk=8"], ["rnk", "'rank'"]),
         (["init=loraga"], ["init=loraga", "'lora_ga'"]),
         (["task=chainsum"], ["chainsum", "chain_sum"]),
         (["-m", "init=lora,loraga", "rank=4"], ["loraga", "'lora_ga'"]),
@@ -86,7 +85,21 @@ def test_values_out_of_bounds_are_named(overrides, parts):
         (["rank=8", "rank"], ["rank"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(words, parts, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(lorax, capsys, words, parts):
+    assert lorax(*words, small=False) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["rnk=8"], ["rnk", "'rank'"]),
+        pytest.param(["-m", "rank=4,-1"], ["rank=-1", "at least 1"], marks=pytest.mark.slow),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_in_a_process_of_its_own(words, parts, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "lorax.run", *words, f"results_dir={tmp_path}/results"],
         capture_output=True, text=True, cwd=tmp_path,
