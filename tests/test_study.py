@@ -16,7 +16,6 @@ QUICK = [
     "study.seeds=[0,1]",
     "study.fixed.steps=6",
     "study.fixed.batch_size=4",
-    "study.tuning.points=4",
     "task.n_validation=24",
     "task.n_test=24",
 ]
