@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def room(module):
     return module.split(".")[1] if "." in module else ""
 
 
+@cache
 def edges():
     known = files()
     return {a: {b for b in imports(path, known) if b in known and b != a} for a, path in known.items()}
