@@ -178,7 +178,9 @@ def _schema() -> type:
     }  # fmt: skip
     keys |= {key: (nested, field(default_factory=nested)) for key, nested in NESTED.items()}
     keys["study"] = (dict[str, Any] | None, field(default=None))
-    return make_dataclass("Schema", [(name, *typed) for name, typed in keys.items()])
+    made = make_dataclass("Schema", [(name, *typed) for name, typed in keys.items()])
+    made.__module__ = __name__  # composed configurations can then be pickled
+    return made
 
 
 Schema = _schema()

@@ -23,12 +23,13 @@ BOUNDS: dict[str, tuple[float, float]] = {"samples": (1, 1024), "temperature": (
 class Reinforce:
     """REINFORCE on the task's own scorer, `objective=reinforce`; no reference answer is read.
 
-        loss = 1 / (b S) sum_j [-(r_j - baseline_j) sum_t log p(y_jt) + kl sum_t KL(p_t || p0_t)]
+        loss = 1 / (b S) sum_j [-(r_j - baseline_j) sum_t log p(y_jt) + kl sum_t KL(p_t, p0_t)]
 
-    j: completions, S for each of the step's b prompts; p: the distribution that the tokens were drawn from.
+    j: completions, S for each of the step's b prompts; p: the distribution that the tokens were drawn from; p0: that of
+    the base; KL(p, q) = sum_v p_v log(p_v / q_v).
     Transformer-squared's (arXiv:2501.06252, its code): samples=1 temperature=0 reward=sign baseline=none kl=0, with
     lr=2e-3 batch_size=256 train.clip=1e-3. Its code decodes greedily, which is no sample of p: the gradient is then
-    none of the expected reward. Its KL, where asked for, is KL(p0 || p); here it is the paper's KL(p || p0).
+    none of the expected reward. Its KL, where asked for, is KL(p0, p); here it is the paper's KL(p, p0).
     """
 
     samples: int = 4

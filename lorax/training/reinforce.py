@@ -1,6 +1,6 @@
 """REINFORCE: the passes of a step whose loss is on completions that the model itself has drawn, weighed by rewards.
 
-    loss_k = 1 / (b S) sum_j [-(r_j - baseline_j) sum_t log p(y_jt) + kl sum_t KL(p_t || p0_t)]
+    loss_k = 1 / (b S) sum_j [-(r_j - baseline_j) sum_t log p(y_jt) + kl sum_t KL(p_t, p0_t)]
     differentiated: sum_k w_k loss_k
 
 `lorax.training.objective` says what the letters are. Completions are drawn before the losses, without a gradient, from
