@@ -142,6 +142,8 @@ class RunConfig:
     """What the run is for (a study's round); goes into the record, not into the run's id."""
     save: str | None = None
     """Folder under which the trained adapter is saved, `<save>/<run_id>`; null: not saved."""
+    save_rank: int | None = None
+    """Save the first components alone, as an adapter of this rank: of methods that train several; null: all."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain nested mappings."""
@@ -264,7 +266,23 @@ def check(config: RunConfig) -> None:
     if prior is not None and (isinstance(prior, bool) or not isinstance(prior, int | float) or not 0 < prior < 1e9):
         raise UserError(f"init.lr_prior={prior}: must be a number above 0")
     config.rules().check_method(config.initializer())
+    _check_save_rank(config)
     _check_sources(config)
+
+
+def _check_save_rank(config: RunConfig) -> None:
+    """Refuse to save a rank that the method does not train."""
+    rank = config.save_rank
+    if rank is None:
+        return
+    if config.save is None:
+        raise UserError(f"save_rank={rank}: nothing is saved; set save=<folder>")
+    rule = config.initializer().rule()
+    ranks = rule.truncations() if rule is not None else ()
+    if not ranks:
+        raise UserError(f"save_rank={rank}: init={config.init['name']} trains one rank, its own")
+    if rank not in ranks and rank != config.rank:
+        raise UserError(f"save_rank={rank}: init={config.init['name']} at rank={config.rank} has 1 to {config.rank}")
 
 
 def _check_sources(config: RunConfig) -> None:
