@@ -35,6 +35,7 @@ def loss_of(record, folder, rank=None):
         return summarise(evaluate(loaded, task, "test", [adapters])[0])["loss"]
 
 
+@pytest.mark.slow
 def test_one_training_is_scored_at_each_rank_and_saved_at_one(lorax):
     assert lorax(*SMALL, "init=dylora", "rank=4", "lr=0.05", "save=saved", "save_rank=2") == 0
     store = Store("results")

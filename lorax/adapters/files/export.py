@@ -117,10 +117,9 @@ def _low_rank(adapters: Adapters, name: str) -> LowRank:
 
 
 def _without_zeros(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the components that a diagonal core has masked, but for one where it has masked all."""
+    """Leave out the components that a diagonal core has masked; of a core that is all zero (untrained) none."""
     kept = B.ne(0).any(0).nonzero()[:, 0]
-    kept = kept if len(kept) else kept.new_zeros(1)
-    return B[:, kept], A[kept]
+    return (B[:, kept], A[kept]) if len(kept) else (B, A)
 
 
 @contextmanager
