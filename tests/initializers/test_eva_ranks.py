@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import lorax
-from lorax.api.factors import NO_RANK
+from lorax.adapters.install import install
+from lorax.api.factors import NO_RANK, make_factors
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed
 
@@ -80,18 +81,22 @@ def test_ranks_and_scales_are_pefts():
         torch.testing.assert_close(A.T @ A, ours.A.T @ ours.A, rtol=0, atol=1e-3)
 
 
+class Two(nn.Module):
+    """One layer is given two directions, each with more than a sixteenth of its inputs; the other one sixteen alike."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.steep, self.flat = (nn.Linear(N, N, bias=False).double() for _ in range(2))
+
+    def forward(self, x, swapped=False):
+        two = torch.cat([x[:, :2], x.new_zeros(len(x), N - 2)], 1)
+        alike = torch.eye(N).double().repeat(len(x) // N, 1)
+        return self.steep(alike) + self.flat(two) if swapped else self.steep(two) + self.flat(alike)
+
+
 def test_a_layer_without_a_rank_is_not_adapted_and_coverage_says_why(tmp_path):
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.steep, self.flat = (nn.Linear(N, N, bias=False).double() for _ in range(2))
-
-        def forward(self, x):
-            steep = torch.cat([x[:, :2], x.new_zeros(len(x), N - 2)], 1)  # two directions, both above a sixteenth
-            return self.steep(steep) + self.flat(torch.eye(N).double().repeat(len(x) // N + 1, 1)[: len(x)])
-
-    x = inputs()
+    x = inputs(152)
     adapters = attached(x, rank=1, model=Two())
     assert adapters.names() == ["steep"] and adapters.factors()["steep"].A.shape[0] == 2
     assert NO_RANK in str(adapters.coverage)
@@ -101,6 +106,25 @@ def test_a_layer_without_a_rank_is_not_adapted_and_coverage_says_why(tmp_path):
     adapters.save(tmp_path, quiet=True)
     loaded = lorax.load(adapters.detach(), tmp_path)
     torch.testing.assert_close(loaded.model(x), y)
+
+
+def test_lanes_of_a_pack_may_have_other_layers():
+    x, model, method = inputs(152), Two(), build("eva", own={"rank": 1, "rho": 2.0})
+    plans = [
+        make_factors(model, method, loss=lambda m, b, s=swapped: m(b, s).square().sum(), batches=[x])
+        for swapped in (False, True)
+    ]
+    lanes = install(model, plans, "carry", [0.0, 0.0], [{}, {}])
+    assert [lane.names() for lane in lanes] == [["steep"], ["flat"]]
+    with torch.no_grad():
+        for lane in lanes:
+            for value in lane.parameters():
+                value.add_(0.1)
+    with lanes[0].pack.active([0, 1]):
+        both = model(torch.cat([x, x])).split(len(x))
+    for lane, packed in zip(lanes, both, strict=True):
+        with lane.pack.active([lane.number]):
+            torch.testing.assert_close(model(x), packed, rtol=0, atol=1e-12)
 
 
 def test_equal_shares_go_to_the_earlier_layer():
