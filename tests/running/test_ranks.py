@@ -12,7 +12,7 @@ from lorax.errors import UserError
 from lorax.records import Store
 from lorax.reports.verify import verify
 
-SMALL = ["model=toy", "task=toy_classification", "steps=2", "track=none", "dtype=float64", "task.n_test=20",
+SMALL = ["model=toy", "task=toy_classification", "steps=4", "track=none", "dtype=float64", "task.n_test=20",
          "name=small", "base=false"]  # fmt: skip
 
 
