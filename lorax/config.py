@@ -148,6 +148,8 @@ class RunConfig:
     """What the run is for (a study's round); goes into the record, not into the run's id."""
     save: str | None = None
     """Folder under which the trained adapter is saved, `<save>/<run_id>`; null: not saved."""
+    save_rank: int | None = None
+    """Save the first components alone, as an adapter of this rank: of methods that train several; null: all."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain nested mappings."""
@@ -279,6 +281,7 @@ def check(config: RunConfig) -> None:
         raise UserError(f"init.lr_prior={prior}: must be a number above 0")
     config.rules().check_method(config.initializer())
     _check_objective(config)
+    _check_save_rank(config)
     _check_sources(config)
 
 
@@ -299,6 +302,21 @@ def _check_objective(config: RunConfig) -> None:
         raise UserError(f"diagnostics=true: measures against the gradient of the likelihood, which {said} leaves")
     if "gradient" in method.needs:
         raise UserError(f"init={config.init['name']}: starts from the gradient of the likelihood, which {said} leaves")
+
+
+def _check_save_rank(config: RunConfig) -> None:
+    """Refuse to save a rank that the method does not train."""
+    rank = config.save_rank
+    if rank is None:
+        return
+    if config.save is None:
+        raise UserError(f"save_rank={rank}: nothing is saved; set save=<folder>")
+    rule = config.initializer().rule()
+    ranks = rule.truncations() if rule is not None else ()
+    if not ranks:
+        raise UserError(f"save_rank={rank}: init={config.init['name']} trains one rank, its own")
+    if rank not in ranks and rank != config.rank:
+        raise UserError(f"save_rank={rank}: init={config.init['name']} at rank={config.rank} has 1 to {config.rank}")
 
 
 def _check_sources(config: RunConfig) -> None:

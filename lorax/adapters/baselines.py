@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters.experts.find import ExpertSlice, expert_layers, layers_of
+from lorax.adapters.face import TrainingRule
 from lorax.adapters.factors import Factors
 from lorax.adapters.files.format import TENSORS, fingerprint, write
 from lorax.adapters.kinds import effective, is_linear, oriented, weight_of
@@ -32,7 +33,7 @@ class FullModel:
     dropout = 0.0
     number = 0
     merged = False
-    rule = None
+    rule: TrainingRule | None = None
     """Nothing is done beside the optimiser."""
     pack: None = None
     """None: such a run shares its base with no other run."""
@@ -188,15 +189,17 @@ class FullModel:
         for name, value in here.items():
             value.copy_(state[name])
 
-    def save(self, path: str | Path, quiet: bool = False) -> int:
+    def save(self, path: str | Path, quiet: bool = False, rank: int | None = None) -> int:
         """Write the trained parameters to a folder that `lorax.load` reads; prints and returns the size.
 
         What else requires a gradient in the model now (a new head) travels along.
 
         Raises:
-            UserError: it was detached: the model holds W0 again.
+            UserError: it was detached: the model holds W0 again; a rank was given.
         """
         self._refuse_detached("save")
+        if rank is not None:
+            raise UserError(f"save: rank={rank}, but what was trained here has none")
         now = dict(self.model.named_parameters())
         state = {name: p.detach().clone() for name, p in now.items() if name in self._named or p.requires_grad}
         exchanged = {name.rpartition(".")[0] for name, p in self._named.items() if now.get(name) is not p}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from lorax.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +36,8 @@ class Trainable(Protocol):
     """Where dropout seeds come from."""
     coverage: Coverage | None
     """Which share of the model is trained, what is left out and why; None: not asked for."""
+    rule: TrainingRule | None
+    """What the method does around each step."""
 
     @property
     def model(self) -> nn.Module:
@@ -126,8 +130,8 @@ class Trainable(Protocol):
         """Put back what `state_dict` returned, bit for bit."""
         ...
 
-    def save(self, path: str | Path, quiet: bool = False) -> int:
-        """Write a folder that `lorax.load` reads; return its bytes."""
+    def save(self, path: str | Path, quiet: bool = False, rank: int | None = None) -> int:
+        """Write a folder that `lorax.load` reads, where a rank is given cut to it; return its bytes."""
         ...
 
 
@@ -179,6 +183,26 @@ class TrainingRule:
     def report(self) -> dict[str, Any]:
         """Return facts about the trained adapters for the record: numbers, texts, lists of them."""
         return {}
+
+    def truncations(self) -> Sequence[int]:
+        """Return the ranks below the whole one to which the trained adapters can be cut, ascending."""
+        return ()
+
+    def scored(self) -> Sequence[int]:
+        """Return those of `truncations` at which a run is scored too: one evaluation more for each."""
+        return ()
+
+    def at_rank(self, adapters: Trainable, rank: int) -> AbstractContextManager[None]:
+        """Compute with the first `rank` components for a while; asked where there are `truncations`.
+
+        Raises:
+            UserError: merged adapters, or a rank out of bounds.
+        """
+        raise UserError(f"rank {rank}: these adapters have one rank, their own")
+
+    def cut(self, adapters: Trainable, rank: int) -> tuple[dict[str, Any], dict[str, LayerAdapter]]:
+        """Return the info and the layers' adapters of those of rank `rank`, to be saved; asked as `at_rank`."""
+        raise UserError(f"rank {rank}: these adapters have one rank, their own")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold: tensors, numbers, texts, lists and mappings of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +293,29 @@ class Adapters:
                 raise UserError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
             tensor.copy_(state[key])
 
-    def save(self, path: str | Path, quiet: bool = False) -> int:
+    def at_rank(self, rank: int) -> AbstractContextManager[None]:
+        """Compute with the first `rank` components for a while: the model of that rank, which was trained too.
+
+        `export_merged` within it writes that model.
+
+        Args:
+            rank: 1 to the stored one.
+
+        Raises:
+            UserError: adapters that were trained at one rank (DyLoRA's were at all), merged ones, or a rank out of
+                bounds.
+        """
+        return self._ranks("at_rank").at_rank(self, rank)
+
+    def _ranks(self, verb: str) -> TrainingRule:
+        """Return the rule that knows lower ranks."""
+        self._refuse_detached(verb)
+        if self.rule is None or not self.rule.truncations():
+            name = self.info.get("init", {}).get("name", "this method")
+            raise UserError(f"{verb}: init={name} trains one rank; see `adapters.rule.truncations` of init=dylora")
+        return self.rule
+
+    def save(self, path: str | Path, quiet: bool = False, rank: int | None = None) -> int:
         """Write the adapters to a folder: `adapter.safetensors` and `adapter.json`.
 
         Trained parameters outside the adapters (a new head) travel along. `lorax.load` reads it back
@@ -302,14 +324,18 @@ class Adapters:
         Args:
             path: the folder, made if missing.
             quiet: do not print the size.
+            rank: write the first components alone, as adapters of that rank; as `at_rank`. None: all.
 
         Returns:
             Bytes written.
+
+        Raises:
+            UserError: as `at_rank`, where a rank is given; a folder that cannot be written.
         """
         from lorax.adapters.files.format import save
 
         self._refuse_detached("save")
-        return save(self, path, quiet=quiet)
+        return save(self, path, quiet=quiet, cut=None if rank is None else self._ranks("save").cut(self, rank))
 
     def export_peft(
         self,
@@ -320,13 +346,15 @@ class Adapters:
     ) -> dict[str, Any]:
         """Write a plain LoRA that `peft.PeftModel.from_pretrained(base, path)` loads on the untouched base.
 
+        Adapters that were trained at lower ranks too (DyLoRA) are cut to `rank` as they were trained, others by SVD.
         See `lorax.exports.peft.export_peft`.
         """
         from lorax.adapters.files.export import adapted_model
         from lorax.exports.peft import export_peft
 
         self._refuse_detached("export")
-        with weights.own_precision(self.model):
+        trained = self.rule is not None and rank in self.rule.truncations()
+        with weights.own_precision(self.model), self.at_rank(rank) if trained and rank else nullcontext():
             return export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base)
 
     def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:

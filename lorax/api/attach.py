@@ -17,7 +17,7 @@ from lorax.adapters.selection.rules import Rules
 from lorax.adapters.selection.whole import parameters_of, with_parameters
 from lorax.adapters.selection.wrappers import refuse_wrapped
 from lorax.adapters.targets import as_given, said_of, select
-from lorax.api.factors import make_factors
+from lorax.api.factors import NO_RANK, make_factors
 from lorax.architecture.heads import CLASSES, HEAD, said_of_heads, trained_whole
 from lorax.errors import UserError
 from lorax.initializers.registry import build, consumed, instance
@@ -137,7 +137,8 @@ def attach(
         make_factors, model, method, loss=loss, batches=batches, seed=seed, cache=_opened(cache), rules=rules
     )
     plans, unreached = without_unreached(make, selection.chosen, named=targets != "all-linear")
-    coverage = coverage_of(model, plans, left_out | unreached, heads, targets)
+    given_none = dict.fromkeys(selection.chosen.keys() - plans.keys() - unreached.keys(), NO_RANK)
+    coverage = coverage_of(model, plans, left_out | unreached | given_none, heads, targets)
     adapters = install(model, plans, recenter=recenter, dropout=dropout, info=info)
     adapters.rates, adapters.rule = dict(method.rates), method.rule()
     adapters.train_whole(whole)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from lorax.probing.probe import Probe
 
 
+NO_RANK = "the method gives it no rank"
+"""Why a layer without a plan is left out."""
+
+
 @torch.no_grad()
 def make_factors(
     model: nn.Module,
@@ -48,7 +52,8 @@ def make_factors(
         rules: what `attach` takes beside the targets: which layers, and their ranks and alphas.
 
     Returns:
-        {layer name: factors}, or another `LayerPlan`; shapes are checked for all layers before any is decomposed.
+        {layer name: factors}, or another `LayerPlan`, without layers to which the method gives nothing; shapes are
+        checked for all layers before any is decomposed.
 
     Raises:
         UserError: a layer that the method cannot serve; names layer, value and bound.
@@ -71,7 +76,10 @@ def make_factors(
     def look(probe: Probe) -> LayerPlan:
         return rules.at(probe.name, initializer)(probe)
 
-    return probe_layers(model, layers, look, initializer.needs, loss=loss, batches=batches, seed=seed, cache=cache)
+    needs = initializer.needs
+    return initializer.across(
+        probe_layers(model, layers, look, needs, loss=loss, batches=batches, seed=seed, cache=cache)
+    )
 
 
 def check_shapes(initializer: Initializer, shapes: Mapping[str, tuple[int, int]], rules: Rules = NO_RULES) -> None:

@@ -79,8 +79,17 @@ class Initializer(Protocol):
         """{tensor's letter (B, M, A): its learning rate divided by the run's}; 1 where a letter is not named."""
         ...
 
+    @property
+    def sets_ranks(self) -> bool:
+        """Whether it gives its layers ranks itself, so that none can be set by layer."""
+        ...
+
     def rule(self) -> TrainingRule | None:
         """Return what the method does around each step of one run, or None."""
+        ...
+
+    def across(self, plans: Mapping[str, LayerPlan]) -> dict[str, LayerPlan]:
+        """Return the plans after what is decided over all layers at once; a layer that is missing is not adapted."""
         ...
 
     def __call__(self, probe: Probe) -> LayerPlan:
@@ -161,9 +170,18 @@ class Method:
         """All tensors learn at the run's rate."""
         return {}
 
+    @property
+    def sets_ranks(self) -> bool:
+        """Ranks change where a rule may change them."""
+        return self.rule() is not None
+
     def rule(self) -> TrainingRule | None:
         """Nothing beside the optimiser."""
         return None
+
+    def across(self, plans: Mapping[str, LayerPlan]) -> dict[str, LayerPlan]:
+        """Every layer is decided by itself."""
+        return dict(plans)
 
     def sites(self, model: nn.Module) -> Sequence[str]:
         """No places of its own: `targets` names them."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorax.adapters.face import Step, Trainable, TrainingRule
 from lorax.errors import UserError
 from lorax.initializers.base import one_of
 from lorax.initializers.lora import LoRA
-from lorax.initializers.registry import register
+from lorax.initializers.registry import consumed, register
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,8 @@ class DyLoRA(LoRA):
 
     Stored as eta B M A with eta = alpha / R and a frozen diagonal M: R / b on the first b places, 0 after them
     (under `scaling=rslora` sqrt(R / b), so that eta M = alpha / sqrt(b)). Between steps M holds the whole rank;
-    `at_rank` truncates. One draw serves all layers.
+    `adapters.at_rank(b)` truncates, and `save` and `export_peft` write the first b components alone (`rank=b`). One
+    draw serves all layers.
 
     `variant`: `nested` trains all b components; `frozen` gives a gradient to component b alone, as the authors'
     released runs do; there the others still move, since Adam's moments and the decay go on without a gradient,
@@ -42,19 +43,34 @@ class DyLoRA(LoRA):
     """nested | frozen | strict: which components of the drawn rank train."""
     ranks: Sequence[int] | None = None
     """The ranks drawn from, ascending; None: 1 to `rank`."""
+    scored: Sequence[int] | None = None
+    """The ranks below `rank` at which a run is scored too, each for the price of one more evaluation; None: those of
+    `ranks` where they are given, else the powers of two; []: the whole rank alone."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
         one_of("variant", self.variant, VARIANTS)
-        if self.ranks is None:
-            return
-        ranks = list(self.ranks) if isinstance(self.ranks, Sequence) and not isinstance(self.ranks, str) else []
-        whole = all(isinstance(b, int) and not isinstance(b, bool) and 1 <= b <= self.rank for b in ranks)
-        if not ranks or not whole:
+        ranks, scored = self._listed("ranks", self.ranks), self._listed("scored", self.scored)
+        if ranks is not None and not ranks:
             raise UserError(f"ranks={self.ranks}: a list of whole numbers from 1 to rank={self.rank} is needed")
-        ascending = tuple(sorted(set(ranks)))
-        object.__setattr__(self, "ranks", None if len(ascending) == self.rank else ascending)
+        object.__setattr__(self, "ranks", None if ranks is not None and len(ranks) == self.rank else ranks)
+        if scored is not None:
+            scored = tuple(b for b in scored if b < self.rank)  # the whole rank is scored anyway
+            object.__setattr__(self, "scored", None if scored == self._scored_by_default() else scored)
+
+    def _listed(self, name: str, ranks: Any) -> tuple[int, ...] | None:
+        """Return a field's ranks, ascending; None where nobody gave any."""
+        if ranks is None:
+            return None
+        whole = isinstance(ranks, Sequence) and not isinstance(ranks, str)
+        if not whole or not all(isinstance(b, int) and not isinstance(b, bool) and 1 <= b <= self.rank for b in ranks):
+            raise UserError(f"{name}={ranks}: a list of whole numbers from 1 to rank={self.rank} is needed")
+        return tuple(sorted(set(ranks)))
+
+    def _scored_by_default(self) -> tuple[int, ...]:
+        ranks = self.ranks if self.ranks is not None else [2**k for k in range(self.rank.bit_length())]
+        return tuple(b for b in ranks if b < self.rank)
 
     def __call__(self, probe: Probe) -> Factors:
         """Return LoRA's factors around a diagonal of ones."""
@@ -67,20 +83,19 @@ class DyLoRA(LoRA):
 
     def rule(self) -> TrainingRule:
         """Draw a rank before each step."""
-        return _Truncate(self.ranks or tuple(range(1, self.rank + 1)), self.variant, self.scaling)
+        return _Truncate(self)
 
 
 class _Truncate(TrainingRule):
-    """Draws b, truncates to it for the step, and puts the whole rank back.
+    """Draws b, all with the same probability, truncates to it for the step, and puts the whole rank back.
 
     Args:
-        ranks: one is drawn for each step, all with the same probability.
-        variant: nested | frozen | strict.
-        scaling: standard | rslora.
+        method: its fields.
     """
 
-    def __init__(self, ranks: Sequence[int], variant: str, scaling: str):
-        self.ranks, self.variant, self.scaling = list(ranks), variant, scaling
+    def __init__(self, method: DyLoRA):
+        self.method, self.variant, self.scaling = method, method.variant, method.scaling
+        self.ranks = list(method.ranks or range(1, method.rank + 1))
         self.b = self.ranks[-1]
         self._before: dict[str, Tensor] = {}
 
@@ -113,36 +128,63 @@ class _Truncate(TrainingRule):
         """Put the whole rank back, also after a step that was not completed."""
         _truncate(adapters, None, self.scaling)
 
+    def truncations(self) -> Sequence[int]:
+        """1 to R - 1: any prefix computes; those whose rank was never drawn were not trained for."""
+        return range(1, self.method.rank)
+
+    def scored(self) -> Sequence[int]:
+        """Return the field `scored`, or its default."""
+        return self.method._scored_by_default() if self.method.scored is None else self.method.scored
+
+    @contextmanager
+    def at_rank(self, adapters: Trainable, rank: int) -> Iterator[None]:
+        """Truncate for a while; what was there before comes back."""
+        import torch
+
+        self._check(adapters, rank)
+        diagonals = [_diagonal(adapter) for adapter in adapters.layer_adapters().values()]
+        before = [values.clone() for values in diagonals]
+        _truncate(adapters, rank, self.scaling)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(diagonals, before)
+
+    def cut(self, adapters: Trainable, rank: int) -> tuple[dict[str, Any], dict[str, LayerAdapter]]:
+        """Return the DyLoRA of rank b that the first b components are, eta = alpha / b."""
+        import torch
+
+        from lorax.adapters.core import Diagonal
+        from lorax.adapters.low_rank import LowRankAdapter
+
+        self._check(adapters, rank)
+        ranks = None if self.method.ranks is None else [b for b in self.method.ranks if b <= rank] or None
+        method = replace(self.method, rank=rank, ranks=ranks, scored=None)
+        factor = _factor(self.method.rank, rank, self.scaling)
+        layers: dict[str, LayerAdapter] = {}
+        for name, adapter in adapters.layer_adapters().items():
+            whole = adapter.factors()
+            if whole is None or not isinstance(whole.M, Diagonal):
+                raise UserError(f"layer {name}: no prefix of its adapter can be taken")
+            ones = torch.ones_like(whole.M.values[:rank])
+            prefix = replace(whole, B=whole.B[:, :rank], M=Diagonal(ones), A=whole.A[:rank], eta=whole.eta * factor)
+            layers[name] = LowRankAdapter(prefix)
+        return adapters.info | {"init": consumed(method)}, layers
+
+    def _check(self, adapters: Trainable, rank: Any) -> None:
+        whole = self.method.rank
+        if adapters.merged:
+            raise UserError(f"rank {rank}: the adapters are merged; unmerge() first")
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= whole:
+            raise UserError(f"rank {rank}: a whole number from 1 to {whole} is needed")
+
     def _component(self, name: str, value: Tensor) -> Tensor:
         """1 on component b of A (a row) or B (a column), 0 elsewhere; broadcasts to the tensor."""
         rank = value.shape[0] if name.endswith("A") else value.shape[1]
         mask = value.new_zeros(rank)
         mask[self.b - 1] = 1
         return mask[:, None] if name.endswith("A") else mask
-
-
-@contextmanager
-def at_rank(adapters: Trainable, b: int) -> Iterator[None]:
-    """Compute with the first b components for a while: the model of rank b, which was trained too.
-
-    Args:
-        adapters: of a DyLoRA run.
-        b: 1 to the stored rank.
-
-    Raises:
-        UserError: other adapters, merged ones, or b out of bounds.
-    """
-    init = adapters.info.get("init", {})
-    if init.get("name") != DyLoRA.name or adapters.merged:
-        raise UserError("at_rank needs unmerged adapters of init=dylora")
-    whole, scaling = init["rank"], init["scaling"]
-    if not 1 <= b <= whole:
-        raise UserError(f"rank {b}: between 1 and {whole} is needed")
-    _truncate(adapters, b, scaling)
-    try:
-        yield
-    finally:
-        _truncate(adapters, None, scaling)
 
 
 def _truncate(adapters: Trainable, b: int | None, scaling: str) -> None:
@@ -156,9 +198,14 @@ def _truncate(adapters: Trainable, b: int | None, scaling: str) -> None:
             alike.setdefault((values.numel(), values.device), []).append(values)
         for (rank, device), diagonals in alike.items():
             kept = rank if b is None else b
-            factor = rank / kept if scaling == "standard" else (rank / kept) ** 0.5
-            truncated = torch.where(torch.arange(rank, device=device) < kept, factor, 0.0)
+            factor = _factor(rank, kept, scaling)
+            truncated = factor * (torch.arange(rank, device=device) < kept).to(torch.float64)
             torch._foreach_copy_(diagonals, [truncated] * len(diagonals))
+
+
+def _factor(rank: int, kept: int, scaling: str) -> float:
+    """What eta of the whole rank is multiplied by at a lower one: R / b, or its root."""
+    return rank / kept if scaling == "standard" else (rank / kept) ** 0.5
 
 
 def _diagonal(adapter: LayerAdapter) -> torch.Tensor:

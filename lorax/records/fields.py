@@ -86,6 +86,36 @@ def eta_of(record: RunRecord) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def lower_ranks(record: RunRecord, split: str = "test") -> dict[int, dict[str, Any]]:
+    """Return {rank: {score, loss, n, ...}} at the ranks below its own to which a trained run was cut and scored.
+
+    Examples:
+        >>> lower_ranks(RunRecord("a", "s", "finished", {}, {}, scores={"test": {"score": 1.0}, "test@2": {"n": 3}}))
+        {2: {'n': 3}}
+    """
+    found = ((key.rpartition("@"), entry) for key, entry in record.scores.items() if entry)
+    return {int(rank): entry for (of, _, rank), entry in found if of == split and rank.isdigit()}
+
+
+def layer_ranks(record: RunRecord) -> dict[str, int]:
+    """Return {layer: rank} of a run whose method sets its layers' ranks; empty for others.
+
+    A rule reports them where training decides (`init_report["rule"]["ranks"]`), the layers where the start did.
+    """
+    rule = record.init_report.get("rule")
+    if isinstance(rule, Mapping) and isinstance(rule.get("ranks"), Mapping):
+        return {layer: int(rank) for layer, rank in rule["ranks"].items()}
+    layers = record.init_report.get("layers") or {}
+    return {layer: int(facts["rank"]) for layer, facts in layers.items() if "rank" in facts}
+
+
+def live(record: RunRecord) -> int | None:
+    """Return how many trained values count in the end, heads included; None where all do."""
+    rule = record.init_report.get("rule")
+    left = rule.get("live") if isinstance(rule, Mapping) else None
+    return None if left is None else int(left) + int(record.costs.get("head") or 0)
+
+
 def moved_at_start(records: Iterable[RunRecord]) -> str | None:
     """Say which methods are not the base model at step 0 by their design, or None where all are.
 

@@ -31,7 +31,7 @@ CALIBRATION = ("calibration",)
 """Read by methods that look at gradients or activations before they start."""
 DIAGNOSTICS = ("diagnostics", "diagnostics_every", "forgetting_tokens")
 """Read where the trained run is measured."""
-BOOKKEEPING = ("device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save")
+BOOKKEEPING = ("device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank")
 """Where and how a run is done and kept: never part of its id."""
 
 TRAIN_BOOKKEEPING = ("checkpoint_every", "eval_batch_size", "compile")

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pandas as pd
 
 from lorax.records import RunRecord
-from lorax.records.fields import eta_of
+from lorax.records.fields import eta_of, live
 from lorax.reports.text import numbers
 from lorax.reports.text.document import Table
 
@@ -41,20 +41,32 @@ class Column(Generic[Row]):
     """Row -> the value; None where nothing was measured."""
     text: Callable[[Any], str] = str
     """The value -> the cell's text."""
+    optional: bool = False
+    """Whether the table does without it where no row has a value."""
 
 
 def frame(columns: Iterable[Column[Row]], rows: Iterable[Row]) -> pd.DataFrame:
     """Return the values of all columns that have a key, one line for each row."""
-    kept = [column for column in columns if column.key]
+    rows = list(rows)
+    kept = [column for column in columns if column.key and _wanted(column, rows)]
     lines = [{column.key: column.value(row) for column in kept} for row in rows]
     return pd.DataFrame(lines, columns=[column.key for column in kept])
 
 
 def table(columns: Iterable[Column[Row]], rows: Iterable[Row], title: str = "", footnotes: Sequence[str] = ()) -> Table:
     """Return the texts of all columns that have a head, one line for each row."""
-    shown = [column for column in columns if column.head]
+    rows = list(rows)
+    shown = [column for column in columns if column.head and _wanted(column, rows)]
     body = [[column.text(column.value(row)) for column in shown] for row in rows]
     return Table([column.head for column in shown], body, title, footnotes)
+
+
+def _wanted(column: Column[Row], rows: Iterable[Row]) -> bool:
+    return not column.optional or any(column.value(row) is not None for row in rows)
+
+
+def _live(row: RowOfRuns) -> numbers.Value:
+    return numbers.span([live(record) for record in row.records], numbers.count)
 
 
 def _trained(row: RowOfRuns) -> numbers.Value:
@@ -72,6 +84,8 @@ def _step0_error(row: RowOfRuns) -> float | None:
 
 TRAINED: Column[RowOfRuns] = Column("parameters", "trained", _trained, numbers.count)
 """Trained parameters, heads included: a number, or `low .. high`."""
+LIVE: Column[RowOfRuns] = Column("live", "live", _live, numbers.count, optional=True)
+"""Those of them that count in the end, where training masks some: a number, or `low .. high`."""
 ETA: Column[RowOfRuns] = Column("eta", "eta", _etas, numbers.number)
 """The factor before B M A: a number, or `low .. high` over layers and runs."""
 EVERYWHERE: list[Column[RowOfRuns]] = [

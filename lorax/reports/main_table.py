@@ -226,6 +226,7 @@ def setting_columns(estimand: str = "rate") -> list[Column[StudyRow]]:
         Column("points", "", lambda row: row.choice.points if row.choice else 0),
         Column("trials", "trials", lambda row: row.choice.trials if row.choice else 0, _count_above_zero),
         columns.TRAINED,
+        columns.LIVE,
         columns.ETA,
         Column("init_seconds", "init s", lambda row: row.cost_of("init_seconds"), lambda s: numbers.number(s, 2)),
         Column("step_ms", "step ms", lambda row: row.cost_of("step_ms"), numbers.number),

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lorax.records import Store, write_atomic
-from lorax.reports import conclusions, diagnostics, measures, over_tasks
+from lorax.reports import conclusions, diagnostics, measures, over_tasks, ranks
 from lorax.reports.audit.audit import foot
 from lorax.reports.columns import Column, table
 from lorax.reports.figures.study import draw_all, left_out, save_all
@@ -18,8 +18,9 @@ from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.factor_lines import Line
 from lorax.reports.frames.items import descriptions, item_scores
 from lorax.reports.frames.measures import frame as measures_frame
+from lorax.reports.frames.ranks import by_rank
 from lorax.reports.frames.speed import speeds
-from lorax.reports.frames.study import asymmetries, by_arm, factors, tuning_frame
+from lorax.reports.frames.study import asymmetries, by_arm, factors, final_runs, tuning_frame
 from lorax.reports.main_table import blocks, main_table, score_columns, select, setting_columns, study_rows
 from lorax.reports.protocol import protocol
 from lorax.reports.sweep import read_sweep
@@ -58,6 +59,8 @@ def write_study(store: Store, name: str) -> tuple[str, list[Path]]:
         "tex": latex.render(report),
         "html": html.render(report),
     }
+    if len(cut := by_rank(final_runs(study), "test", study.spec.metric)):
+        pages["ranks.csv"] = to_csv(cut)
     told = measures_frame(measures.all_of(study))
     pages |= {"measures.csv": to_csv(told), "json": to_json({"rows": values, "measures": told})}
     for kind, text in pages.items():
@@ -113,6 +116,7 @@ def _descriptions(study: Study, described: pd.DataFrame) -> list[Part | None]:
     """Return the parts on which no verdict rests."""
     diagnosed = diagnostics_frame(by_arm(study))
     return [
+        ranks.part(by_rank(final_runs(study), "test", study.spec.metric)),
         measures.search_part(study),
         measures.part(study, measures.beside(study)),
         measures.sensitivity_part(study),

@@ -15,7 +15,7 @@ from lorax.records import RunRecord, Store, write_atomic
 from lorax.records.fields import learning_rate, one_per_seed, task
 from lorax.records.grouping import Row, rows_of
 from lorax.records.staleness import several_digests, shown
-from lorax.reports import columns, diagnostics
+from lorax.reports import columns, diagnostics, ranks
 from lorax.reports.columns import Column
 from lorax.reports.sweep_notes import notes
 from lorax.reports.text import markdown, numbers
@@ -73,6 +73,8 @@ class Sweep:
     tasks: list[str]
     notes: list[str]
     """Sentences below the table."""
+    split: str = "test"
+    """Whose scores it shows."""
 
     def frame(self) -> pd.DataFrame:
         """Return the numbers, one row per method, rank and swept setting, by the keys of `sweep_columns`.
@@ -118,6 +120,7 @@ def sweep_columns(tasks: Sequence[str]) -> list[Column[SweepRow]]:
         columns.ETA,
         Column("lr", "lr", _rates, numbers.number),
         Column("parameters", "trained", _trained, numbers.count),
+        columns.LIVE,
         *columns.EVERYWHERE,
     ]
 
@@ -161,7 +164,7 @@ def read_sweep(records: list[RunRecord]) -> Sweep:
     rows = [_row(row, runs[row], tasks, split) for row in sorted(runs, key=lambda row: row.key)]
     if not any(row.frozen for row in rows):
         rows = [*_untouched(kept, tasks, split), *rows]
-    return Sweep(rows, tasks, [*notes(kept, only_validation, stale, split), _allowed_by_seeds(rows)])
+    return Sweep(rows, tasks, [*notes(kept, only_validation, stale, split), _allowed_by_seeds(rows)], split)
 
 
 def _row(row: Row, runs: Mapping[str, list[RunRecord]], tasks: Sequence[str], split: str) -> SweepRow:
@@ -204,7 +207,7 @@ def _allowed_by_seeds(rows: Sequence[SweepRow]) -> str:
 def write_sweep(store: Store, name: str) -> tuple[str, list[Path]]:
     """Build the table of the records called `name` and write it.
 
-    Where records hold diagnostics, their table and figures too.
+    Where records hold diagnostics, scores at several ranks or ranks by layer, their tables and figures too.
 
     Returns:
         The Markdown text, and the paths written: the .md and .csv files first.
@@ -222,8 +225,12 @@ def write_sweep(store: Store, name: str) -> tuple[str, list[Path]]:
     part, more = diagnostics.write_diagnostics(store, name, records)
     if part is not None:
         document = replace(document, parts=[*document.parts, part])
+    in_table = [record for row in sweep.rows for record in row.records]
+    by_rank, others = ranks.write_ranks(store, name, in_table, sweep.split)
+    if by_rank is not None:
+        document = replace(document, parts=[*document.parts, by_rank])
     text = markdown.render(document, table_title="{}")
     paths = [store.root / "tables" / f"{name}.{kind}" for kind in ("md", "csv")]
     write_atomic(paths[0], text)
     write_atomic(paths[1], to_csv(sweep.frame()))
-    return text, paths + more
+    return text, paths + more + others

@@ -90,7 +90,7 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     """Return {layer: factors}; nothing for methods without factors."""
     from lorax.adapters.selection.coverage import coverage_of
     from lorax.adapters.targets import select
-    from lorax.api import make_factors
+    from lorax.api.factors import NO_RANK, make_factors
     from lorax.running.gradient_batches import gradient_batches
 
     if not run.initializer.has_factors:
@@ -106,10 +106,13 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     loss, batches = None, None
     if method.needs & CALIBRATED:
         loss, batches = gradient_batches(run.task, loaded, run.config)
-    return make_factors(
+    plans = make_factors(
         loaded.model, method, selection.chosen,
         loss=loss, batches=batches, seed=run.config.seed, cache=open_cache(run), rules=rules,
     )  # fmt: skip
+    if given_none := dict.fromkeys(selection.chosen.keys() - plans.keys(), NO_RANK):
+        run.coverage = coverage_of(loaded.model, plans, selection.left_out | given_none, whole, targets)
+    return plans
 
 
 def open_cache(run: PreparedRun) -> Cache | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorax.adapters.face import Trainable
+    from lorax.adapters.install import Adapters
     from lorax.models.registry import Loaded
     from lorax.probing.cache import Cache
     from lorax.training.objective import Rewarded
@@ -58,13 +59,20 @@ class Session:
         self.trackers = [self._tracker(run) for run in runs]
 
     def _install(self) -> Sequence[Trainable]:
+        model, first = self.loaded.model, self.runs[0]
+        if not first.initializer.has_factors:  # such a run shares its base with no other
+            return [first.initializer.install(model, first.config.targets, head=self.loaded.head)]
+        adapters = self._install_factors()
+        for handle, run in zip(adapters, self.runs, strict=True):
+            handle.rates, handle.rule = dict(run.initializer.rates), run.initializer.rule()
+        return adapters
+
+    def _install_factors(self) -> list[Adapters]:
         from lorax.adapters.install import install
         from lorax.adapters.selection.whole import parameters_of
         from lorax.running.preflight import saved_whole
 
         model, first = self.loaded.model, self.runs[0]
-        if not first.initializer.has_factors:  # such a run shares its base with no other
-            return [first.initializer.install(model, first.config.targets, head=self.loaded.head)]
         factors = [run.factors for run in self.runs]
         dropouts, infos = [run.config.dropout for run in self.runs], [run.identity for run in self.runs]
         if len(factors) == 1:
@@ -116,7 +124,7 @@ class Session:
                     seed=config.seed,
                     weight_decay=config.weight_decay,
                     rates=run.initializer.rates,
-                    rule=run.initializer.rule(),
+                    rule=self.adapters[lane].rule,
                     objective=self._objective(run),
                     head=self.heads[lane] if self.heads else None,
                     # A head that trains alone does so at the run's own rate.
@@ -147,23 +155,44 @@ class Session:
         )  # fmt: skip
 
     def evaluate(self) -> float:
-        """Enter each run's scores and items, split by split; return the seconds of all runs together."""
-        from lorax.evaluation.evaluate import evaluate, summarise
+        """Enter each run's scores and items, split by split; return the seconds of all runs together.
 
+        A run whose training leaves several ranks to choose from (`TrainingRule.scored`) is scored at these too,
+        under `<split>@<rank>`.
+        """
         wanted = self.config.evaluate
         start = time.perf_counter()
+        lower: dict[int, list[int]] = defaultdict(list)
+        for lane, adapters in enumerate(self.adapters):
+            for rank in adapters.rule.scored() if adapters.rule is not None else ():
+                lower[rank].append(lane)
         for split in ["validation", "test"] if wanted == "both" else [wanted]:
-            shots = bool(self.task.shots) and not self.trains
+            self._score(split, range(len(self.runs)))
+            for rank, lanes in sorted(lower.items()):
+                self._score(split, lanes, rank)
+        return time.perf_counter() - start
+
+    def _score(self, split: str, lanes: Sequence[int], rank: int | None = None) -> None:
+        """Enter scores and items of some runs on a split, at a lower rank where one is given."""
+        from lorax.evaluation.evaluate import evaluate, summarise
+
+        shots = bool(self.task.shots) and not self.trains
+        adapters = [self.adapters[lane] for lane in lanes]
+        with ExitStack() as stack:
+            for each in adapters:
+                if rank is not None and each.rule is not None:
+                    stack.enter_context(each.rule.at_rank(each, rank))
             answers = evaluate(
-                self.loaded, self.task, split, self.adapters if self.trains else None, self.heads,
+                self.loaded, self.task, split, adapters if self.trains else None,
+                [self.heads[lane] for lane in lanes] if self.heads else [],
                 batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.placement.autocast, shots=shots,
             )  # fmt: skip
-            asked = self.task.asked(split, shots)
-            for run, items in zip(self.runs, answers, strict=True):
-                run.record.scores[split] = summarise(items)
-                run.record.task.setdefault("asked", {})[split] = asked
-                run.items.extend(items)
-        return time.perf_counter() - start
+        name, asked = split if rank is None else f"{split}@{rank}", self.task.asked(split, shots)
+        for lane, items in zip(lanes, answers, strict=True):
+            run = self.runs[lane]
+            run.record.scores[name] = summarise(items)
+            run.record.task.setdefault("asked", {})[split] = asked
+            run.items.extend(items if rank is None else [item | {"split": name} for item in items])
 
     def init_report(self, lane: int) -> dict[str, Any]:
         """Return eta and what each layer's initialisation reported."""
@@ -237,7 +266,7 @@ class Session:
                 for left in folder.glob(".*"):  # of a killed attempt: this process has claimed the run
                     remove(left)
                 with plain_head(self.heads[lane] if self.heads else None, self.loaded):
-                    adapters.save(folder, quiet=True)
+                    adapters.save(folder, quiet=True, rank=run.config.save_rank)
                 run.record.provenance["saved"] = str(folder)
             except Exception as error:
                 for left in folder.glob(".*"):

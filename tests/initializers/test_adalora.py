@@ -184,3 +184,23 @@ def test_bad_input_is_one_clear_line(fields, line):
 def test_a_start_beyond_the_layer_is_named():
     with pytest.raises(UserError, match="layer x: init_rank=12 exceeds 10"):
         build("adalora", shared={"rank": 8}).check("x", 10, 20)
+
+
+def test_masked_triplets_are_not_exported(tmp_path):
+    import peft
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+    adapters = lorax.attach(model, "adalora", rank=2, init_rank=4)
+    with torch.no_grad():
+        for name, value in adapters.named_parameters().items():
+            value.normal_()
+            if name == "0.M":
+                value[[0, 2, 3]] = 0
+            elif name == "2.M":
+                value.zero_()
+    x = torch.randn(7, 6, dtype=torch.float64)
+    want = model(x)
+    report = adapters.export_peft(tmp_path, verify=False)
+    assert report["rank"] == {"0": 1, "2": 4} and set(report["error"].values()) == {0.0}
+    again = peft.PeftModel.from_pretrained(adapters.detach(), tmp_path)
+    torch.testing.assert_close(again(x), want, rtol=1e-12, atol=1e-12)

@@ -1,5 +1,7 @@
 """DyLoRA: a truncation is a LoRA of that rank, draws are the run's own, and the variants train what they say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,6 @@ from torch import nn
 import lorax
 from lorax.adapters.face import Step
 from lorax.errors import UserError
-from lorax.initializers.dylora import at_rank
 from lorax.initializers.registry import build, consumed
 
 R, ALPHA = 4, 6.0
@@ -52,7 +53,7 @@ def test_a_truncation_is_the_lora_of_that_rank(b, scaling):
     method, model, adapters = attached(scaling=scaling)
     shake(adapters)
     eta = ALPHA / b if scaling == "standard" else ALPHA / b**0.5
-    with at_rank(adapters, b):
+    with adapters.at_rank(b):
         for name, delta in adapters.delta().items():
             B, A = (adapters.layer_adapters()[name].current(letter) for letter in "BA")
             torch.testing.assert_close(delta.double(), eta * B[:, :b] @ A[:b], rtol=1e-6, atol=1e-7)
@@ -118,6 +119,9 @@ def test_what_a_variant_moves(variant):
         ({"variant": "both"}, "variant=both is unknown"),
         ({"ranks": [0, 2]}, "a list of whole numbers from 1 to rank=4"),
         ({"ranks": 3}, "ranks=3: a list"),
+        ({"ranks": []}, "a list of whole numbers from 1 to rank=4"),
+        ({"scored": [5]}, "scored=.5.: a list of whole numbers from 1 to rank=4"),
+        ({"scored": "all"}, "scored=all: a list"),
     ],
 )
 def test_bad_input_is_one_clear_line(fields, line):
@@ -125,13 +129,107 @@ def test_bad_input_is_one_clear_line(fields, line):
         attached(**fields)
 
 
-def test_a_rank_beyond_the_stored_one_is_refused():
-    with pytest.raises(UserError, match="rank 5: between 1 and 4"), at_rank(attached()[2], 5):
+@pytest.mark.parametrize("rank", [0, 5, True, 2.0])
+def test_a_rank_out_of_bounds_is_refused(rank):
+    with pytest.raises(UserError, match=f"rank {rank}: a whole number from 1 to 4"), attached()[2].at_rank(rank):
         pass
+
+
+def test_only_what_trained_several_ranks_can_be_cut(tmp_path):
     lora = lorax.attach(nn.Sequential(nn.Linear(6, 8)), "lora", rank=2)
-    with pytest.raises(UserError, match="unmerged adapters of init=dylora"), at_rank(lora, 1):
+    for act in (lambda: lora.at_rank(1), lambda: lora.save(tmp_path / "x", rank=1)):
+        with pytest.raises(UserError, match="init=lora trains one rank"):
+            act()
+    _, _, adapters = attached()
+    adapters.merge()
+    with pytest.raises(UserError, match="the adapters are merged"), adapters.at_rank(1):
         pass
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_rank_within_a_rank_comes_back():
+    _, model, adapters = attached()
+    shake(adapters)
+    x = data()[0]
+    with adapters.at_rank(3):
+        at_3 = model(x)
+        with pytest.raises(ZeroDivisionError), adapters.at_rank(1):
+            assert not torch.equal(model(x), at_3)
+            raise ZeroDivisionError
+        assert torch.equal(model(x), at_3)
+
+
+@pytest.mark.parametrize("fields,b", [({}, 2), ({"scaling": "rslora", "ranks": [3]}, 3), ({"ranks": [2, 4]}, 1)])
+def test_a_saved_prefix_is_the_adapter_of_that_rank(tmp_path, fields, b):
+    _, model, adapters = attached(**fields)
+    shake(adapters)
+    x = data()[0]
+    with adapters.at_rank(b):
+        want = model(x)
+    with adapters.at_rank(1):
+        lower = model(x)
+    adapters.save(tmp_path, quiet=True, rank=b)
+    loaded = lorax.load(adapters.detach(), tmp_path)
+    torch.testing.assert_close(model(x), want, rtol=1e-12, atol=1e-12)
+    assert loaded.count_trainable() == b * (6 + 8 + 8 + 5) and loaded.info["init"]["rank"] == b
+    if b > 1:
+        with loaded.at_rank(1):
+            torch.testing.assert_close(model(x), lower, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("b,scaling", [(1, "standard"), (3, "rslora")])
+def test_stock_peft_computes_the_exported_prefix(tmp_path, b, scaling):
+    import peft
+
+    _, model, adapters = attached(scaling=scaling)
+    shake(adapters)
+    x = data()[0]
+    with adapters.at_rank(b):
+        want = model(x)
+    report = adapters.export_peft(tmp_path, rank=b, verify=False)
+    assert set(report["rank"].values()) == {b} and set(report["error"].values()) == {0.0}
+    again = peft.PeftModel.from_pretrained(adapters.detach(), tmp_path)
+    torch.testing.assert_close(again(x), want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_rank_above_the_whole_one_exports_all_of_it(tmp_path):
+    _, _, adapters = attached()
+    shake(adapters)
+    assert set(adapters.export_peft(tmp_path, rank=9, verify=False)["rank"].values()) == {R}
+
+
+def test_under_adam_frozen_moves_the_rows_without_a_gradient_and_strict_does_not():
+    """After one common step a row without a gradient moves 0.0067 of a step of 0.01: the moments go on."""
+    for variant, moved in (("frozen", 0.0067), ("strict", 0.0)):
+        method, model, adapters = attached(ranks=[1, 2], variant="nested")
+        shake(adapters)
+        optimiser = torch.optim.Adam(adapters.parameters(), lr=1e-2)
+        _step(replace(method, ranks=[2]).rule(), adapters, model, optimiser)
+        A = adapters.named_parameters()["0.A"]
+        before = A.detach().clone()
+        _step(replace(method, ranks=[1], variant=variant).rule(), adapters, model, optimiser)
+        change = (A - before).detach().abs()
+        assert float(change[0].min()) > 0.005 and float(change[2:].max()) == 0
+        torch.testing.assert_close(change[1], torch.full_like(change[1], moved), rtol=0.01, atol=0)
+
+
+def _step(rule, adapters, model, optimiser):
+    take(rule, adapters, model, optimiser, 0, torch.Generator())
 
 
 def test_the_ranks_up_to_the_whole_one_are_the_default():
     assert consumed(build("dylora", own={"ranks": list(range(1, 9))})) == consumed(build("dylora"))
+
+
+@pytest.mark.parametrize(
+    "rank,fields,scored",
+    [(8, {}, (1, 2, 4)), (6, {}, (1, 2, 4)), (8, {"ranks": [3, 8, 5]}, (3, 5)), (8, {"scored": [7, 8]}, (7,)),
+     (8, {"scored": []}, ()), (1, {}, ())],
+)  # fmt: skip
+def test_the_ranks_at_which_a_run_is_scored(rank, fields, scored):
+    assert tuple(build("dylora", shared={"rank": rank}, own=fields).rule().scored()) == scored
+
+
+def test_the_ranks_scored_by_default_are_left_out_of_the_id():
+    assert consumed(build("dylora", own={"scored": [1, 2, 4, 8]})) == consumed(build("dylora"))
+    assert consumed(build("dylora", own={"scored": []})) != consumed(build("dylora"))

@@ -25,12 +25,13 @@ VALUES = {
     "device": "cpu", "base": False, "diagnostics_every": 3, "forgetting_tokens": 3, "cache": "off", "track": "online",
     "objective": "reinforce", "reinforce": asdict(Reinforce(kl=0.5)),
     "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other",
+    "save_rank": 1,
 }  # fmt: skip
 TRAIN = {
     "schedule": "linear", "warmup": 0.3, "clip": 0.3, "accumulation": 4, "head_lr": 0.3, "checkpoint_every": 3,
     "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph",
 }  # fmt: skip
-ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save",
+ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank",
              "train.checkpoint_every", "train.eval_batch_size", "train.compile", "diagnostics_every",
              "forgetting_tokens", "reinforce"}  # fmt: skip
 GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "gamma"}

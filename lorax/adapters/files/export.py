@@ -107,11 +107,19 @@ def _low_rank(adapters: Adapters, name: str) -> LowRank:
         raise UserError(f"cannot export {name}: PEFT's LoRA stores a layer of its kind in another shape")
     if isinstance(adapter, LowRankAdapter):
         B, A = low_rank_pair(adapter)
+        if adapter.header["kind"] == "diagonal":
+            B, A = _without_zeros(B, A)
     else:
         B, A = factors.eta * core.left_multiply(factors.B, factors.M), factors.A
     fold = adapters.recenter == "fold"
     delta = partial(weights.delta, layer, adapter, fold)
     return LowRank(B, A, delta, layer.kind.matrix, layer.kind.transposed, rounded=fold and adapter.shifts_base)
+
+
+def _without_zeros(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out the components that a diagonal core has masked; of a core that is all zero (untrained) none."""
+    kept = B.ne(0).any(0).nonzero()[:, 0]
+    return (B[:, kept], A[kept]) if len(kept) else (B, A)
 
 
 @contextmanager

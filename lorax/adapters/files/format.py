@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from lorax.records.folder import staged
 
 if TYPE_CHECKING:
     from lorax.adapters.handle import Adapters
+    from lorax.adapters.layer_adapter import LayerAdapter
 
 FORMAT = 2
 HEADER = "adapter.json"
@@ -56,6 +57,7 @@ def save(
     quiet: bool = False,
     tensors: str = TENSORS,
     beside: dict[str, Tensor] | None = None,
+    cut: tuple[dict[str, Any], dict[str, LayerAdapter]] | None = None,
 ) -> int:
     """Write adapters to the folder `path`; see `Adapters.save`.
 
@@ -65,15 +67,17 @@ def save(
         quiet: do not print the size.
         tensors: file name of the tensors.
         beside: tensors that stand in the file for other readers; `lorax.load` leaves them out.
+        cut: info and layers' adapters to write in place of the adapters' own.
     """
-    state, heads = tensors_of(adapters)
+    info, layers = (adapters.info, adapters.layer_adapters()) if cut is None else cut
+    state, heads = tensors_of(adapters, layers)
     header = {
         "kind": "adapter",
-        "info": adapters.info,
+        "info": info,
         "recenter": adapters.recenter,
         "dropout": adapters.dropout,
         "heads": heads,
-        "layers": {name: _describe(adapters, name) for name in adapters.names()},
+        "layers": {name: _describe(adapters, name, adapter) for name, adapter in layers.items()},
     }
     return write(path, header, state, tensors, quiet, beside)
 
@@ -118,11 +122,18 @@ def write(
     return size
 
 
-def tensors_of(adapters: Adapters) -> tuple[dict[str, Tensor], list[str]]:
-    """Return what a checkpoint holds, under the model's own key names, and which of it are heads."""
+def tensors_of(
+    adapters: Adapters, layers: Mapping[str, LayerAdapter] | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what a checkpoint holds, under the model's own key names, and which of it are heads.
+
+    Args:
+        adapters: with the heads.
+        layers: {layer name: adapter}; None: their own.
+    """
     state = {
         f"{name}.lanes.0.{key}": tensor.detach()
-        for name, adapter in adapters.layer_adapters().items()
+        for name, adapter in (adapters.layer_adapters() if layers is None else layers).items()
         for key, tensor in adapter.state_dict(keep_vars=True).items()
     }
     heads = {name: parameter.detach() for name, parameter in trained_beside(adapters).items()}
@@ -138,9 +149,8 @@ def trained_beside(adapters: Adapters) -> dict[str, Tensor]:
     }
 
 
-def _describe(adapters: Adapters, name: str) -> dict[str, Any]:
-    layer = adapters.layer(name)
-    described = adapters.layer_adapters()[name].describe()
+def _describe(adapters: Adapters, name: str, adapter: LayerAdapter) -> dict[str, Any]:
+    layer, described = adapters.layer(name), adapter.describe()
     if isinstance(layer, AdaptedLinear):
         described |= layer.remember("fingerprint", layer.start(), fingerprint)
     else:

@@ -171,8 +171,8 @@ class Rules:
         Raises:
             UserError: names the method.
         """
-        if self.rank_pattern and method.rule() is not None and "rank" in {item.name for item in fields(method)}:
-            raise UserError(f"rank_pattern: init={method.name} sets its layers' ranks itself while it trains")
+        if self.rank_pattern and method.sets_ranks and "rank" in {item.name for item in fields(method)}:
+            raise UserError(f"rank_pattern: init={method.name} sets its layers' ranks itself")
 
     def saved_whole(self, names: Iterable[str]) -> list[str]:
         """Return the modules that modules_to_save names: PEFT compares the ends of names, dots or not.

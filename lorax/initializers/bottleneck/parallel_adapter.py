@@ -19,6 +19,10 @@ class ParallelAdapter(BottleneckMethod):
 
     `ParBnConfig` of the library `adapters`: relu, s = 4, A Kaiming, B zero. On pre-norm models x is what the block's
     norm gives, as in the authors' code.
+
+    Where the block itself calls the two linear layers of its feed-forward part (BERT, BART, OPT), no one module is
+    given x and returns FFN(x): the adapter would have to read at one module what it adds at another, run by run of a
+    pack. Such models are refused.
     """
 
     scale: float = 4.0

@@ -16,11 +16,13 @@ from lorax.reports.figures.factor_maps import factor_map
 from lorax.reports.figures.forest import forest
 from lorax.reports.figures.learning_rates import response, selection, winner_flip
 from lorax.reports.figures.pareto import pareto
+from lorax.reports.figures.ranks import rank_by_layer, score_by_rank
 from lorax.reports.figures.runs import agreement_map, training
 from lorax.reports.figures.style import save
 from lorax.reports.frames.diagnostics import diagnostics_frame
 from lorax.reports.frames.items import Scores
 from lorax.reports.frames.pareto import with_fronts
+from lorax.reports.frames.ranks import by_rank, ranks_of_layers
 from lorax.reports.frames.runs import agreement
 from lorax.reports.frames.speed import goals, speeds
 from lorax.reports.frames.study import (
@@ -28,6 +30,7 @@ from lorax.reports.frames.study import (
     by_arm,
     chosen_rates,
     factors,
+    final_runs,
     prices,
     selections,
     tuning_frame,
@@ -95,6 +98,16 @@ def draw_all(study: Study, scores: Scores, table: pd.DataFrame) -> list[Drawing]
             "selection",
             "How often resampled tuning runs would have selected each learning rate.",
             selection(frequency, arms),
+        ),
+        (
+            "score_by_rank",
+            "Test score against rank: dashed, one training cut to each rank after it; drawn through, one at each rank.",
+            score_by_rank(by_rank(final_runs(study), "test", study.spec.metric)),
+        ),
+        (
+            "rank_by_layer",
+            "The rank that each layer has in the end, mean over final runs, where the method sets it.",
+            rank_by_layer(ranks_of_layers(by_arm(study)), arms),
         ),
         *([] if left_out(study) or study.result is None else [_courses(study.result, arms)]),
         *([] if left_out(study) else _arm_by_arm(study, scores, table)),
