@@ -15,7 +15,7 @@ from lorax.adapters.experts.find import ExpertSlice
 from lorax.adapters.kinds import bias_of, effective, factor_dtype, kind_of, shape_of, weight_of
 from lorax.adapters.linears.quantised import QuantisedKind
 from lorax.errors import UserError
-from lorax.probing import rounding, svd
+from lorax.probing import rounding, route, svd
 from lorax.probing.cache import Cache, Parts
 from lorax.probing.calibration import CalibrationData, not_asked_for
 from lorax.probing.fingerprint import key_of, remembered
@@ -121,7 +121,9 @@ class Probe:
         b = self._block_size(r)
         if self._has_small_side:
             return self._ends(b, slice(0, r)) if b <= svd.most_at_ends(min(self.shape)) else self._spectrum(slice(0, r))
-        return self._cached(("top", b), lambda: svd.top(self._portable_weight(), b), slice(0, r))
+        way = route.way_for(self.device)
+        kind = ("top", b) if way == "lapack" else ("top", b, way)  # another way, other last bits
+        return self._cached(kind, lambda: route.top(self._portable_weight(), b), slice(0, r))
 
     def bottom_svd(self, r: int) -> Triplets:
         """Return the r smallest triplets of W0, singular values descending."""
