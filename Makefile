@@ -4,11 +4,12 @@ VENV   ?= .venv
 # The pin takes the CPU wheel where one lies at hand; on a GPU machine: make run TORCH='torch>=2.6'
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
+QUANTISED := $(VENV)/quantised
 STAMP  := $(VENV)/.ready
 ARGS   ?= init=lora_ga rank=8
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format notebooks docs clean
+.PHONY: help setup run test test-all test-quantised lint format notebooks docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1  \t/'
@@ -31,7 +32,12 @@ test: $(STAMP)  ## lint and the default tests
 
 test-all: $(STAMP)  ## the default tests and the slow ones
 	$(BIN)/ruff check lorax hydra_plugins tests benchmarks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not quantised"
+	$(MAKE) test-quantised
+
+test-quantised: $(STAMP)  ## the tests on torchao's and bitsandbytes' layers, both installed beside the environment
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(QUANTISED) -r requirements/quantised.txt
+	PYTHONPATH=$(QUANTISED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m quantised
 
 lint: $(STAMP)  ## ruff and mypy, without changing anything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -16,6 +16,7 @@ from lorax.adapters.factors import Factors
 from lorax.adapters.files.format import TENSORS, fingerprint, write
 from lorax.adapters.kinds import effective, is_linear, oriented, weight_of
 from lorax.adapters.layer_adapter import LayerAdapter
+from lorax.adapters.linears.quantised import refuse_training
 from lorax.adapters.selection.coverage import Coverage
 from lorax.errors import UserError, near
 
@@ -54,6 +55,7 @@ class FullModel:
         self._layers = {name: module for name, module in sorted(layers.items()) if is_linear(module)}
         chosen = self._choose(targets)
         self._named = {name: p for name, p in model.named_parameters() if id(p) in chosen}
+        refuse_training(model, self._named if targets is not None else (name for name, _ in model.named_parameters()))
         for parameter, _ in self._flags:
             parameter.requires_grad_(id(parameter) in chosen)
         self._start = {name: p.detach().to("cpu", copy=True) for name, p in self._named.items()}
@@ -61,7 +63,8 @@ class FullModel:
 
     def train_whole(self, parameters: Iterable[str]) -> None:
         """Let further parameters of the model train (a classifier's head), as part of this."""
-        named = dict(self.model.named_parameters())
+        named, parameters = dict(self.model.named_parameters()), list(parameters)
+        refuse_training(self.model, parameters)
         for name in parameters:
             if name not in self._named:
                 self._named[name] = named[name]

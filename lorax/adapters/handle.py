@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from lorax.adapters.factors import Factors
 from lorax.adapters.installation import Installation
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.linear import AdaptedLinear
+from lorax.adapters.linears.quantised import QuantisedKind, refuse_training
 from lorax.adapters.pack_state import PackState
 from lorax.adapters.selection.coverage import Coverage
 from lorax.adapters.selection.whole import TrainedWhole
@@ -128,6 +130,7 @@ class Adapters:
             UserError: several lanes share the base, and so its parameters.
         """
         names = list(parameters)
+        refuse_training(self.model, names)
         if not names:
             return
         self._refuse_other_lanes("train parameters of the base")
@@ -355,7 +358,12 @@ class Adapters:
         self._refuse_detached("export")
         trained = self.rule is not None and rank in self.rule.truncations()
         with weights.own_precision(self.model), self.at_rank(rank) if trained and rank else nullcontext():
-            return export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base)
+            written = export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base)
+        kinds = [layer.kind for layer in self._layers.values()]
+        if held := sorted({kind.label for kind in kinds if isinstance(kind, QuantisedKind)}):
+            where = "load it over the base quantised the same way"
+            warnings.warn(f"exported from a quantised base ({', '.join(held)}): {where}", stacklevel=2)
+        return written
 
     def export_merged(self, path: str | Path, verify: bool | None = None, tokenizer: Any = None) -> None:
         """Write a whole checkpoint of the model with W' in its weights, for plain `from_pretrained`.

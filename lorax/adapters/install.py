@@ -20,6 +20,7 @@ from lorax.adapters.installation import Installation
 from lorax.adapters.kinds import is_linear
 from lorax.adapters.layer_adapter import LayerAdapter
 from lorax.adapters.linear import AdaptedLinear
+from lorax.adapters.linears.quantised import LateDequantising
 from lorax.adapters.module import AdaptedModule
 from lorax.adapters.pack_state import PackState
 from lorax.adapters.selection.fast_path import FastPath
@@ -100,6 +101,7 @@ def install(
     installation.freeze()
     installation.put(layers)
     installation.on_restore(FastPath(model, layers).restore)
+    installation.on_restore(LateDequantising(model, layers.values()).restore)
     handles = [Adapters(installation, lane, recenter, drops[lane], dict(infos[lane])) for lane in range(len(by_lane))]
     if recenter == "fold":
         _fold(installation, handles[0])

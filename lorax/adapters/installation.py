@@ -11,6 +11,7 @@ from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.experts.adapted import AdaptedExpert
 from lorax.adapters.experts.forward import ExpertsForward
 from lorax.adapters.kinds import weight_of
+from lorax.adapters.linear import AdaptedLinear
 from lorax.adapters.pack_state import PackState
 from lorax.errors import UserError
 
@@ -105,6 +106,10 @@ class Installation:
         Raises:
             UserError: names the layer and who shares its storage.
         """
+        for name in names:
+            layer = self.layers[name]
+            if isinstance(layer, AdaptedLinear):
+                layer.refuse_write(verb)
         named = list(self.model.named_parameters(remove_duplicate=False))
         places: dict[int, list[str]] = {}
         for name, module in self.model.named_modules(remove_duplicate=False):

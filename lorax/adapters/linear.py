@@ -20,6 +20,7 @@ from lorax.adapters.face import LayerKind
 from lorax.adapters.fused.function import Call, FusedLinear, Grouping, Masks
 from lorax.adapters.kinds import kind_of
 from lorax.adapters.linears.own_forward import OwnForwardKind
+from lorax.adapters.linears.quantised import QuantisedKind
 from lorax.adapters.low_rank import LowRankAdapter
 from lorax.errors import UserError
 
@@ -88,6 +89,8 @@ class AdaptedLinear(AdaptedLayer):
         tensors = self._parameters
         trained_base = any(p is not None and p.requires_grad for p in tensors.values())
         asked = in_reference_mode() or self.pack.routing is not None or not self.kind.plain
+        if isinstance(self.kind, QuantisedKind) and torch.is_autocast_enabled(self.weight.device.type):
+            return True  # its own call takes inputs as they come, the fused products do not
         return asked or trained_base or torch.compiler.is_compiling() or observed()
 
     def _fused(self, grouping: Grouping, x: Tensor) -> Tensor:
@@ -96,8 +99,10 @@ class AdaptedLinear(AdaptedLayer):
             self.check_rows(x)
         x = self.pack.cast(x, dtype)
         masks = self._masks(grouping, x) if grouping.drops else None
-        weight, bias = cast(Tensor, self.in_dtype("weight", dtype)), self.in_dtype("bias", dtype)
-        sigma = None if masks is not None else self._singular_values(grouping, x, weight)
+        quantised = isinstance(self.kind, QuantisedKind)  # run by its own call, on what it stores
+        weight = self.weight if quantised else cast(Tensor, self.in_dtype("weight", dtype))
+        bias = cast("Tensor | None", self.bias) if quantised else self.in_dtype("bias", dtype)
+        sigma = None if quantised or masks is not None else self._singular_values(grouping, x, weight)
         only, frozen = grouping.only_group, self.pack.frozen_key
         if grouping.count == 1 and only is not None and masks is None and not isinstance(self.kind, OwnForwardKind):
             y = only.whole(x, self.kind.matrix(weight), bias, frozen, sigma is not None)
@@ -105,6 +110,8 @@ class AdaptedLinear(AdaptedLayer):
                 return y
         own = self.kind.product if isinstance(self.kind, OwnForwardKind) else None
         call = Call(grouping, self.kind.transposed, masks, frozen, self.pack.unpadded_tokens(x), sigma, own)
+        if quantised:
+            call.dequantised = self.frozen
         return FusedLinear.apply(x, weight, bias, call, *grouping.leaves())
 
     def _masks(self, grouping: Grouping, x: Tensor) -> Masks | None:
@@ -249,10 +256,27 @@ class AdaptedLinear(AdaptedLayer):
         original._buffers.update({name: self._buffers[name] for name in original._buffers})
         return super().current(original)
 
+    def refuse_write(self, verb: str) -> None:
+        """Refuse to write into a weight that cannot be written.
+
+        Args:
+            verb: "fold into" or "merge".
+
+        Raises:
+            UserError: names the layer, how its weight is held, and what to do.
+        """
+        if self.kind.writable:
+            return
+        held = (
+            f"quantised ({self.kind.label})"
+            if isinstance(self.kind, QuantisedKind)
+            else f"held as {type(self.kind).__name__}"
+        )
+        way = "use recenter='carry', which is exact" if verb.startswith("fold") else "keep the adapter beside it"
+        raise UserError(f"cannot {verb} {self.name}: its weight is {held} and cannot be written; {way}")
+
     def _write(self, matrix: Tensor) -> Tensor:
         """Replace the weight by an (m, n) matrix and return the old one, as stored."""
-        if not self.kind.writable:
-            raise UserError(f"{self.name}: a {type(self.kind).__name__} weight cannot be written; use recenter='carry'")
         old = self.weight.data
         self.weight.data = self.kind.store(matrix).to(old.dtype).contiguous()
         return old

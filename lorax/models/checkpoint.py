@@ -12,6 +12,7 @@ from lorax.models.attention import choose
 from lorax.models.checks import check_files, check_vocabulary, fresh_head, readable
 from lorax.models.fresh_head import init_head, modules_without_weights
 from lorax.models.placement import pick_device, torch_dtype
+from lorax.models.quantisation import config_for, quantise_loaded
 from lorax.models.quiet import quiet
 from lorax.models.registry import Loaded
 
@@ -48,6 +49,10 @@ class Checkpoint:
     def trusts_code(self) -> bool:
         """Return whether Python code in the folder may be run."""
         return False
+
+    def quantised_as(self) -> str | None:
+        """Return how the weights are quantised while they are loaded; None: not at all."""
+        return None
 
     def model_class(self, kind: str) -> Any:
         """Return the class to build, one of transformers' automatic classes by default."""
@@ -96,6 +101,12 @@ class Checkpoint:
             kernel: str | None = choose(self.attention, device)
             if kernel != self.attention and not _takes_kernels(self.model_class(kind), config):
                 kernel = None  # transformers' own choice for an attention of the model's own kind
+            more: dict[str, Any] = {}
+            quantised = config_for(self.quantised_as(), torch_dtype(dtype))
+            if quantised is not None:
+                more["quantization_config"] = quantised
+            if quantised is not None or getattr(config, "quantization_config", None) is not None:
+                more["device_map"] = {"": device}  # a quantised model may not be moved afterwards
             with readable(folder):
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trusts_code())
                 model, info = self.model_class(kind).from_pretrained(
@@ -106,6 +117,7 @@ class Checkpoint:
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     trust_remote_code=self.trusts_code(),
+                    **more,
                 )
                 head = fresh_head(model, info, kind, folder)
                 check_vocabulary(model, tokenizer, folder)
@@ -113,8 +125,10 @@ class Checkpoint:
             init_head(model, head, seed)
             if getattr(model.config, "pad_token_id", None) is None:
                 model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        quantise_loaded(model, self.quantised_as())
+        placed = model if "device_map" in more else model.to(device)
         attention = kernel or getattr(model.config, "_attn_implementation", None) or "eager"
-        return Loaded(model.to(device).eval(), tokenizer, kind, self.name, self.digest(), head, attention)
+        return Loaded(placed.eval(), tokenizer, kind, self.name, self.digest(), head, attention)
 
 
 def read_config(folder: Path, labels: Sequence[str] | None, trust: bool = False) -> PretrainedConfig:

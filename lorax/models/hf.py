@@ -11,6 +11,7 @@ from pathlib import Path
 from lorax.errors import UserError
 from lorax.models.checkpoint import Checkpoint
 from lorax.models.hub_errors import hub_reason
+from lorax.models.quantisation import check_quantization, quantised_digest
 from lorax.models.quiet import quiet
 from lorax.models.registry import register
 from lorax.records import digest_file
@@ -31,12 +32,15 @@ class HF(Checkpoint):
     """A folder with config.json and weights, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    quantization: str | None = None
+    """int8 | nf4 (torchao) | bnb_4bit | bnb_8bit (bitsandbytes); None: as the folder has its weights."""
     trust_remote_code: bool = False
     """Run Python code that lies in the folder. It may do anything; without it such a model is refused."""
 
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError("model=hf: give model.path=<folder or hub id>")
+        check_quantization(self.quantization)
         if not isinstance(self.trust_remote_code, bool):
             raise UserError(f"model.trust_remote_code={self.trust_remote_code}: must be true or false")
 
@@ -50,7 +54,11 @@ class HF(Checkpoint):
 
     def digest(self) -> str:
         """Return the digest of the checkpoint's files."""
-        return digest_folder(self.folder(), self.trust_remote_code)
+        return quantised_digest(digest_folder(self.folder(), self.trust_remote_code), self.quantization)
+
+    def quantised_as(self) -> str | None:
+        """Return how the weights are to be quantised."""
+        return self.quantization
 
     def skeleton_digest(self) -> str:
         """Return nothing: a skeleton is built before the weights are fetched."""

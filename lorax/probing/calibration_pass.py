@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lorax.adapters.linears.quantised import LateDequantising
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def one_pass(
         for collector in (gradients, moments):
             if collector is not None:
                 stack.enter_context(collector.collecting(model))
+        stack.callback(LateDequantising(model).restore)  # of the layers that are not collected from
         for number, batch in enumerate(batches):
             if moments is not None:
                 moments.counts = token_counts(batch, loss, number)

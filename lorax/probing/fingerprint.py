@@ -45,20 +45,36 @@ def fingerprint(tensor: Tensor) -> str:
     return hashlib.blake2b(head + raw[whole:].tobytes() + sums.tobytes(), digest_size=16).hexdigest()
 
 
-def remembered(tensor: Tensor) -> str:
+def remembered(tensor: Tensor, read: Callable[[], Tensor] | None = None) -> str:
     """Return `fingerprint(tensor)`, computed again only if the tensor may have changed.
 
     K runs on one base would otherwise read every weight K times. A change is noticed by the address, by
     torch's version counter, or, for a write through `.data`, by a sample of a thousand values.
+
+    Args:
+        tensor: what may change.
+        read: returns what is digested, made from the tensor, such as a dequantised weight; None: the tensor itself.
     """
-    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().contiguous().view(-1)
-    sample = flat[:: max(1, flat.numel() // 1000)]
-    state = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, tensor.stride(), fingerprint(sample))
+    state = tuple(_state(part) for part in _parts_of(tensor))
     holder, known, result = _seen.get(id(tensor), (lambda: None, None, ""))
     if holder() is not tensor or known != state:
-        result, key = fingerprint(tensor), id(tensor)
+        result, key = fingerprint(tensor if read is None else read()), id(tensor)
         _seen[key] = (weakref.ref(tensor, lambda _: _seen.pop(key, None)), state, result)
     return result
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().contiguous().view(-1)
+    sample = flat[:: max(1, flat.numel() // 1000)].clone(memory_format=torch.contiguous_format)
+    return (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, tensor.stride(), fingerprint(sample))
+
+
+def _parts_of(tensor: Any) -> list[Tensor]:
+    """Return the plain tensors that a tensor subclass wraps, which has no memory of its own; else the tensor."""
+    flatten = getattr(type(tensor), "__tensor_flatten__", None)
+    if flatten is None:
+        return [tensor]
+    return [part for name in flatten(tensor)[0] for part in _parts_of(getattr(tensor, name))]
 
 
 @cache

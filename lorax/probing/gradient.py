@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorax.adapters.kinds import oriented
+from lorax.adapters.kinds import bias_of, kind_of, oriented, shape_of
+from lorax.adapters.linears.frozen_product import Collect, Product, collecting
+from lorax.adapters.linears.quantised import QuantisedKind
 from lorax.errors import UserError
 from lorax.probing.calibration_pass import Loss, one_pass
 from lorax.probing.ranks import add_over_ranks
@@ -48,7 +51,8 @@ class GradientSums:
 
     Only target weights require a gradient. Each gradient is added to a buffer on the CPU, float32 or wider, the moment
     it is complete and then released, so the device holds one layer's gradient. Modules that share a weight share its
-    gradient, counted once.
+    gradient, counted once. A quantised weight has no gradient: G = g^T x is formed in the backward pass of its layer,
+    as the gradient of the dequantised weight would be.
     """
 
     def __init__(self, targets: Mapping[str, nn.Module]) -> None:
@@ -59,8 +63,10 @@ class GradientSums:
         """
         self._targets = dict(targets)
         self._weights = {name: module.get_parameter("weight") for name, module in targets.items()}
+        kinds = {name: kind_of(module) for name, module in targets.items()}
+        self._quantised = {name: kind for name, kind in kinds.items() if isinstance(kind, QuantisedKind)}
         for name, weight in self._weights.items():
-            if not weight.is_floating_point():
+            if not weight.is_floating_point() and name not in self._quantised:
                 raise UserError(f"layer {name}: its {weight.dtype} weight has no gradient")
         self._sums: dict[int, Tensor] = {}
         self._total = 0.0
@@ -68,7 +74,7 @@ class GradientSums:
     @contextmanager
     def collecting(self, model: nn.Module) -> Iterator[None]:
         """Make backward passes add to the sums; on leaving, every flag and every `.grad` is as before."""
-        weights = {id(weight): weight for weight in self._weights.values()}
+        weights = {id(weight): weight for name, weight in self._weights.items() if name not in self._quantised}
         before = [(p, p.requires_grad, p.grad) for p in {*model.parameters(), *weights.values()}]
         with ExitStack() as stack:
             for parameter, required, gradient in before:
@@ -77,6 +83,7 @@ class GradientSums:
                 parameter.requires_grad_(id(parameter) in weights)
             for weight in weights.values():
                 stack.callback(weight.register_post_accumulate_grad_hook(self._collect).remove)
+            stack.enter_context(collecting(self._products()))
             yield
 
     def add(self, mean_loss: Tensor, weight: float) -> None:
@@ -91,9 +98,11 @@ class GradientSums:
         reached = torch.tensor([float(id(weight) in self._sums) for weight in self._weights.values()])
         add_over_ranks([total, reached])
         self._total = float(total)
+        shapes = {id(weight): weight.shape for weight in self._weights.values()}
+        shapes |= {id(self._weights[name]): torch.Size(shape_of(self._targets[name])) for name in self._quantised}
         for there, weight in zip(reached, self._weights.values(), strict=True):
             if there and id(weight) not in self._sums:
-                self._sums[id(weight)] = torch.zeros(weight.shape, dtype=_wide(weight))
+                self._sums[id(weight)] = torch.zeros(shapes[id(weight)], dtype=_wide(weight))
         add_over_ranks({id(w): self._sums[id(w)] for w in self._weights.values() if id(w) in self._sums}.values())
 
     def means(self) -> dict[str, Tensor]:
@@ -114,11 +123,24 @@ class GradientSums:
     def _collect(self, weight: Tensor) -> None:
         gradient, weight.grad = weight.grad, None
         assert gradient is not None
+        self._add(weight, gradient)
+
+    def _add(self, weight: Tensor, gradient: Tensor) -> None:
         total = self._sums.get(id(weight))
         if total is not None:
             total += gradient.to("cpu", total.dtype)
         else:
             self._sums[id(weight)] = gradient.to("cpu", _wide(weight), copy=True)
+
+    def _products(self) -> Iterator[tuple[nn.Module, Product, Callable[[], Tensor], Collect]]:
+        """Yield what `collecting` needs of each quantised target."""
+        for name, kind in self._quantised.items():
+            module, weight = self._targets[name], self._weights[name]
+            product = partial(kind.product, weight=weight, bias=bias_of(module))
+            yield module, product, partial(kind.weight, module), partial(self._add_product, weight)
+
+    def _add_product(self, weight: Tensor, g: Tensor, x: Tensor) -> None:
+        self._add(weight, g.mT @ x)
 
 
 def _wide(weight: Tensor) -> torch.dtype:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from lorax.adapters.kinds import effective, shape_of
+from lorax.adapters.kinds import shape_of, weight_of
 from lorax.probing.svd import DENSE
 from lorax.probing.symmetric import one_thread
 
@@ -65,7 +65,7 @@ def all_threads() -> Iterator[None]:
 
 def _small_on_cpu(module: nn.Module) -> bool:
     m, n = shape_of(module)
-    return effective(module).device.type == "cpu" and min(m, n) <= DENSE and m * n <= LARGE
+    return weight_of(module).device.type == "cpu" and min(m, n) <= DENSE and m * n <= LARGE
 
 
 @contextmanager

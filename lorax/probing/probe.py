@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lorax.adapters.experts.find import ExpertSlice
-from lorax.adapters.kinds import bias_of, effective, factor_dtype, kind_of, shape_of
+from lorax.adapters.kinds import bias_of, effective, factor_dtype, kind_of, shape_of, weight_of
+from lorax.adapters.linears.quantised import QuantisedKind
 from lorax.errors import UserError
-from lorax.probing import svd
+from lorax.probing import rounding, route, svd
 from lorax.probing.cache import Cache, Parts
 from lorax.probing.calibration import CalibrationData, not_asked_for
 from lorax.probing.fingerprint import key_of, remembered
@@ -54,7 +55,9 @@ class Probe:
         self.name = name
         self.shape = shape_of(module)
         self.dtype = factor_dtype(module)
-        self.device = effective(module).device
+        self.device = weight_of(module).device
+        self.stored_dtype = _float_dtype(module)
+        """The floating-point dtype that W0 comes in."""
         self.generator = layer_generator(seed, name)
         self.has_bias = not kind_of(module).plain or bias_of(module) is not None
         """Whether the layer's output is, or may be, more than x W^T."""
@@ -87,6 +90,23 @@ class Probe:
         factor = 8 if self.dtype == torch.float64 else 1
         return factor * torch.finfo(self.dtype).eps * self.energy**0.5
 
+    @property
+    def zero_level(self) -> float:
+        """Singular values of W0 up to this cannot be told from zero, whatever the dtype that it is stored in."""
+        if self.dtype == torch.float64:
+            return self.rounding_level
+        return rounding.zero_level(self.shape, self.energy)
+
+    def noise_level(self, smallest: Triplets) -> float:
+        """Return what rounding to the stored dtype leaves of r singular values that were zero.
+
+        Args:
+            smallest: the r smallest triplets of W0.
+        """
+        if torch.finfo(self.stored_dtype).eps <= torch.finfo(torch.float32).eps:
+            return 0.0  # without reading the weight
+        return rounding.noise_level(self.weight, smallest, self.stored_dtype)
+
     def top_svd(self, r: int, randomised: bool = False) -> Triplets:
         """Return the r largest triplets of W0.
 
@@ -101,7 +121,9 @@ class Probe:
         b = self._block_size(r)
         if self._has_small_side:
             return self._ends(b, slice(0, r)) if b <= svd.most_at_ends(min(self.shape)) else self._spectrum(slice(0, r))
-        return self._cached(("top", b), lambda: svd.top(self._portable_weight(), b), slice(0, r))
+        way = route.way_for(self.device)
+        kind = ("top", b) if way == "lapack" else ("top", b, way)  # another way, other last bits
+        return self._cached(kind, lambda: route.top(self._portable_weight(), b), slice(0, r))
 
     def bottom_svd(self, r: int) -> Triplets:
         """Return the r smallest triplets of W0, singular values descending."""
@@ -177,6 +199,8 @@ class Probe:
     def _digest(self) -> str:
         stored: Any = self._module.weight  # the tensor itself: `remembered` knows it again, and no view of it
         part = f" {self._module.index}" if isinstance(self._module, ExpertSlice) else ""
+        if isinstance(kind_of(self._module), QuantisedKind):  # decompositions are those of the dequantised weight
+            return f"{remembered(stored, lambda: effective(self._module))} {self.shape}"
         return f"{remembered(stored)} {self.shape}{part}"
 
     def _identity(self, *key: Hashable) -> Hashable:
@@ -242,6 +266,11 @@ class Probe:
     def _placed(self, parts: Parts) -> Triplets:
         U, S, Vh = (parts[name].to(self.device) for name in ("U", "S", "Vh"))
         return Triplets(U.mT, S, Vh).to(self.dtype)
+
+
+def _float_dtype(module: nn.Module) -> torch.dtype:
+    dtype = weight_of(module).dtype
+    return dtype if dtype.is_floating_point else torch.float32
 
 
 def layer_generator(seed: int, name: str) -> torch.Generator:

@@ -119,16 +119,26 @@ def randomised(W: Tensor, r: int, generator: torch.Generator, tolerance: float =
     Source: Musco and Musco, arXiv:1504.05477. The start block is wider than r because weight spectra are flat:
     svd_lowrank with q = r misses the subspace (sine 0.95 after 16 iterations on real weights).
     """
-    width = r + max(8, r // 2)
+    found = within_sine(W, r, generator, tolerance)
+    return (top(W, r), 0.0) if found is None else found
+
+
+def within_sine(W: Tensor, r: int, generator: torch.Generator, tolerance: float) -> tuple[Triplets, float] | None:
+    """Return what `randomised` does, or None where the bound does not reach `tolerance`."""
     X = W if W.dtype == torch.float64 else W.float()
-    for ritz, residuals in _block_krylov(X, width, generator, DEPTHS[1:]):
+    for ritz, residuals in _block_krylov(X, r + max(8, r // 2), generator, DEPTHS[1:]):
         if len(ritz.S) <= r:
-            break
+            return None
         gap = ritz.S[r - 1] - ritz.S[r] - residuals[r]
         bound = float(residuals[:r].norm() / gap) if gap > 0 else float("inf")
         if bound <= tolerance:
             return _signed(ritz.rows(slice(0, r))), bound
-    return top(W, r), 0.0
+    return None
+
+
+def top_by_gram_matrix(W: Tensor, r: int) -> Triplets:
+    """Return the r largest triplets of W in float64 from the eigenvectors of its Gram matrix, residual checked."""
+    return _signed(_checked(W.double(), _by_gram_matrix(W.double(), last=r), slice(0, r)))
 
 
 def residual(W: Tensor, triplets: Triplets) -> float:

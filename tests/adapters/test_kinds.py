@@ -99,7 +99,7 @@ def test_a_kind_that_cannot_be_written_refuses_fold_and_merge(conv2d, make, monk
     monkeypatch.setattr(_Conv2dKind, "writable", False)
     model = make_model()
     adapters = install(model, make("lora", find_targets(model)))
-    with pytest.raises(UserError, match="0: a _Conv2dKind weight cannot be written"):
+    with pytest.raises(UserError, match="merge 0: its weight is held as _Conv2dKind and cannot be written"):
         adapters.merge()
 
 

@@ -62,6 +62,44 @@ def test_svd_methods_refuse_what_would_never_train():
         factors(model, "pissa")
 
 
+@pytest.mark.parametrize("shape,r", [((128, 128), 1), ((512, 512), 8), ((256, 320), 8)])
+def test_milora_takes_random_weights_in_bf16(shape, r):
+    """Among them one like that of 4096 x 4096 whose smallest singular value is 3 % of its usual size."""
+    model, W = layer(*shape, dtype=torch.float32), torch.randn(shape)
+    if r == 1:
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        S[-1] = 0.03 * float(torch.linalg.norm(W)) / shape[0] ** 1.5
+        W = (U * S) @ Vh
+    with torch.no_grad():
+        model[0].weight.copy_(1e-3 * W)
+    assert factors(model, "milora", shared={"rank": r}).B.isfinite().all()
+    assert factors(model.bfloat16(), "milora", shared={"rank": r}).B.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape,rank", [((128, 128), 112), ((128, 128), 4), ((160, 128), 112)])
+def test_milora_refuses_what_rounding_made_of_zeros(shape, rank, dtype):
+    model = layer(*shape, dtype=torch.float32)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(shape[0], rank) @ torch.randn(rank, shape[1]))
+    said = f"layer 0: its weight is rank-deficient .*rounding to {str(dtype)[6:]} makes up to .*leave the layer out"
+    with pytest.raises(UserError, match=said):
+        factors(model.to(dtype), "milora", shared={"rank": 8})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_milora_refuses_exact_zeros_and_takes_rows_of_unlike_size(dtype):
+    model = layer(128, 128, dtype=torch.float32)
+    rows = torch.randn(128, 128)
+    with torch.no_grad():
+        model[0].weight.copy_(rows[torch.arange(128) // 2])
+    with pytest.raises(UserError, match="rank-deficient"):
+        factors(model.to(dtype), "milora")
+    with torch.no_grad():
+        model[0].weight.copy_(rows * torch.logspace(0, -3, 128)[:, None])
+    assert float(factors(model, "milora", shared={"rank": 8}).report["sigma_min"]) > 0
+
+
 @pytest.mark.parametrize("name", ["pissa", "milora"])
 def test_repeated_singular_values_leave_the_subspace_defined(name):
     model = layer(40, 40)

@@ -8,7 +8,7 @@ operations (`fused.twice`), which need the layer's input: it is kept where A tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -156,7 +156,7 @@ class FusedLinear(torch.autograd.Function):
         x3 = x.reshape(grouping.count, -1, x.shape[-1])
         out3 = out.view(grouping.count, -1, out.shape[-1])
         keeps = grouping.keeps_input or x.numel() <= _SMALL
-        saved: list[Tensor | None] = [x if keeps else None, weight]
+        saved: list[Tensor | None] = [x if keeps else None, weight if call.dequantised is None else None]
         ctx.counts = []  # how many tensors each group saves
         for group in grouping.groups:
             drawn = grouping.draw_bytes(group.blocks, x, call.masks)
@@ -172,6 +172,9 @@ class FusedLinear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Run the same products backwards."""
         call, (x, weight, *saved) = ctx.call, ctx.saved_tensors
+        needed = ctx.needs_input_grad[0] and call.sigma is None
+        if call.dequantised is not None and (needed or torch.is_grad_enabled()):
+            weight = call.dequantised().to(g.dtype)
         if torch.is_grad_enabled():  # create_graph=True
             if call.grouping.held:
                 raise UserError("a second derivative inside a training step: take it outside of the step's own passes")
@@ -219,6 +222,8 @@ class Call:
     ):
         self.grouping, self.transposed, self.masks = grouping, transposed, masks
         self.frozen, self.unpadded, self.sigma, self.own = frozen, unpadded, sigma, own
+        self.dequantised: Callable[[], Tensor] | None = None
+        """Returns W, (m, n), for the backward pass, where what the layer stores is no matrix; never kept."""
         self.scales = grouping.scales
         if masks is not None:
             self.scales = list(grouping.scales)

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.kinds import holds_weight, is_linear
 from lorax.adapters.linears.own_forward import extra_parts
+from lorax.adapters.linears.quantised import refusal
 
 _PACKAGES = {
     "bitsandbytes": "bitsandbytes",
@@ -39,6 +40,8 @@ def unfit(module: nn.Module) -> str | None:
     if parametrize.is_parametrized(module):
         of = ", ".join(sorted(module.parametrizations))  # type: ignore[arg-type]
         return f"{kind} computes its {of} (parametrizations); torch.nn.utils.parametrize.remove_parametrizations first"
+    if (why := refusal(module)) is not None:
+        return why
     package = quantised_by(module)
     if package is not None:
         return f"{kind} is quantised ({package}); load the model unquantised, and quantise after export_merged"

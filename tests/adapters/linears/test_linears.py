@@ -141,7 +141,7 @@ LEFT_OUT = {
     "noisy": (lambda: Noisy(6, 8), "Noisy has a forward of its own"),
     "two inputs": (lambda: TwoInputs(6, 8), "TwoInputs has a forward of its own"),
     "another adapter": (lambda: WithAdapter(6, 8), "holds lora_A, lora_B beside weight and bias"),
-    "4-bit": (Linear4bit, r"Linear4bit is quantised \(bitsandbytes\); load the model unquantised"),
+    "4-bit": (Linear4bit, r"Linear4bit \(bitsandbytes\) is not quantised yet; move the model to its device"),
     "GPTQ": (QuantLinear, "QuantLinear holds no weight as a floating-point matrix; load the model unquantised"),
     "dynamic": (dynamic, r"Linear is quantised \(torch.ao\)"),
     "int8": (int8, r"Linear is quantised \(integer weight\)"),

@@ -1,0 +1,69 @@
+"""Models that are quantised while they are loaded: model=hf model.quantization=..."""
+
+import pytest
+import torch
+
+import lorax
+from lorax.adapters.kinds import kind_of
+from lorax.adapters.linears.quantised import QuantisedKind
+from lorax.errors import UserError
+from lorax.models import digest, load
+from lorax.models.quantisation import PACKAGES, quantised_digest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy")
+    loaded = load({"name": "toy", "hidden": 128, "layers": 1})
+    loaded.model.save_pretrained(path)
+    loaded.tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def spec(folder, quantization):
+    return {"name": "hf", "path": folder, "quantization": quantization}
+
+
+def test_the_digest_of_a_base_tells_how_it_is_quantised(folder):
+    plain = digest({"name": "hf", "path": folder})
+    assert digest(spec(folder, None)) == plain == quantised_digest(plain, None)
+    assert len({plain, *(digest(spec(folder, name)) for name in PACKAGES)}) == 5
+
+
+def test_what_cannot_be_is_one_line(folder, monkeypatch):
+    with pytest.raises(UserError, match="model.quantization=int4: .*int8"):
+        load(spec(folder, "int4"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"model.quantization=nf4 needs torchao: pip install 'lorax-bench\[quantised\]'"
+    ):
+        load(spec(folder, "nf4"))
+
+
+@pytest.mark.quantised
+@pytest.mark.parametrize("name", PACKAGES)
+def test_pissa_starts_at_the_quantised_model_and_its_export_at_it_again(folder, name, tmp_path):
+    import peft
+
+    def loaded():
+        """In training mode: in evaluation mode bitsandbytes repacks 4-bit weights in bf16 on some CPUs."""
+        return load(spec(folder, name)).model.train()
+
+    ids = torch.arange(20)[None]
+    model, plain = loaded(), load(spec(folder, None)).model
+    before = model(ids).logits
+    assert before.dtype == torch.float32 and float((before - plain(ids).logits).abs().max()) > 0
+    kinds = [kind_of(layer) for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    assert sum(isinstance(kind, QuantisedKind) for kind in kinds) >= 5
+    adapters = lorax.attach(model, "pissa", rank=4)
+    assert torch.equal(model(ids).logits, before)
+    optimiser = torch.optim.SGD(adapters.parameters(), lr=0.05)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimiser.step()
+    trained = model(ids).logits.detach()
+    assert float((trained - before).abs().max()) > 1e-4
+    adapters.export_peft(tmp_path / "adapter", verify=False)
+    again = peft.PeftModel.from_pretrained(loaded(), str(tmp_path / "adapter")).eval()
+    again.get_base_model().train()
+    tolerance = 5e-2 if name == "bnb_8bit" else 1e-3  # it rounds what comes in, too
+    torch.testing.assert_close(again(ids).logits, trained, rtol=tolerance, atol=tolerance)
