@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -62,11 +63,13 @@ class PackedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run all jobs; results in the order of `job_overrides`."""
         from lorax.config import resolve
-        from lorax.running.launch import train_pack
+        from lorax.running.launch import OUR_SWEEPER, train_pack
         from lorax.running.launchers import cards
         from lorax.running.launchers.workers import train_packs
         from lorax.running.packing import make_packs
 
+        # Our sweeper waits itself for what other processes have; another one needs each job's result at once.
+        train = partial(train_pack, wait=str(self.config.hydra.sweeper.get("_target_")) != OUR_SWEEPER)
         load = self.hydra_context.config_loader.load_sweep_config
         configs = [resolve(load(self.config, list(job))) for job in job_overrides]
         free = None
@@ -76,13 +79,13 @@ class PackedLauncher(Launcher):
                 free = cards.free_bytes(self.pins, -(-self.processes // len(self.cards)))
             if (line := cards.shared_line(self.processes, self.cards)) is not None:
                 print(line)
-        packs = make_packs(configs, self.lanes, free)
+        packs = make_packs(configs, self.lanes, free, len(self.cards) or 1)
         print(f"{len(configs)} jobs in {len(packs)} packs of {', '.join(str(len(pack)) for pack in packs)}")
         work = [([configs[i] for i in pack], [list(job_overrides[i]) for i in pack]) for pack in packs]
         if self.processes > 1 or self.cards:  # a card is chosen before CUDA starts, hence in a process of its own
-            done = train_packs(work, self.processes, train_pack, self.pins)
+            done = train_packs(work, self.processes, train, self.pins)
         else:
-            done = [result for pack in work for result in train_pack(*pack)]
+            done = [result for pack in work for result in train(*pack)]
         results = dict(zip([i for pack in packs for i in pack], done, strict=True))
         return [_job_return(results[i], list(job)) for i, job in enumerate(job_overrides)]
 

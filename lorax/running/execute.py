@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorax.probing import CALIBRATED
 from lorax.records import Unwritable
+from lorax.records.claims import Claimed
 from lorax.running.device import Placement, resolve_placement
 from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
@@ -44,12 +45,24 @@ def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> 
     loaded = load(first.model, labels=labels, dtype=placement.weights, device=placement.device, seed=first.seed)
     check_task_fits(first, task, loaded)
     provenance = provenance | placement.facts()
-    if first.base and runs[0].initializer.trains:
-        base = runs[0].frozen_base()
-        with base.claim() as record:  # another process may have been first
-            if record is None:
-                _run([base], loaded, placement, provenance, show)
+    base = runs[0].frozen_base() if first.base and runs[0].initializer.trains else None
+    elsewhere = False
+    if base is not None:
+        try:
+            _run_if_missing(base, False, loaded, placement, provenance, show)
+        except Claimed:
+            elsewhere = True  # another process scores it: the runs come first, and then a look at what became of it
     _run(runs, loaded, placement, provenance, show)
+    if base is not None and elsewhere:
+        _run_if_missing(base, True, loaded, placement, provenance, show)
+
+
+def _run_if_missing(
+    run: PreparedRun, wait: bool, loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool
+) -> None:
+    with run.claim(wait) as record:
+        if record is None:
+            _run([run], loaded, placement, provenance, show)
 
 
 @cache

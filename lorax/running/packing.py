@@ -44,7 +44,9 @@ def pack_key(config: RunConfig) -> str:
     return canonical([shared, None if shares_base else config.to_dict()])
 
 
-def make_packs(configs: Sequence[RunConfig], lanes: int | None, free: int | None = None) -> list[list[int]]:
+def make_packs(
+    configs: Sequence[RunConfig], lanes: int | None, free: int | None = None, cards: int = 1
+) -> list[list[int]]:
     """Return packs as lists of positions in `configs`, in order of first appearance.
 
     Packs are filled one after another, and run in that order. So after a kill the unfinished packs are whole, the same
@@ -54,13 +56,15 @@ def make_packs(configs: Sequence[RunConfig], lanes: int | None, free: int | None
         configs: the jobs.
         lanes: most runs in a pack; None: `runs_that_fit` of each pack.
         free: bytes for a pack; None: what is free on the runs' device, as this process sees it.
+        cards: that train side by side; where `lanes` is None, jobs are spread over all of them.
     """
     compatible: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
         compatible.setdefault(pack_key(config), []).append(position)
     packs = []
     for members in compatible.values():
-        most = lanes or (runs_that_fit(configs[members[0]], free) if len(members) > 1 else 1)
+        fit = lanes or (runs_that_fit(configs[members[0]], free) if len(members) > 1 else 1)
+        most = lanes or min(fit, -(-len(members) // cards))
         packs += [members[start : start + most] for start in range(0, len(members), most)]
     return packs
 
