@@ -16,6 +16,7 @@ from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names, layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun, now
+from lorax.running.spread import spread
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
@@ -52,7 +53,7 @@ def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> 
             _run_if_missing(base, False, loaded, placement, provenance, show)
         except Claimed:
             elsewhere = True  # another process scores it: the runs come first, and then a look at what became of it
-    _run(runs, loaded, placement, provenance, show)
+    run_loaded(runs, loaded, placement, provenance, show)
     if base is not None and elsewhere:
         _run_if_missing(base, True, loaded, placement, provenance, show)
 
@@ -62,7 +63,7 @@ def _run_if_missing(
 ) -> None:
     with run.claim(wait) as record:
         if record is None:
-            _run([run], loaded, placement, provenance, show)
+            run_loaded([run], loaded, placement, provenance, show)
 
 
 @cache
@@ -72,11 +73,17 @@ def _set_imports_aside() -> None:
     gc.freeze()
 
 
-def _run(runs: list[PreparedRun], loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool) -> None:
+def run_loaded(
+    runs: list[PreparedRun], loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool
+) -> None:
     """Initialise, train and score those runs of a pack whose factors can be built."""
+    config = runs[0].config
     runs = [run for run in runs if _initialise(run, loaded, placement, provenance, show)]
     if runs:
         _train_and_score(runs, loaded, placement, show)
+    else:  # of a spread base a share is held all the same
+        with spread(config, loaded, [], placement):
+            pass
 
 
 def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool) -> bool:
@@ -141,9 +148,10 @@ def _train_and_score(runs: list[PreparedRun], loaded: Loaded, placement: Placeme
     session = Session(loaded, placement, runs, open_cache(runs[0]), show)
     try:
         session.check_space()
-        step0_errors = session.step0_errors()
-        outcomes = session.train()
-        seconds = session.evaluate()
+        with spread(runs[0].config, loaded, session.adapters if session.trains else [], placement):
+            step0_errors = session.step0_errors()
+            outcomes = session.train()
+            seconds = session.evaluate()
         for lane, run in enumerate(runs):
             _record(run, session, lane, step0_errors[lane], outcomes[lane], seconds)
             if len(runs) > 1:

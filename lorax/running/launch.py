@@ -15,6 +15,7 @@ from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import Unwritable
 from lorax.records.claims import Claimed
+from lorax.running.launchers.group import is_sharded
 from lorax.running.launchers.memory import give_back, is_out_of_memory
 from lorax.running.launchers.sharing import CLAIMED
 from lorax.running.messages import one_line
@@ -51,6 +52,13 @@ def run_pack(
     for run, words in zip(runs, overrides or [], strict=False):
         run.overrides = words
     distinct = {run.run_id: run for run in runs}  # in the order of `configs`; a run's index is its lane
+    if is_sharded(runs[0].config):
+        from lorax.running.spread_pack import run_spread
+
+        results = run_spread(runs, provenance or {}, show, _result)
+        if show:
+            _summarise(runs[0])
+        return results
     stores = {(str(run.store.root), run.config.name): run.store for run in runs}
     for (_, name), store in stores.items():
         store.sweep(name)

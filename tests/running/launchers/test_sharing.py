@@ -167,7 +167,7 @@ def start(tmp_path):
 
 
 def ends(processes):
-    said = [process.communicate(timeout=400) for process in processes]
+    said = [process.communicate(timeout=1500) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), [err[-1500:] for _, err in said]
     return [out for out, _ in said]
 
@@ -205,13 +205,13 @@ def test_processes_with_one_sweep_share_its_runs(start, tmp_path, launcher):
 
 STUDY = [
     sys.executable, "-m", "lorax.run", "study=toy", "study.fixed.steps=4", "study.fixed.batch_size=4",
-    "study.seeds=[0,1,2]", "~study.blocks", "study.arms=[{init: lora, lr: 1e-9},pissa,{init: none, trained: false}]",
+    "study.seeds=[0,1]", "~study.blocks", "study.arms=[{init: lora, lr: 1e-9},pissa,{init: none, trained: false}]",
     "task.n_train=64", "task.n_validation=10", "task.n_test=10", "dtype=float32", "track=none",
 ]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["packed"])  # the kill test's two processes run the other
 def test_a_study_is_shared_and_a_killed_process_s_part_is_taken_over(start, tmp_path, launcher):
     words = [*STUDY, *LAUNCHERS[launcher]]
     ends([start(words, "alone")])
