@@ -101,7 +101,7 @@ class Lockstep:
         self._hooks = [
             self.trunk.register_forward_pre_hook(self._before, prepend=True),
             self.trunk.register_forward_hook(self._after),
-            self.trunk.get_input_embeddings().register_forward_hook(_anchor),
+            model.get_input_embeddings().register_forward_hook(_anchor),
         ]
         self._empty(_FORWARD)  # the buffers that blocks are gathered into must not be made in inference mode
 
