@@ -218,7 +218,8 @@ def test_a_study_is_shared_and_a_killed_process_s_part_is_taken_over(start, tmp_
     processes = [start(words, "shared") for _ in range(3)]
     together = tmp_path / "shared"
     while len(list((together / "records").rglob("*.json"))) < 8:  # in the round of tuning
-        assert all(process.poll() is None for process in processes)
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended, ended[0].communicate()[1][-2000:]
         time.sleep(0.1)
     processes[0].send_signal(signal.SIGKILL)
     processes[0].communicate()
