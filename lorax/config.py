@@ -50,6 +50,7 @@ CHOICES = {
     "cache": ("on", "off"),
     "train.schedule": ("cosine", "linear", "constant"),
     "train.compile": ("auto", "eager", "graph", "inductor"),
+    "train.shard": ("none", "fsdp"),
 }
 
 
@@ -78,6 +79,9 @@ class Train:
     pass for each shape of batch, one of clipping and update for all; heads, and methods that are computed in plain
     operations, are updated after the replay) | inductor (torch.compile of what lies between adapted layers, which takes
     minutes, then as graph; on a CPU nothing is recorded); auto: graph on a GPU if the run is long, else eager."""
+    shard: str = "none"
+    """none | fsdp: spread the frozen base over the processes of torchrun, each of which trains its part of a pack, for
+    a base that is larger than a card. Tested on two CPU processes, not run on GPUs."""
     checkpoint_every: int = 0
     """Steps between checkpoints that a killed run resumes from; 0: none."""
     eval_batch_size: int = 32

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lorax.config import RunConfig, conf_dir, register_schema, resolve
 from lorax.errors import UserError
 from lorax.running.command.words import hydra_words
+from lorax.running.launch import OUR_SWEEPER
 from lorax.running.messages import explain, unexpected
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     single = hydra.mode is None or hydra.mode.name == "RUN"
     if multiprocessing.current_process().name != "MainProcess":  # a launcher's worker
         end_with(os.getppid())
-    if not single:
-        return run_one(resolve(cfg), provenance=_provenance(hydra))
+    if not single:  # our sweeper waits itself for what other processes have
+        return run_one(
+            resolve(cfg), provenance=_provenance(hydra), wait=str(hydra.sweeper.get("_target_")) != OUR_SWEEPER
+        )
     refused = True
     try:
         config = resolve(cfg)
@@ -74,11 +77,13 @@ def objective(result: Mapping[str, Any]) -> float:
     return math.nan if score is None or result["status"] == "diverged" else float(score)
 
 
-def run_one(config: RunConfig, provenance: dict[str, Any] | None = None, show: bool = False) -> dict[str, Any]:
+def run_one(
+    config: RunConfig, provenance: dict[str, Any] | None = None, show: bool = False, wait: bool = True
+) -> dict[str, Any]:
     """Run one configuration in this process; see `lorax.running.launch`."""
     from lorax.running.launch import run_pack
 
-    return run_pack([config], provenance=provenance, show=show)[0]
+    return run_pack([config], provenance=provenance, show=show, wait=wait)[0]
 
 
 def calm_threads(environment: MutableMapping[str, str]) -> None:
@@ -140,7 +145,6 @@ def _outcome() -> tuple[int, str]:
         return 2, explain(error)
 
 
-_SWEEPER = "hydra_plugins.lorax.sweeper.LoraxSweeper"
 _CODES = {"refused": 2, "failed": 1}
 
 
@@ -154,7 +158,7 @@ def _hydra_main() -> dict[str, Any]:
         from hydra.core.hydra_config import HydraConfig
 
         mode, sweeper = HydraConfig.get().mode, HydraConfig.get().sweeper
-        chooses = mode is not None and mode.name == "MULTIRUN" and str(sweeper.get("_target_")) != _SWEEPER
+        chooses = mode is not None and mode.name == "MULTIRUN" and str(sweeper.get("_target_")) != OUR_SWEEPER
         if chooses and cfg.get("evaluate") == "test":
             raise UserError(
                 "this sweeper chooses by a job's score, and only validation may choose: evaluate=validation"

@@ -23,7 +23,7 @@ from lorax.records import claims
 from lorax.records.guarded_json import Damaged, parse_json, read_bytes
 from lorax.records.integrity import read_record
 from lorax.records.record import RunRecord, canonical, digest_of
-from lorax.records.writing import writing
+from lorax.records.writing import remove, writing
 
 KINDS = ("design", "start", "anchor", "record")
 """design: the first line. start: a later command, where code or machine are others than before. anchor: a commit of
@@ -92,9 +92,8 @@ def chain_lock(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        remove(path)  # before it is free: who still waits for the removed file asks again for the path
         lock.release()
-        with suppress(OSError):  # who still waits for the removed file asks again for the path
-            path.unlink(missing_ok=True)
 
 
 def append(path: Path, facts: Sequence[Mapping[str, Any]]) -> None:

@@ -34,7 +34,7 @@ DIAGNOSTICS = ("diagnostics", "diagnostics_every", "forgetting_tokens")
 BOOKKEEPING = ("device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank")
 """Where and how a run is done and kept: never part of its id."""
 
-TRAIN_BOOKKEEPING = ("checkpoint_every", "eval_batch_size", "compile")
+TRAIN_BOOKKEEPING = ("checkpoint_every", "eval_batch_size", "compile", "shard")
 """Keys of `train` that change no result."""
 TRAIN_CALIBRATION = ("calibration_batches",)
 """Keys of `train` that belong to `CALIBRATION`."""

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,16 +209,17 @@ class Store:
         Args:
             name: the records' name.
             run_id: the run.
-            timeout: seconds to wait for another process; -1: for as long as it takes.
+            timeout: seconds to wait for another process; -1: for as long as it takes; 0: not at all.
 
         Yields:
             The record, if the run is over already; None: do the work.
 
         Raises:
+            Claimed: the time is over, and another process still has the run.
             Unwritable: the folder is read-only, or has no space for a record; raised before any work is done.
             UserError: the run's place holds something that is no record of it.
         """
-        path = self._lock(name, run_id)
+        path = self.lock_path(name, run_id)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             held = claims.acquire(path, timeout)
@@ -234,10 +235,22 @@ class Store:
             over = True
             raise
         finally:
+            if over:  # while it is held: who still waits for the removed file asks again for the path
+                remove(path)
             held.release()
-            if over:  # who still waits for the removed file asks again for the path: no two work on one run
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def claiming(self, name: str) -> Iterator[None]:
+        """Let one process at a time claim several runs: who comes second finds all of them taken, or none."""
+        path = self.root / "state" / check_name(name) / "claiming.lock"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = claims.acquire(path)
+        try:
+            yield
+        finally:
+            remove(path)  # before it is free: who still waits for the removed file asks again for the path
+            held.release()
 
     def sweep(self, name: str) -> None:
         """Remove what killed processes left of runs called `name`: once a process, as it looks at every such run.
@@ -252,12 +265,13 @@ class Store:
         _swept.add(key)
         self._finish_packs(name, "")
         for run in sorted({path.name.removesuffix(".lock") for path in folder.iterdir() if _is_state(path)}):
-            if self._is_over(name, run) and (held := claims.try_acquire(self._lock(name, run))) is not None:
+            if self._is_over(name, run) and (held := claims.try_acquire(self.lock_path(name, run))) is not None:
                 remove(self.state(name, run))
+                remove(self.lock_path(name, run))
                 held.release()
-                remove(self._lock(name, run))
 
-    def _lock(self, name: str, run_id: str) -> Path:
+    def lock_path(self, name: str, run_id: str) -> Path:
+        """Return where the lock of a run lies while a process has it."""
         return Path(f"{self.state(name, run_id)}.lock")
 
     def _is_over(self, name: str, run_id: str) -> bool:
@@ -271,10 +285,10 @@ class Store:
         folder = self.root / "state" / check_name(name)
 
         def free(run: str) -> bool:
-            held = claims.try_acquire(self._lock(name, run))
+            held = claims.try_acquire(self.lock_path(name, run))
             if held is not None:
+                remove(self.lock_path(name, run))
                 held.release()
-                remove(self._lock(name, run))
             return held is not None
 
         journal.finish_packs(folder, lambda path: self.folder(name) / path.name, run_id, free)

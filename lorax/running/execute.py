@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lorax.probing import CALIBRATED
 from lorax.records import Unwritable
+from lorax.records.claims import Claimed
 from lorax.running.device import Placement, resolve_placement
 from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names, layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun, now
+from lorax.running.spread import spread
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
@@ -44,12 +46,24 @@ def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> 
     loaded = load(first.model, labels=labels, dtype=placement.weights, device=placement.device, seed=first.seed)
     check_task_fits(first, task, loaded)
     provenance = provenance | placement.facts()
-    if first.base and runs[0].initializer.trains:
-        base = runs[0].frozen_base()
-        with base.claim() as record:  # another process may have been first
-            if record is None:
-                _run([base], loaded, placement, provenance, show)
-    _run(runs, loaded, placement, provenance, show)
+    base = runs[0].frozen_base() if first.base and runs[0].initializer.trains else None
+    elsewhere = False
+    if base is not None:
+        try:
+            _run_if_missing(base, False, loaded, placement, provenance, show)
+        except Claimed:
+            elsewhere = True  # another process scores it: the runs come first, and then a look at what became of it
+    run_loaded(runs, loaded, placement, provenance, show)
+    if base is not None and elsewhere:
+        _run_if_missing(base, True, loaded, placement, provenance, show)
+
+
+def _run_if_missing(
+    run: PreparedRun, wait: bool, loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool
+) -> None:
+    with run.claim(wait) as record:
+        if record is None:
+            run_loaded([run], loaded, placement, provenance, show)
 
 
 @cache
@@ -59,11 +73,17 @@ def _set_imports_aside() -> None:
     gc.freeze()
 
 
-def _run(runs: list[PreparedRun], loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool) -> None:
+def run_loaded(
+    runs: list[PreparedRun], loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool
+) -> None:
     """Initialise, train and score those runs of a pack whose factors can be built."""
+    config = runs[0].config
     runs = [run for run in runs if _initialise(run, loaded, placement, provenance, show)]
     if runs:
         _train_and_score(runs, loaded, placement, show)
+    else:  # of a spread base a share is held all the same
+        with spread(config, loaded, [], placement):
+            pass
 
 
 def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool) -> bool:
@@ -131,9 +151,10 @@ def _train_and_score(runs: list[PreparedRun], loaded: Loaded, placement: Placeme
     session = Session(loaded, placement, runs, open_cache(runs[0]), show)
     try:
         session.check_space()
-        step0_errors = session.step0_errors()
-        outcomes = session.train()
-        seconds = session.evaluate()
+        with spread(runs[0].config, loaded, session.adapters if session.trains else [], placement):
+            step0_errors = session.step0_errors()
+            outcomes = session.train()
+            seconds = session.evaluate()
         for lane, run in enumerate(runs):
             _record(run, session, lane, step0_errors[lane], outcomes[lane], seconds)
             if len(runs) > 1:

@@ -14,9 +14,14 @@ from typing import Any
 from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import Unwritable
+from lorax.records.claims import Claimed
+from lorax.running.launchers.group import is_sharded
 from lorax.running.launchers.memory import give_back, is_out_of_memory
+from lorax.running.launchers.sharing import CLAIMED
 from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun, now, prepare
+
+OUR_SWEEPER = "hydra_plugins.lorax.sweeper.LoraxSweeper"
 
 
 def run_pack(
@@ -24,6 +29,7 @@ def run_pack(
     provenance: dict[str, Any] | None = None,
     show: bool = False,
     overrides: Sequence[list[str]] | None = None,
+    wait: bool = True,
 ) -> list[dict[str, Any]]:
     """Run configurations on one frozen base; write each one's record, with the id that it has when it runs alone.
 
@@ -37,6 +43,7 @@ def run_pack(
         provenance: what the launcher adds to the records.
         show: print the summary of a single run and raise on bad input, instead of recording it.
         overrides: each run's words on the command line, for its provenance.
+        wait: for a run that another process has; otherwise it is left out, and its status is `CLAIMED`.
 
     Returns:
         For each run: run_id, status, message, scores.
@@ -45,25 +52,54 @@ def run_pack(
     for run, words in zip(runs, overrides or [], strict=False):
         run.overrides = words
     distinct = {run.run_id: run for run in runs}  # in the order of `configs`; a run's index is its lane
-    for store, name in {(str(run.store.root), run.config.name): (run.store, run.config.name) for run in runs}.values():
+    if is_sharded(runs[0].config):
+        from lorax.running.spread_pack import run_spread
+
+        results = run_spread(runs, provenance or {}, show, _result)
+        if show:
+            _summarise(runs[0])
+        return results
+    stores = {(str(run.store.root), run.config.name): run.store for run in runs}
+    for (_, name), store in stores.items():
         store.sweep(name)
+    elsewhere: set[str] = set()
     with ExitStack() as claims:
         missing = set()
-        for key in sorted(distinct):  # claimed in one order everywhere: two processes never wait for each other
-            if claims.enter_context(distinct[key].claim()) is None:
-                missing.add(key)
-            else:
-                print(f"{key} {distinct[key].description}: finished before, skipped")
+        with ExitStack() as claiming:
+            if not wait and len(distinct) > 1:  # of two processes with this pack, one gets all of it
+                for (_, name), store in sorted(stores.items()):
+                    claiming.enter_context(store.claiming(name))
+            for key in sorted(distinct):  # claimed in one order everywhere: two processes never wait for each other
+                try:
+                    finished = claims.enter_context(distinct[key].claim(wait)) is not None
+                except Claimed:
+                    elsewhere.add(key)
+                    continue
+                if finished:
+                    print(f"{key} {distinct[key].description}: finished before, skipped")
+                else:
+                    missing.add(key)
         if missing:
             _attempt([run for key, run in distinct.items() if key in missing], provenance or {}, show)
     if show:
         _summarise(runs[0])
-    return [_result(run) for run in runs]
+    return [_claimed(run) if run.run_id in elsewhere else _result(run) for run in runs]
 
 
-def train_pack(configs: list[RunConfig], overrides: list[list[str]]) -> list[dict[str, Any]]:
-    """Run a pack of the packed launcher, in this process or in a worker."""
-    return run_pack(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides)
+def train_pack(configs: list[RunConfig], overrides: list[list[str]], wait: bool = False) -> list[dict[str, Any]]:
+    """Run a pack of the packed launcher, in this process or in a worker.
+
+    Without `wait` the runs that another process has are left to it.
+    """
+    return run_pack(configs, provenance={"launcher": "PackedLauncher"}, overrides=overrides, wait=wait)
+
+
+def _claimed(run: PreparedRun) -> dict[str, Any]:
+    """Return the result of a run that another process has, with the time of an earlier failure that may be recorded."""
+    record = run.stored()
+    before = record.provenance.get("finished") if record is not None and record.status == "failed" else None
+    message = "another process has this run"
+    return {"run_id": run.run_id, "status": CLAIMED, "message": message, "failed_before": before, "scores": {}}
 
 
 def _result(run: PreparedRun) -> dict[str, Any]:

@@ -39,13 +39,15 @@ def pack_key(config: RunConfig) -> str:
         config.model, config.task, config.data_seed, config.dtype, config.device, config.steps,
         config.batch_size, config.evaluate, config.name, config.results_dir, config.base, config.diagnostics,
         {key: config.train[key] for key in ("accumulation", "eval_batch_size", "head_lr", "checkpoint_every")},
-        config.train["compile"],
+        config.train["compile"], config.train["shard"],
         *([config.objective, config.reinforce] if config.objective != knobs.LIKELIHOOD else []),
     ]  # fmt: skip
     return canonical([shared, None if shares_base else config.to_dict()])
 
 
-def make_packs(configs: Sequence[RunConfig], lanes: int | None) -> list[list[int]]:
+def make_packs(
+    configs: Sequence[RunConfig], lanes: int | None, free: int | None = None, cards: int = 1
+) -> list[list[int]]:
     """Return packs as lists of positions in `configs`, in order of first appearance.
 
     Packs are filled one after another, and run in that order. So after a kill the unfinished packs are whole, the same
@@ -54,18 +56,21 @@ def make_packs(configs: Sequence[RunConfig], lanes: int | None) -> list[list[int
     Args:
         configs: the jobs.
         lanes: most runs in a pack; None: `runs_that_fit` of each pack.
+        free: bytes for a pack; None: what is free on the runs' device, as this process sees it.
+        cards: that train side by side; where `lanes` is None, jobs are spread over all of them.
     """
     compatible: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
         compatible.setdefault(pack_key(config), []).append(position)
     packs = []
     for members in compatible.values():
-        most = lanes or (runs_that_fit(configs[members[0]]) if len(members) > 1 else 1)
+        fit = lanes or (runs_that_fit(configs[members[0]], free) if len(members) > 1 else 1)
+        most = lanes or min(fit, -(-len(members) // cards))
         packs += [members[start : start + most] for start in range(0, len(members), most)]
     return packs
 
 
-def runs_that_fit(config: RunConfig) -> int:
+def runs_that_fit(config: RunConfig, free: int | None = None) -> int:
     """Return of how many runs the activations fit into half of the free memory.
 
     A run keeps for its backward pass about `layers * (14 hidden + 6 intermediate)` numbers per token
@@ -74,6 +79,7 @@ def runs_that_fit(config: RunConfig) -> int:
 
     Args:
         config: any job of the pack.
+        free: bytes; None: what is free on its device.
     """
     from lorax.models.registry import skeleton
     from lorax.running.preflight import class_names, load_task
@@ -84,7 +90,8 @@ def runs_that_fit(config: RunConfig) -> int:
     tokens = (config.batch_size or task.batch_size) / config.train["accumulation"] * _tokens(task)
     per_token = layers * (14 * hidden + 6 * getattr(size, "intermediate_size", 4 * hidden)) * 4
     adapter = 16 * 14 * config.rank * hidden * layers
-    return max(1, min(MOST_RUNS, int(_free_bytes(config.device) / 2 // (tokens * per_token + adapter))))
+    free = free_bytes(config.device) if free is None else free
+    return max(1, min(MOST_RUNS, int(free / 2 // (tokens * per_token + adapter))))
 
 
 def _tokens(task: Task) -> float:
@@ -93,7 +100,8 @@ def _tokens(task: Task) -> float:
     return lengths[int(0.95 * (len(lengths) - 1))] / 3.5 + 50
 
 
-def _free_bytes(device: str) -> int:
+def free_bytes(device: str) -> int:
+    """Return the free memory of a device's card, or of this machine."""
     import psutil
 
     if device.startswith("cuda") or device == "auto":

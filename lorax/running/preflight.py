@@ -14,6 +14,7 @@ from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import canonical, check_writable, knobs
 from lorax.running.device import resolve_device
+from lorax.running.launchers.group import check_sharded
 
 if TYPE_CHECKING:
     from lorax.adapters.face import LayerPlan
@@ -42,6 +43,7 @@ def preflight(configs: Sequence[RunConfig]) -> None:
 
         Cache.default()  # refuses a size that it cannot read
     for config in configs:
+        check_sharded(config)
         data = canonical([config.task, config.data_seed])
         if data not in tasks:
             tasks[data] = load_task(config)

@@ -67,9 +67,12 @@ class PreparedRun:
         """Write the record of a run that has failed, with the message."""
         self.store.write(self.new_record("failed", error, provenance))
 
-    def claim(self) -> AbstractContextManager[RunRecord | None]:
-        """Keep other processes from this run; gives the record of a run that finished before, or None."""
-        return self.store.claim(self.config.name, self.run_id)
+    def claim(self, wait: bool = True) -> AbstractContextManager[RunRecord | None]:
+        """Keep other processes from this run; gives the record of a run that finished before, or None.
+
+        Without `wait` a run that another process has raises `Claimed`.
+        """
+        return self.store.claim(self.config.name, self.run_id, -1 if wait else 0)
 
     def stored(self) -> RunRecord | None:
         """Return the record in the store, whatever its status."""

@@ -18,6 +18,7 @@ from lorax.records.writing import remove
 from lorax.running.device import Placement
 from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun
+from lorax.running.spread import plan_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,10 +150,11 @@ class Session:
 
         config = run.config
         keys = ("schedule", "warmup", "clip", "accumulation", "checkpoint_every", "compile")
-        return TrainPlan(
+        plan = TrainPlan(
             steps=config.steps, batch_size=config.batch_size, autocast=self.placement.autocast,
             progress=None if self.show else False, **{key: config.train[key] for key in keys},
         )  # fmt: skip
+        return plan_of(config, plan)
 
     def evaluate(self) -> float:
         """Enter each run's scores and items, split by split; return the seconds of all runs together.

@@ -12,6 +12,7 @@ from lorax.errors import UserError
 from lorax.records import Store, Unwritable, canonical
 from lorax.running.identity import consumed_fields
 from lorax.running.launchers.cluster import cancelled_on_stop, finished_before, is_cluster
+from lorax.running.launchers.sharing import take_or_await
 from lorax.running.messages import one_line
 from lorax.running.prepared import default_rate
 
@@ -94,12 +95,19 @@ def without_twins(
 
 
 def launch(sweeper: LoraxSweeper, jobs: Sequence[list[str]], start: int) -> list[dict[str, Any]]:
-    """Hand jobs to the launcher; return each one's overrides, status, run_id and message."""
+    """Hand jobs to the launcher; return each one's overrides, status, run_id and message.
+
+    Runs that other processes have are left to them, and waited for when all others are done.
+    """
     if not jobs:
         return []
-    if is_cluster(sweeper.config):
-        return _launch_on_cluster(sweeper, jobs, start)
-    return _read(jobs, sweeper.launcher.launch([list(job) for job in jobs], initial_job_idx=start))
+
+    def hand_over(part: list[list[str]]) -> list[dict[str, Any]]:
+        if is_cluster(sweeper.config):
+            return _launch_on_cluster(sweeper, part, start)
+        return _read(part, sweeper.launcher.launch(part, initial_job_idx=start))
+
+    return take_or_await(jobs, hand_over, lambda job: resolve(sweeper.compose(job)))
 
 
 def _launch_on_cluster(sweeper: LoraxSweeper, jobs: Sequence[list[str]], start: int) -> list[dict[str, Any]]:

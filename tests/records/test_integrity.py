@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -230,17 +232,73 @@ def test_who_waits_says_for_whom(tmp_path, monkeypatch, capsys):
     assert line.count("\n") == 1 and f"waiting for process {os.getpid()} on " in line and str(lock) in line
 
 
-def test_another_machine_s_lock_file_is_not_waited_for_for_ever(tmp_path, monkeypatch, capsys):
-    from filelock import SoftFileLock
-
+@pytest.fixture
+def no_kernel_locks(monkeypatch):
+    """As on a file system whose kernel locks no files."""
+    monkeypatch.setattr(claims, "has_kernel_locks", lambda folder: False)
     monkeypatch.setattr(claims, "SAY_AFTER", 0.05)
-    monkeypatch.setattr(claims, "GIVE_UP_ON_ANOTHER_MACHINE", 0.2)
-    monkeypatch.setattr(claims, "FileLock", SoftFileLock)  # as on a file system without locks of the kernel's
-    lock = tmp_path / "run.lock"
-    lock.write_text("123\nanother.machine\n")
-    with pytest.raises(UserError, match="process 123 on another.machine has held this run for a day; .*remove"):
-        claims.acquire(lock)
-    assert f"if it is gone, remove {lock}" in capsys.readouterr().err
+    monkeypatch.setattr(claims, "STALE_AFTER", 0.5)
+
+
+def test_a_lock_file_that_its_holder_touches_no_more_is_taken_over(tmp_path, monkeypatch, capsys, no_kernel_locks):
+    from filelock import SoftFileLease
+
+    elsewhere, lock = SoftFileLease(tmp_path / "run.lock", lease_duration=0.5), tmp_path / "run.lock"
+    with monkeypatch.context() as patch:
+        patch.setattr("filelock._marker.host_name", lambda: "another.machine")
+        patch.setattr(SoftFileLease, "_start_heartbeat", lambda *words: None)  # it has been switched off
+        elsewhere.acquire()
+    assert claims.holder(lock) is not None and claims.holder(lock)[1] == "another.machine"
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(claims.Claimed, match="on another.machine has this run"):
+            pool.submit(claims.acquire, lock, 0).result()
+        pool.submit(lambda: claims.acquire(lock).release()).result()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "on another.machine" in said and "taken over if silent for 0 s" in said
+
+
+def test_a_lock_file_whose_holder_is_alive_is_waited_for(tmp_path, no_kernel_locks):
+    held = claims.acquire(tmp_path / "run.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(claims.Claimed):
+            pool.submit(claims.acquire, tmp_path / "run.lock", 0.9).result()  # longer than what makes it stale
+        held.release()
+        pool.submit(lambda: claims.acquire(tmp_path / "run.lock", 5).release()).result()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_s_locks_are_tried_not_guessed(tmp_path, monkeypatch):
+    from filelock import FileLock, SoftFileLease
+
+    assert isinstance(claims.lock_of(tmp_path / "run.lock"), FileLock) and not list(tmp_path.iterdir())
+    folder = tmp_path / "network"
+    folder.mkdir()
+
+    def refuse(self, *words, **more):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "acquire", refuse)
+        lock = claims.lock_of(folder / "run.lock")
+    assert isinstance(lock, SoftFileLease) and lock.lease_duration == claims.STALE_AFTER
+
+
+def test_a_claim_that_does_not_wait_says_who_has_the_run(tmp_path):
+    store, held, done = Store(tmp_path), threading.Event(), threading.Event()
+
+    def hold():
+        with store.claim("n", "r"):
+            held.set()
+            done.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hold)
+        assert held.wait(10)
+        with pytest.raises(claims.Claimed, match="has this run"), store.claim("n", "r", timeout=0):
+            pass
+        done.set()
+    with store.claim("n", "r", timeout=0) as record:
+        assert record is None
 
 
 NAMES = [".", "..", "../x", "a/../../x", "/tmp/x", "a//b", "", "a/.", "~/x", "a\x00b", "x" * 5000]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -55,16 +55,24 @@ class _Worker:
     process: Any
     """A spawned process."""
     connection: Connection
+    seat: int
+    """Its place among the workers: says which of `pins` it has, as its successor will, should it be killed."""
     work: Work | None = field(default=None)
 
 
-def train_packs(packs: Sequence[tuple[list[RunConfig], list[list[str]]]], processes: int, train: Train) -> list[Result]:
+def train_packs(
+    packs: Sequence[tuple[list[RunConfig], list[list[str]]]],
+    processes: int,
+    train: Train,
+    pins: Sequence[Mapping[str, str]] = ({},),
+) -> list[Result]:
     """Train packs in worker processes, each with its share of the cores.
 
     Args:
         packs: configurations that share a base, and each one's overrides.
         processes: packs that train side by side.
         train: trains one pack; a function of a module, since workers import it.
+        pins: variables of the environment that workers start with, in turn: each one's card.
 
     Returns:
         One result for each run, in the order of the packs and of the runs in them.
@@ -84,7 +92,8 @@ def train_packs(packs: Sequence[tuple[list[RunConfig], list[list[str]]]], proces
             idle = [worker for worker in workers if worker.work is None]
             while waiting and (idle or len(workers) < processes):
                 if not idle:
-                    workers.append(_start(processes, train))
+                    seat = min(set(range(processes)) - {worker.seat for worker in workers})
+                    workers.append(_start(processes, train, seat, pins[seat % len(pins)]))
                     idle.append(workers[-1])
                 _hand_over(idle.pop(), waiting.popleft())
             busy = {worker.connection: worker for worker in workers if worker.work}
@@ -142,26 +151,29 @@ def _after_death(worker: _Worker, work: Work, results: list[Result]) -> list[Wor
     return smaller
 
 
-def _start(processes: int, train: Train) -> _Worker:
+def _start(processes: int, train: Train, seat: int, pin: Mapping[str, str]) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, train, os.getpid()), name="lorax-worker")
-    with _threads(max(1, (os.cpu_count() or 1) // processes)):
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    with environment_of_workers({name: threads for name in _THREADS if name not in os.environ} | dict(pin)):
         process.start()
     theirs.close()  # so that the end of the worker ends the pipe
-    return _Worker(process, ours)
+    return _Worker(process, ours, seat)
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Give processes that are started inside their share of the cores, unless the user has said how many."""
-    mine = [name for name in _THREADS if name not in os.environ]
-    os.environ.update(dict.fromkeys(mine, str(count)))
+def environment_of_workers(variables: Mapping[str, str]) -> Iterator[None]:
+    """Let processes that are started inside begin with these variables; afterwards all are as they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in mine:
-            del os.environ[name]
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _end(workers: Sequence[_Worker]) -> None:
