@@ -45,6 +45,9 @@ class PackState:
         self.unpadded: tuple[tuple[int, int], Tensor] | None = None
         """((rows, tokens), flat indices of the tokens that are no padding) of the batch at hand: the base products
         leave out the others. Only for batches in which no token reads what stands at a padded one."""
+        self.token_counts: Tensor | None = None
+        """(rows, tokens): of how many examples each place of the batch at hand holds a token, 0 for padding. None: not
+        told, each place counts once. Of use to methods that take means over tokens."""
         self.routing: Routing | None = None
         """Which lane each row of the batch uses; None: equal blocks, in order."""
         self.frozen_key: object | None = None

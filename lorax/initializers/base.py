@@ -39,6 +39,8 @@ class Initializer(Protocol):
     adapts: ClassVar[str]
     """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets;
     saved: the linear layers of an adapter on disk (`layers`)."""
+    changes_weight: ClassVar[bool]
+    """Whether what it trains is a change of a weight, one matrix for all inputs: it then merges and has spectra."""
     takes_saved: ClassVar[bool]
     """Whether it starts from adapters on disk, so that it cannot be built without a folder of one."""
     version: ClassVar[int]
@@ -132,6 +134,7 @@ class Method:
     changes_layers: ClassVar[bool] = True
     has_factors: ClassVar[bool] = True
     adapts: ClassVar[str] = "linear"
+    changes_weight: ClassVar[bool] = True
     takes_saved: ClassVar[bool] = False
     version: ClassVar[int] = 1
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lorax.models.modality import Batch
     from lorax.models.registry import Loaded
     from lorax.probing.gradient import Loss
@@ -39,6 +36,7 @@ def gradient_batches(
     """
     from lorax.forward.batch import order
     from lorax.forward.modality import modality_of
+    from lorax.forward.padding import token_counts
     from lorax.models.fresh_head import init_head
 
     modality = modality_of(loaded)
@@ -58,38 +56,9 @@ def gradient_batches(
 
     # Gradients are cached under this text and the batches.
     loss.digest = f"mean {modality.loss_name} of the labels, version 1"  # type: ignore[attr-defined]
-    loss.token_counts = token_counts  # type: ignore[attr-defined]
+    loss.token_counts = lambda fields: token_counts(*(fields[key] for key in ("inputs", "positions", "counts")))  # type: ignore[attr-defined]
     parts = modality.regroup(parts) if share else parts
     return loss, [_to_fields(modality.collate(part, share=share, single_pass=True)) for part in parts]
-
-
-def token_counts(batch: Mapping[str, Any]) -> list[Tensor]:
-    """Return, for each grid of input tokens (rows, tokens), of how many examples each position holds a token.
-
-    Padding counts 0, a token 1, and a token of a beginning that R examples share R: the counts do not depend on how
-    examples are laid out. Where no mask says so, an example ends where its last label is predicted.
-
-    Args:
-        batch: the fields of a `Batch` whose beginnings are not cached (`prefix` is None).
-
-    Returns:
-        One tensor; for an encoder-decoder the encoder's and the decoder's.
-    """
-    import torch
-
-    inputs, positions = batch["inputs"], batch["positions"]
-    mask = inputs.get("attention_mask")
-    if mask is not None and mask.ndim == 2:
-        if "decoder_input_ids" not in inputs:
-            return [mask]
-        decoder = torch.zeros_like(inputs["decoder_input_ids"])
-        return [mask, decoder.flatten().index_fill(0, positions, 1).view_as(decoder)]
-    rows, width = inputs["input_ids"].shape
-    ends = positions[torch.tensor(batch["counts"], device=positions.device).cumsum(0) - 1]
-    if mask is None:
-        return [torch.arange(width, device=ends.device) <= (ends % width)[:, None]]
-    seen = mask[:, 0].flatten(0, 1)[ends]  # what an example's last token sees is the example
-    return [torch.zeros(rows, width, device=ends.device).index_add(0, ends // width, seen.float())]
 
 
 def _to_fields(batch: Batch) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Task:
     """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ...; `data`: how many
     rows were read, kept and dropped, and how, as a sentence for the user and the record."""
 
-    def score(self, example: Example, completion: str) -> dict[str, int]:
+    def score(self, example: Example, completion: str) -> dict[str, Any]:
         """Score one completion.
 
         Args:

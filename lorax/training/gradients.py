@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lorax.adapters.dropout import key
-from lorax.forward.active import masks_from, set_unpadded
+from lorax.forward.active import masks_from, set_token_counts, set_unpadded
 from lorax.forward.readout import autocast
 from lorax.training.state import RunState
 
@@ -91,6 +91,8 @@ class Lanes:
         self.adapters = [state.run.adapters for state in states]
         self.device, self.scale = states[0].device, states[0].loss_scale
         self.drops = any(state.drops for state in states)
+        self.penalised = [state for state in self.states if state.penalises_batches]
+        """Those whose training rule adds to the loss of every micro-batch."""
         self._weights: Tensor | None = None
         """(K,) w_k, times the loss scale: what the losses' backward pass begins with."""
 
@@ -120,8 +122,19 @@ class Lanes:
             means = numbers.means(losses)
             if self._weights is None:
                 self._weights = means.new_tensor([self.scale * state.loss_weight for state in self.states])
-            means.backward(self._weights)
+            if self.penalised:
+                self._with_penalties(batch, means, self._weights)
+            else:
+                means.backward(self._weights)
         return means.detach()
+
+    def _with_penalties(self, batch: Batch, means: Tensor, weights: Tensor) -> None:
+        """Differentiate the losses and what training rules add to them."""
+        set_token_counts(self.adapters, batch)
+        added = [(state, penalty) for state in self.penalised if (penalty := state.batch_penalty()) is not None]
+        set_token_counts(self.adapters, None)
+        each = [penalty.new_tensor(self.scale * state.loss_weight) for state, penalty in added]
+        torch.autograd.backward([means, *(penalty for _, penalty in added)], [weights, *each])
 
     def of(self, states: Sequence[RunState]) -> bool:
         """Whether these are the lanes, in this order."""
@@ -146,7 +159,8 @@ class Eager:
         lanes = self._lanes
         parts = lanes.micro_batches()
         labels = lanes.labels(parts)
-        share = lanes.plan.share_prefix and not lanes.drops  # under dropout each row has its own mask
+        # under dropout each row has its own mask; a penalty on a batch counts its tokens
+        share = lanes.plan.share_prefix and not lanes.drops and not lanes.penalised
         total: Tensor | None = None
         for at, rows in enumerate(parts):
             batch = self.modality.collate(rows, len(going), share=share)

@@ -147,6 +147,8 @@ def _check(states: list[RunState]) -> None:
         raise UserError("runs of one pack differ in their objective")
     if states[0].run.objective is not None and any(state.drops for state in states):
         raise UserError("objective=reinforce: completions are drawn without dropout; train with dropout=0")
+    if states[0].run.objective is not None and any(state.penalises_batches for state in states):
+        raise UserError("objective=reinforce adds no penalty of a router's balance to its loss; train with balance=0")
     pack_of([state.run.adapters for state in states])
 
 

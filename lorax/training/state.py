@@ -52,6 +52,7 @@ class RunState:
         self.loss_scale = _loss_scale(run.adapters.model)
         self.loss_weight = 1.0
         """Of this run's loss in the sum that is differentiated; 1 / T in a task group of T runs."""
+        self._batch_penalties: list[Tensor] = []
         self.step, self.resumed, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.times: list[float] = []
@@ -89,9 +90,27 @@ class RunState:
         if self.run.rule is not None:
             self.run.rule.before_forward(self._this_step(), self.run.adapters)
 
+    @property
+    def penalises_batches(self) -> bool:
+        """Whether the training rule's penalty depends on what the forward pass computes."""
+        return self.run.rule is not None and self.run.rule.of_batch
+
+    def batch_penalty(self) -> Tensor | None:
+        """Return what the training rule adds to the loss of the micro-batch that has just gone forward."""
+        if self.run.rule is None or (penalty := self.run.rule.penalty(self.run.adapters)) is None:
+            return None
+        part = penalty / self.plan.accumulation
+        self._batch_penalties.append(part.detach())
+        return part
+
     def penalty(self) -> Tensor | None:
-        """Return what the training rule adds to the step's loss."""
-        return None if self.run.rule is None else self.run.rule.penalty(self.run.adapters)
+        """Return what the training rule adds to the step's loss; detached where it was added batch by batch."""
+        if self.run.rule is None:
+            return None
+        if not self.run.rule.of_batch:
+            return self.run.rule.penalty(self.run.adapters)
+        parts, self._batch_penalties = self._batch_penalties, []
+        return torch.stack(parts).sum() if parts else None
 
     def after_backward(self) -> None:
         """Let the training rule act on complete gradients."""

@@ -11,6 +11,7 @@ from lorax.adapters.bottleneck.bottleneck import Bottleneck
 from lorax.adapters.bottleneck.fusion import Fusion
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.factors import Factors
+from lorax.adapters.gated.experts import GatedExperts
 from lorax.adapters.vectors.magnitude import Magnitude
 from lorax.adapters.vectors.shared_matrices import SharedMatrices
 from lorax.adapters.vectors.singular_values import SingularValues
@@ -23,6 +24,7 @@ _PLANS: dict[str, Restore] = {
     "bottleneck": Bottleneck.restore,
     "factors": Factors.restore,
     "fusion": Fusion.restore,
+    "gated_experts": GatedExperts.restore,
     "magnitude": Magnitude.restore,
     "shared_matrices": SharedMatrices.restore,
     "singular_values": SingularValues.restore,
