@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
 
 from lorax.errors import UserError, near
 
@@ -41,6 +41,8 @@ class Initializer(Protocol):
     saved: the linear layers of an adapter on disk (`layers`)."""
     takes_saved: ClassVar[bool]
     """Whether it starts from adapters on disk, so that it cannot be built without a folder of one."""
+    shared_by_tasks: ClassVar[tuple[str, ...]]
+    """Tensors that the tasks of a group train as one by the method's own design, which is then for groups alone."""
     version: ClassVar[int]
     """To be raised when the code of the method gives other results: the run id holds version and fields, not code."""
 
@@ -81,6 +83,10 @@ class Initializer(Protocol):
 
     def rule(self) -> TrainingRule | None:
         """Return what the method does around each step of one run, or None."""
+        ...
+
+    def of_task(self, index: int) -> Initializer:
+        """Return the method as it starts the adapters of a group's task of this number."""
         ...
 
     def __call__(self, probe: Probe) -> LayerPlan:
@@ -124,6 +130,7 @@ class Method:
     has_factors: ClassVar[bool] = True
     adapts: ClassVar[str] = "linear"
     takes_saved: ClassVar[bool] = False
+    shared_by_tasks: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
 
     @property
@@ -164,6 +171,10 @@ class Method:
     def rule(self) -> TrainingRule | None:
         """Nothing beside the optimiser."""
         return None
+
+    def of_task(self, index: int) -> Self:
+        """All tasks start alike, as they would alone."""
+        return self
 
     def sites(self, model: nn.Module) -> Sequence[str]:
         """No places of its own: `targets` names them."""

@@ -6,7 +6,7 @@ import statistics
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorax.adapters.face import Trainable
+    from lorax.forward.heads import Head
     from lorax.models.registry import Loaded
     from lorax.probing.cache import Cache
+    from lorax.tasks import Task
     from lorax.training.run import Outcome, TrainPlan
     from lorax.training.tracking import Tracker
 
@@ -33,6 +35,8 @@ PROJECT = "lorax"
 
 class Session:
     """K runs (usually one) from factors to scores; run k is lane k of the pack.
+
+    Runs may have tasks of their own; those of a pack have one (`lorax.running.groups.session` has others).
 
     Args:
         loaded: the untouched model; `close` gives it back untouched.
@@ -43,18 +47,16 @@ class Session:
     """
 
     def __init__(self, loaded: Loaded, placement: Placement, runs: list[PreparedRun], cache: Cache | None, show: bool):
-        from lorax.forward.heads import install_heads
         from lorax.training.costs import reset_peak
 
         self.loaded, self.placement, self.runs, self.cache, self.show = loaded, placement, runs, cache, show
-        self.task, self.config = runs[0].task, runs[0].config
+        self.config = runs[0].config
         reset_peak(placement.device)
         self.total = sum(value.numel() for value in loaded.model.parameters())
         self.trains = runs[0].initializer.trains
         self.adapters = self._install()
-        # The frozen base consumes no seed, so its untrained head must not depend on the run that asked for it.
-        self.heads = install_heads(loaded, [run.config.seed if self.trains else 0 for run in runs])
-        self.trackers = [self._tracker(run) for run in runs]
+        self.heads = self._install_heads()
+        self.trackers = self._open_trackers()
 
     def _install(self) -> Sequence[Trainable]:
         from lorax.adapters.install import install
@@ -72,6 +74,23 @@ class Session:
             return [adapters]
         return install(model, factors, first.config.recenter, dropouts, infos)
 
+    def _install_heads(self) -> list[Head]:
+        from lorax.forward.heads import install_heads
+
+        return install_heads(self.loaded, self._head_seeds())
+
+    def _head_seeds(self) -> list[int]:
+        """Return what draws each run's head; the frozen base consumes no seed, so its untrained head has one seed."""
+        return [run.config.seed if self.trains else 0 for run in self.runs]
+
+    def _open_trackers(self) -> list[Tracker]:
+        return [self._tracker(run) for run in self.runs]
+
+    def _lanes_by_task(self) -> list[tuple[Task, list[int]]]:
+        """Return each task with the lanes of the runs on it."""
+        tasks = {id(run.task): run.task for run in self.runs}
+        return [(task, [k for k, run in enumerate(self.runs) if run.task is task]) for task in tasks.values()]
+
     def step0_errors(self) -> list[float]:
         """Return, for each run, the largest change of an output on one training batch before step 1."""
         from lorax.forward.active import active
@@ -79,20 +98,21 @@ class Session:
         from lorax.forward.readout import autocast
 
         if not self.trains:
-            return [0.0]
+            return [0.0] * len(self.runs)
         modality = modality_of(self.loaded)
-        batch = modality.collate(modality.encode(self.task, "train")[: self.config.batch_size])
         device = torch.device(self.placement.device)
-        errors, base = [], None
+        errors = [0.0] * len(self.runs)
         with torch.inference_mode(), modality.open():
-            for lane, adapters in enumerate(self.adapters):
-                heads = self.heads[lane : lane + 1]
-                with active([adapters], heads), autocast(device, self.placement.autocast):
-                    output = modality.forward(batch)
-                    if base is None or heads:  # each run has a head of its own; the rest of the base is shared
-                        with adapters.disabled():
-                            base = modality.forward(batch)
-                errors.append(float((output.double() - base.double()).abs().max()))
+            for task, lanes in self._lanes_by_task():
+                batch, base = modality.collate(modality.encode(task, "train")[: self.config.batch_size]), None
+                for lane in lanes:
+                    adapters, heads = self.adapters[lane], self.heads[lane : lane + 1]
+                    with active([adapters], heads), autocast(device, self.placement.autocast):
+                        output = modality.forward(batch)
+                        if base is None or heads:  # each run has a head of its own; the rest of the base is shared
+                            with adapters.disabled():
+                                base = modality.forward(batch)
+                    errors[lane] = float((output.double() - base.double()).abs().max())
         return errors
 
     def train(self) -> list[Outcome]:
@@ -101,8 +121,9 @@ class Session:
         from lorax.training.loop import Outcome, Run, train
 
         if not self.trains:
-            return [Outcome("finished")]
-        data = modality_of(self.loaded).encode(self.task, "train")
+            return [Outcome("finished") for _ in self.runs]
+        modality = modality_of(self.loaded)
+        data = {id(task): modality.encode(task, "train") for task, _ in self._lanes_by_task()}
         trained = []
         for lane, run in enumerate(self.runs):
             config = run.config
@@ -110,7 +131,7 @@ class Session:
             trained.append(
                 Run(
                     adapters=self.adapters[lane],
-                    data=data,
+                    data=data[id(run.task)],
                     lr=config.lr,
                     seed=config.seed,
                     weight_decay=config.weight_decay,
@@ -120,12 +141,21 @@ class Session:
                     # A head that trains alone does so at the run's own rate.
                     head_lr=config.train["head_lr"] if run.initializer.changes_layers else None,
                     plan=self._plan(run),
-                    on_step=self.trackers[lane].log,
+                    on_step=self._on_step(lane),
                     checkpoint=state / "checkpoint.pt" if config.train["checkpoint_every"] else None,
                     name=run.run_id,
+                    **self._grouped(lane),
                 )  # fmt: skip
             )
         return train(self.loaded, trained, trained[0].plan)
+
+    def _on_step(self, lane: int) -> Callable[[dict[str, float]], None]:
+        """Return what is called with each step of a run."""
+        return self.trackers[lane].log
+
+    def _grouped(self, lane: int) -> dict[str, Any]:
+        """Return the fields of `Run` that make runs a task group."""
+        return {}
 
     def _plan(self, run: PreparedRun) -> TrainPlan:
         from lorax.training.loop import TrainPlan
@@ -144,16 +174,20 @@ class Session:
         wanted = self.config.evaluate
         start = time.perf_counter()
         for split in ["validation", "test"] if wanted == "both" else [wanted]:
-            shots = bool(self.task.shots) and not self.trains
-            answers = evaluate(
-                self.loaded, self.task, split, self.adapters if self.trains else None, self.heads,
-                batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.placement.autocast, shots=shots,
-            )  # fmt: skip
-            asked = self.task.asked(split, shots)
-            for run, items in zip(self.runs, answers, strict=True):
-                run.record.scores[split] = summarise(items)
-                run.record.task.setdefault("asked", {})[split] = asked
-                run.items.extend(items)
+            for task, lanes in self._lanes_by_task():
+                shots = bool(task.shots) and not self.trains
+                answers = evaluate(
+                    self.loaded, task, split, [self.adapters[k] for k in lanes] if self.trains else None,
+                    [self.heads[k] for k in lanes] if self.heads else [],
+                    batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.placement.autocast,
+                    shots=shots,
+                )  # fmt: skip
+                asked = task.asked(split, shots)
+                for lane, items in zip(lanes, answers, strict=True):
+                    run = self.runs[lane]
+                    run.record.scores[split] = summarise(items)
+                    run.record.task.setdefault("asked", {})[split] = asked
+                    run.items.extend(items)
         return time.perf_counter() - start
 
     def init_report(self, lane: int) -> dict[str, Any]:
