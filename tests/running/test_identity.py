@@ -23,12 +23,13 @@ VALUES = {
     "recenter": "fold", "calibration": "heldout", "dtype": "bfloat16", "evaluate": "validation", "diagnostics": True,
     "device": "cpu", "base": False, "diagnostics_every": 3, "forgetting_tokens": 3, "cache": "off", "track": "online",
     "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other",
+    "share": "A",
 }  # fmt: skip
 TRAIN = {
     "schedule": "linear", "warmup": 0.3, "clip": 0.3, "accumulation": 4, "head_lr": 0.3, "checkpoint_every": 3,
     "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph",
 }  # fmt: skip
-ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save",
+ELSEWHERE = {"share", "device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save",
              "train.checkpoint_every", "train.eval_batch_size", "train.compile", "diagnostics_every",
              "forgetting_tokens"}  # fmt: skip
 GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "gamma"}
