@@ -72,7 +72,7 @@ TOY = {"name": "toy"}
         ({"task": {"parts": {"toy": TOY | {"letters": 99}}}}, "task.parts.toy.letters=99: must be between"),
         ({"task": {"parts": {"toy": TOY | {"leters": 3}}}}, "task.parts.toy.leters=3: .*'letters'"),
         ({"task": {"parts": {"toy": {"letters": 3}}}}, "task.parts.toy: the fields of a task are needed"),
-        ({"task": {"parts": {"toy": TOY | {"name": "toi"}}}}, "task.parts.toy: task=toi is unknown: did you mean 'toy'"),
+        ({"task": {"parts": {"toy": TOY | {"name": "toi"}}}}, "task.parts.toy: task=toi is unknown: did you"),
         ({"task": {"weights": [1, 2]}}, "a list of 1 numbers is needed"),
         ({"task": {"weights": [0]}}, "task.weights=.0.: 0 is no finite number above 0"),
         ({"task": {"steps": 0}}, "task.steps=0: group takes an integer of at least 1"),
@@ -127,3 +127,15 @@ def test_a_group_takes_its_defaults_from_its_tasks():
     assert group.digest != other.digest and group.asked("test") != other.asked("test")
     with pytest.raises(UserError, match="a group holds single tasks"):
         TaskGroup(parts={"a": {"name": "group", "parts": {}}})
+
+
+def test_mixtures_and_studies_are_about_single_tasks(given):
+    from types import SimpleNamespace
+
+    from lorax.mix.command import _composed
+    from lorax.running.study import _JobFacts
+
+    with pytest.raises(UserError, match="study: task=group is a group of tasks"):
+        _JobFacts(SimpleNamespace(compose=lambda words: given()), []).config([])
+    with pytest.raises(UserError, match="task=group: a mixture is searched on one task"):
+        _composed(["model=toy", "task=group", "task.parts=[toy]"])
