@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from lorax.adapters.selection.rules import Rules
 from lorax.errors import UserError, near
@@ -43,6 +43,7 @@ CHOICES = {
     "zeta_rule": ("forward", "backward", "absolute", "weight_svd"),
     "recenter": ("carry", "fold"),
     "objective": OBJECTIVES,
+    "share": ("none", "A", "common"),
     "dtype": ("auto", "float32", "bf16-autocast", "bfloat16", "float16", "float64"),
     "track": ("offline", "online", "none"),
     "evaluate": ("test", "validation", "both"),
@@ -130,6 +131,8 @@ class RunConfig:
     alpha_pattern: dict[str, float] | None = None
     modules_to_save: list[str] | None = None
     recenter: str = "carry"
+    share: str = "none"
+    """What the tasks of a group train as one: none | A | common (a term B A of its own, beside each task's)."""
     calibration: str = "train"
     dtype: str = "auto"
     device: str = "auto"
@@ -164,6 +167,12 @@ class RunConfig:
         from lorax.initializers.registry import build
 
         return build(self.init["name"], shared={key: getattr(self, key) for key in knobs.METHOD}, own=self.init)
+
+    def parts(self) -> dict[str, RunConfig]:
+        """Return, by name, each task of a group as a run on that task alone; nothing for a run on a single task."""
+        from lorax.tasks.group import parts_of
+
+        return {name: replace(self, task=spec, share="none") for name, spec in parts_of(self.task).items()}
 
     def rules(self) -> Rules:
         """Return what is set beside the targets: layers left out, ranks and alphas by layer, modules trained whole."""
@@ -286,6 +295,7 @@ def check(config: RunConfig) -> None:
     config.rules().check_method(config.initializer())
     _check_objective(config)
     _check_save_rank(config)
+    _check_tasks(config)
     _check_sources(config)
 
 
@@ -330,6 +340,34 @@ def _check_sources(config: RunConfig) -> None:
 
     models.build(config.model)
     tasks.build(config.task)
+
+
+def _check_tasks(config: RunConfig) -> None:
+    """Refuse what a run over several tasks cannot do, and `share` where there is one task."""
+    from lorax.tasks import registry as tasks
+    from lorax.tasks.group import EXAMPLE, is_group
+
+    method, share = config.initializer(), config.share
+    if not is_group(config.task):
+        family = tasks.get(config.task.get("family") or config.task["name"])
+        if "parts" in config.task and not any(item.name == "parts" for item in fields(cast(Any, family))):
+            raise UserError(f"task.parts: task={config.task['name']} is one task; several are {EXAMPLE}")
+        if share != "none":
+            raise UserError(f"share={share}: one task shares nothing; several are {EXAMPLE}")
+        return
+    ways = {
+        f"init={method.name}": method.trains and not method.has_factors,
+        "recenter=fold": config.recenter == "fold",
+        f"modules_to_save={config.modules_to_save}": bool(config.modules_to_save),
+    }
+    for what in (way for way, writes in ways.items() if writes):
+        raise UserError(f"{what} writes to the base, which the tasks of a group share")
+    if config.diagnostics:
+        raise UserError("diagnostics=true looks at one task's adapter; the run is over a group of tasks")
+    if config.objective != knobs.LIKELIHOOD:
+        raise UserError(f"objective={config.objective} draws completions of one task; the run is over a group of tasks")
+    if share != "none" and not method.shared_by_tasks and method.rule() is not None:
+        raise UserError(f"share={share}: init={method.name} acts on each task's tensors while it trains; share=none")
 
 
 def _check_values(config: RunConfig) -> None:

@@ -27,6 +27,8 @@ RULES = (
     "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save",
 )  # fmt: skip
 """Read where factors are installed, beside the targets; part of a run's id where they are set."""
+GROUP = ("share",)
+"""Read by runs over several tasks, of methods that leave to the user what their tasks share."""
 CALIBRATION = ("calibration",)
 """Read by methods that look at gradients or activations before they start."""
 DIAGNOSTICS = ("diagnostics", "diagnostics_every", "forgetting_tokens")

@@ -118,8 +118,12 @@ def _attempt(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) ->
     too_large = ""
     try:
         from lorax.running.execute import execute
+        from lorax.running.groups.execute import run_group
 
-        execute(runs, provenance, show)
+        if runs[0].task.parts:
+            execute(runs, provenance, show, run_group)
+        else:
+            execute(runs, provenance, show)
     except Unwritable:
         raise  # a failure could not be recorded either; the rest of a sweep would end the same way
     except Exception as error:

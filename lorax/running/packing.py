@@ -22,11 +22,12 @@ def pack_key(config: RunConfig) -> str:
     Model, task, data, precision and batch shape decide what one forward pass computes. Method, rank,
     alpha, zeta, lr, seed, dropout and targets may differ; the objective may not. A run that changes the base's
     own weights (full fine-tuning, folded weights, modules trained whole) or adds nothing to them (the frozen base,
-    the head alone) shares no base and gets a pack of its own. Diagnostics take one gradient of the untouched model
-    for the whole pack, so its runs agree in what that gradient is taken from.
+    the head alone) shares no base and gets a pack of its own; so does a run over several tasks, which has a lane
+    for each. Diagnostics take one gradient of the untouched model for the whole pack, so its runs agree in what
+    that gradient is taken from.
     """
     trains_base = config.recenter == "fold" or config.rules().modules_to_save
-    shares_base = config.initializer().has_factors and not trains_base
+    shares_base = config.initializer().has_factors and not trains_base and not config.parts()
     gradient = [
         config.seed,
         config.targets,

@@ -162,7 +162,10 @@ class _JobFacts:
 
     def config(self, overrides: list[str]) -> RunConfig:
         """Return the resolved configuration of a job."""
-        return resolve(self.sweeper.compose([*overrides, *self.execution]))
+        config = resolve(self.sweeper.compose([*overrides, *self.execution]))
+        if config.parts():
+            raise UserError(f"study: task={config.task['name']} is a group of tasks; verdicts are about single tasks")
+        return config
 
     def rate(self, overrides: list[str]) -> float:
         """Return what `lr=null` resolves to: the task's base rate times the method's prior and factor."""

@@ -13,7 +13,7 @@ from lorax.tasks.base import SPLITS, Example, Task, shuffled
 from lorax.tasks.classes import check_classes
 from lorax.tasks.registry import build, load, register
 
-EXAMPLE = "+task@task.parts.banking77=banking77 +task@task.parts.clinc150=clinc150"
+EXAMPLE = "task.parts=[banking77,clinc150]"
 ONE = ("kind", "direction", "system")
 """What all parts of a pool have in common: it is asked of the pool as a whole."""
 

@@ -44,7 +44,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     """Train the runs of a pack on one frozen base, each as it would train alone.
 
         loss_k = sum over the labels of run k's batch of their losses / their number
-        differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; 1 / T in a task group of T runs
+        differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; in a task group of T runs 1 / T, or `Run.weight`
 
     The losses are added and differentiated once; runs share no parameter (unless tied, in a task group), so
     each gets the gradient of its own loss. Under `Run.objective` loss_k is that of `lorax.training.reinforce`.

@@ -62,8 +62,10 @@ class Run:
     objective: Rewarded | None = None
     """What is trained for in place of the likelihood of reference answers. Runs of a pack agree in its settings."""
     task_group: str | None = None
-    """The run's task group: runs that name the same one are trained as one. The mean of their losses, one optimiser
-    over all their parameters (tied ones once), one gradient norm, one end."""
+    """The run's task group: runs that name the same one are trained as one. The weighted mean of their losses, one
+    optimiser over all their parameters (tied ones once), one gradient norm, one end."""
+    weight: float | None = None
+    """Of the run's loss in that of its task group; None: the mean of all, 1 / T."""
     head: Head | None = None
     """The run's fresh classification head, if the model has one."""
     head_lr: float | None = None

@@ -51,7 +51,7 @@ class RunState:
         self.order = order(run.seed, len(run.data), plan.batch_size, plan.steps)
         self.loss_scale = _loss_scale(run.adapters.model)
         self.loss_weight = 1.0
-        """Of this run's loss in the sum that is differentiated; 1 / T in a task group of T runs."""
+        """Of this run's loss in the sum that is differentiated; in a task group of T runs 1 / T, or its own weight."""
         self._batch_penalties: list[Tensor] = []
         self.step, self.resumed, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, float]] = []
@@ -199,6 +199,7 @@ class RunState:
         numbers = [run.name, run.lr, run.head_lr, run.weight_decay, run.seed, len(run.data), counts]
         numbers += [dict(run.rates)] if run.rates else []
         numbers += [run.task_group] if run.task_group else []
+        numbers += [run.weight] if run.weight is not None else []
         numbers += ["masks from counters"] if self.drops else []
         numbers += [type(run.rule).__qualname__] if run.rule is not None else []
         numbers += [["reinforce", asdict(run.objective.settings)]] if run.objective is not None else []

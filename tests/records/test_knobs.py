@@ -7,8 +7,8 @@ from lorax.initializers.registry import get, names
 from lorax.records import knobs
 
 BY_READER = [
-    knobs.METHOD, knobs.EVERY_RUN, knobs.TRAINING, knobs.ADAPTERS, knobs.RULES, knobs.CALIBRATION, knobs.DIAGNOSTICS,
-    knobs.BOOKKEEPING, knobs.OBJECTIVE,
+    knobs.METHOD, knobs.EVERY_RUN, knobs.TRAINING, knobs.ADAPTERS, knobs.RULES, knobs.GROUP, knobs.CALIBRATION,
+    knobs.DIAGNOSTICS, knobs.BOOKKEEPING, knobs.OBJECTIVE,
 ]  # fmt: skip
 
 

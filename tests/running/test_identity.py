@@ -26,12 +26,13 @@ VALUES = {
     "objective": "reinforce", "reinforce": asdict(Reinforce(kl=0.5)),
     "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other",
     "save_rank": 1,
+    "share": "A",
 }  # fmt: skip
 TRAIN = {
     "schedule": "linear", "warmup": 0.3, "clip": 0.3, "accumulation": 4, "head_lr": 0.3, "checkpoint_every": 3,
     "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph", "shard": "fsdp",
 }  # fmt: skip
-ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank",
+ELSEWHERE = {"share", "device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank",
              "train.checkpoint_every", "train.eval_batch_size", "train.compile", "train.shard", "diagnostics_every",
              "forgetting_tokens", "reinforce"}  # fmt: skip
 GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "gamma"}
