@@ -53,7 +53,7 @@ def gradient_batches(
     def loss(model: Any, fields: dict[str, Any]) -> tuple[Any, int]:
         batch = _from_fields(fields)
         with modality.open():
-            losses = modality.losses(modality.forward(batch), batch)
+            losses = modality.label_losses(batch)
         return losses.mean(), losses.numel()
 
     # Gradients are cached under this text and the batches.

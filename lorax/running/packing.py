@@ -39,7 +39,7 @@ def pack_key(config: RunConfig) -> str:
         config.model, config.task, config.data_seed, config.dtype, config.device, config.steps,
         config.batch_size, config.evaluate, config.name, config.results_dir, config.base, config.diagnostics,
         {key: config.train[key] for key in ("accumulation", "eval_batch_size", "head_lr", "checkpoint_every")},
-        config.train["compile"],
+        [config.train.get(key) for key in ("compile", "checkpointing", "max_tokens")],
     ]  # fmt: skip
     return canonical([shared, None if shares_base else config.to_dict()])
 

@@ -131,7 +131,16 @@ class Session:
         from lorax.training.loop import TrainPlan
 
         config = run.config
-        keys = ("schedule", "warmup", "clip", "accumulation", "checkpoint_every", "compile")
+        keys = (
+            "schedule",
+            "warmup",
+            "clip",
+            "accumulation",
+            "checkpoint_every",
+            "compile",
+            "checkpointing",
+            "max_tokens",
+        )
         return TrainPlan(
             steps=config.steps, batch_size=config.batch_size, autocast=self.placement.autocast,
             progress=None if self.show else False, **{key: config.train[key] for key in keys},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXECUTION = (
     "results_dir", "track", "device", "cache", "task.path", "model.path",
-    "train.eval_batch_size", "train.checkpoint_every", "train.compile",
+    "train.eval_batch_size", "train.checkpoint_every", "train.compile", "train.checkpointing",
 )  # fmt: skip
 """Keys that say where and how a study is executed; any other override changes its design."""
 

@@ -22,18 +22,18 @@ VALUES = {
     "alpha_pattern": {"q_proj": 2.0}, "modules_to_save": ["lm_head"],
     "recenter": "fold", "calibration": "heldout", "dtype": "bfloat16", "evaluate": "validation", "diagnostics": True,
     "device": "cpu", "base": False, "diagnostics_every": 3, "forgetting_tokens": 3, "cache": "off", "track": "online",
-    "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other",
+    "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other", "plan": True,
 }  # fmt: skip
 TRAIN = {
     "schedule": "linear", "warmup": 0.3, "clip": 0.3, "accumulation": 4, "head_lr": 0.3, "checkpoint_every": 3,
-    "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph",
+    "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph", "max_tokens": 3, "checkpointing": True,
 }  # fmt: skip
 ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save",
-             "train.checkpoint_every", "train.eval_batch_size", "train.compile", "diagnostics_every",
-             "forgetting_tokens"}  # fmt: skip
+             "train.checkpoint_every", "train.eval_batch_size", "train.compile", "train.checkpointing", "plan",
+             "diagnostics_every", "forgetting_tokens"}  # fmt: skip
 GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "gamma"}
 TRAINING = {"lr", "steps", "batch_size", "weight_decay", "seed", "train.schedule", "train.warmup", "train.clip",
-            "train.accumulation"}  # fmt: skip
+            "train.accumulation", "train.max_tokens"}  # fmt: skip
 ADAPTER = {"rank", "alpha", "scaling", "dropout", "recenter"}
 RULES = {"exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save"}
 IGNORES = {
