@@ -70,8 +70,8 @@ class Train:
     accumulation: int = 1
     """Micro-batches per step; the batch is split, not enlarged."""
     max_tokens: int | None = None
-    """Most tokens of a micro-batch, padding and all runs of a pack counted. A batch that has more is split further, into
-    parts of equally many rows, with the same result up to rounding; null: no bound."""
+    """Most tokens of a micro-batch, padding and all runs of a pack counted. A batch that has more is split further,
+    into parts of equally many rows, with the same result up to rounding; null: no bound."""
     checkpointing: bool = False
     """Keep of each transformer block only what goes in, and compute the rest again in the backward pass: a third more
     time, a fraction of the memory, the same result."""

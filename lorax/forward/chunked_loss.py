@@ -3,10 +3,10 @@
     loss_i = logsumexp(W h_i + b) - (W h_i + b)[y_i]           h: (N, n), W: (V, n)
     dloss_i / dh_i = W^T (softmax(W h_i + b) - e_{y_i})
 
-A frozen head needs no gradient, so what the backward pass needs is one row of n numbers a label, which the forward pass
-makes while a chunk's logits are there: nothing is computed twice, and only a chunk of (N, V) numbers exists at a time.
-`F.linear_cross_entropy` (torch 2.13) does the same, but gives the labels' losses in the dtype of the products (bfloat16,
-three digits), and unreduced, which K runs in a batch need, took four times as long on a CPU.
+A frozen head needs no gradient, so what the backward pass needs is one row of n numbers a label, which the forward
+pass makes while a chunk's logits are there: nothing is computed twice, and only a chunk of (N, V) exists at a time.
+`F.linear_cross_entropy` (torch 2.13) does the same, but gives the labels' losses in the dtype of the products
+(bfloat16: three digits), and without a sum, which K runs in a batch need, took four times as long on a CPU.
 """
 
 from __future__ import annotations

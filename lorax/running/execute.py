@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     from lorax.adapters.selection.coverage import coverage_of
     from lorax.adapters.targets import select
     from lorax.api import make_factors
+    from lorax.forward.checkpointing import checkpointed
     from lorax.running.gradient_batches import gradient_batches
 
     if not run.initializer.has_factors:
@@ -106,10 +108,11 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     loss, batches = None, None
     if method.needs & CALIBRATED:
         loss, batches = gradient_batches(run.task, loaded, run.config)
-    return make_factors(
-        loaded.model, method, selection.chosen,
-        loss=loss, batches=batches, seed=run.config.seed, cache=open_cache(run), rules=rules,
-    )  # fmt: skip
+    with checkpointed(loaded.model) if loss and run.config.train.get("checkpointing") else nullcontext():
+        return make_factors(
+            loaded.model, method, selection.chosen,
+            loss=loss, batches=batches, seed=run.config.seed, cache=open_cache(run), rules=rules,
+        )  # fmt: skip
 
 
 def open_cache(run: PreparedRun) -> Cache | None:

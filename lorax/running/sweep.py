@@ -38,6 +38,9 @@ def run_grid(sweeper: LoraxSweeper, arguments: list[str]) -> list[Any]:
     jobs = sweeper.expand(arguments)
     configs = checked(sweeper, jobs)
     jobs, configs, twins = without_twins(jobs, configs)
+    if any(config.plan for config in configs):
+        print("\n".join(plans([" ".join(job) for job in jobs], configs)))
+        return []
     if twins:
         print(f"{twins} job(s) differ only in what their method ignores: run once")
     results = launch(sweeper, jobs, 0)
@@ -48,6 +51,18 @@ def run_grid(sweeper: LoraxSweeper, arguments: list[str]) -> list[Any]:
         raise
     raise_failures(results)
     return results
+
+
+def plans(names: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
+    """Return what each job takes in memory, as lines; jobs that take the same are named together."""
+    from lorax.running.memory_plan import memory_plan
+
+    same: dict[str, list[str]] = {}
+    for name, config in zip(names, configs, strict=True):
+        same.setdefault("\n".join(memory_plan(config).lines()), []).append(name)
+    return [
+        f"{'; '.join(jobs[:LISTED])}{' and others' if jobs[LISTED:] else ''}\n{text}" for text, jobs in same.items()
+    ]
 
 
 def _show_tables(configs: Sequence[RunConfig]) -> None:

@@ -79,11 +79,7 @@ def adapted(name, dropout=0.25):
     torch.manual_seed(0)
     model, batch = ZOO[name]()
     model.eval()
-    targets = {
-        layer: module
-        for layer, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and layer and module is not model.get_output_embeddings()
-    }
+    targets = find_targets(model)
     factors = make_factors(model, build("lora", shared={"rank": 2}, own={}), targets)
     adapters = install(model, factors, dropout=dropout)
     for value in adapters.parameters():
