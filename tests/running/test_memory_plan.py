@@ -105,7 +105,7 @@ KINDS = {
        for each in (("llama", "float32"), ("bert", "float32"), ("bert", "bfloat16"), ("gpt2", "bfloat16"))],
 )  # fmt: skip
 def test_what_a_token_leaves_behind_is_near_what_is_counted(name, dtype):
-    """Counted over the plan's figure: 0.8 to 0.95 for Llama and BERT; 1.3 to 1.6 for GPT-2, which spells its GELU out."""
+    """Counted over planned: 0.8 to 0.95 for Llama and BERT; 1.3 to 1.6 for GPT-2, whose GELU is many operations."""
     kept = []
     for count in (1, 2):
         model = KINDS[name](count).to(getattr(torch, dtype)).eval()
