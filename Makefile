@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 ARGS   ?= init=lora_ga rank=8
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format notebooks clean
+.PHONY: help setup run test test-all lint format notebooks docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1  \t/'
@@ -42,6 +42,12 @@ format: $(STAMP)  ## ruff, changing
 notebooks: $(STAMP)  ## run the notebooks; with their outputs they go to outputs/notebooks
 	@mkdir -p outputs/notebooks
 	$(BIN)/jupyter execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
+
+docs: $(STAMP)  ## build the documentation into docs/_build/html; warnings are errors
+	@$(BIN)/python -c "import sphinx, furo, myst_parser" 2>/dev/null || \
+	  $(BIN)/python -m pip install -q -c requirements/constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 clean:  ## remove the environment and ad hoc results
 	rm -rf $(VENV) outputs multirun results/records/adhoc* results/tables/adhoc* results/figures/adhoc*

@@ -176,7 +176,9 @@ def _schema() -> type:
     }  # fmt: skip
     keys["train"] = (Train, field(default_factory=Train))
     keys["study"] = (dict[str, Any] | None, field(default=None))
-    return make_dataclass("Schema", [(name, *typed) for name, typed in keys.items()])
+    made = make_dataclass("Schema", [(name, *typed) for name, typed in keys.items()])
+    made.__module__ = __name__  # composed configurations can then be pickled
+    return made
 
 
 Schema = _schema()

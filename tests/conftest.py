@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 from lorax.run import main
 
@@ -18,9 +19,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
+def _mode(hydra, config_name, overrides, composed=Hydra.get_mode):
+    """Hydra composes a configuration once more, 0.1 s, to read `hydra.mode`; only a word or a folder could set it."""
+    can_be_set = any("hydra.mode" in word or word.startswith(("-c", "--c", "--exp")) for word in sys.argv)
+    return composed(hydra, config_name, overrides) if can_be_set else None
+
+
 @pytest.fixture
 def lorax(monkeypatch, tmp_path_factory, tmp_path):
     """Run the command line in this process; return its exit code. `small=False`: nothing but `words`."""
+    monkeypatch.setattr(Hydra, "get_mode", _mode)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORAX_CACHE", str(tmp_path_factory.mktemp("cache")))
 

@@ -16,7 +16,7 @@ from benchmarks.subjects import Shape, batches_of, load, lorax_arm, lower_bound,
 from benchmarks.time_to_table import STUDIES
 from lorax.tasks.registry import build
 
-SLOW = ("switch", "operations")
+SLOW = ("switch", "operations", "init", "dropout", "packed")
 QUICK = [name for name in NAMES if name not in ("time_to_table", "gpu")]
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,32 @@ def composed(*overrides):
         return compose("config", overrides=list(overrides))
 
 
-@pytest.mark.parametrize("group, option", OPTIONS, ids=lambda value: value)
-def test_every_yaml_composes_and_resolves(group, option):
-    words = [f"+{group}={option}" if group == "study" else f"{group}={option}"]
+def words_for(group, option):
     given = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
-    words += [f"{group}.path=somewhere"] if "path" in given and given["path"] is None else []
-    resolve(composed(*words))
+    path = [f"{group}.path=somewhere"] if "path" in given and given["path"] is None else []
+    return [f"+{group}={option}" if group == "study" else f"{group}={option}", *path]
+
+
+def several_at_once():
+    """Every option, those that do not touch one another in one composition."""
+    of = {group: [(group, option) for its, option in OPTIONS if its == group] for group in GROUPS}
+    yield from zip_longest(of["init"], of["task"], of["model"])
+    yield from ((one,) for group in ("experiment", "debug", "study") for one in of[group])
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [[one for one in some if one] for some in several_at_once()],
+    ids=lambda some: "+".join(o for _, o in some),
+)
+def test_every_yaml_composes_and_resolves(chosen):
+    resolve(composed(*(word for group, option in chosen for word in words_for(group, option))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group, option", OPTIONS, ids=lambda value: value)
+def test_every_yaml_composes_and_resolves_alone(group, option):
+    resolve(composed(*words_for(group, option)))
 
 
 def test_the_yaml_of_all_keys_says_the_defaults_of_a_run():
@@ -77,7 +98,6 @@ def test_values_out_of_bounds_are_named(overrides, parts):
     "words, parts",
     [
         (["rank=abc"], ["rank=abc", "whole number"]),
-        (["rnk=8"], ["rnk", "'rank'"]),
         (["init=loraga"], ["init=loraga", "'lora_ga'"]),
         (["task=chainsum"], ["chainsum", "chain_sum"]),
         (["-m", "init=lora,loraga", "rank=4"], ["loraga", "'lora_ga'"]),
@@ -86,7 +106,21 @@ def test_values_out_of_bounds_are_named(overrides, parts):
         (["rank=8", "rank"], ["rank"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(words, parts, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(lorax, capsys, words, parts):
+    assert lorax(*words, small=False) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["rnk=8"], ["rnk", "'rank'"]),
+        pytest.param(["-m", "rank=4,-1"], ["rank=-1", "at least 1"], marks=pytest.mark.slow),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_in_a_process_of_its_own(words, parts, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "lorax.run", *words, f"results_dir={tmp_path}/results"],
         capture_output=True, text=True, cwd=tmp_path,

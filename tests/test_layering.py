@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
     errors registry records stats tasks studies reports calibration tables
     exports architecture adapters loading probing initializers api models forward training evaluation diagnostics config
-    running run mix
+    running run mix cli
 """.split()
 """A room may import those before it; up to `tables` nothing loads torch."""
 LIGHT = ORDER[: ORDER.index("tables") + 1]
@@ -45,6 +46,7 @@ def room(module):
     return module.split(".")[1] if "." in module else ""
 
 
+@cache
 def edges():
     known = files()
     return {a: {b for b in imports(path, known) if b in known and b != a} for a, path in known.items()}

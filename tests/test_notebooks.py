@@ -43,6 +43,7 @@ def made(tmp_path_factory):
     return store
 
 
+@pytest.mark.slow
 def test_a_study_is_read_and_its_verdicts_said(made, monkeypatch):
     monkeypatch.setenv("LORAX_NOTEBOOK_STUDY", "demo")
     monkeypatch.setenv("LORAX_NOTEBOOK_RESULTS", str(made.root))

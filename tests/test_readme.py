@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*.md"))]
+FOLDERS = [ROOT / "experiments", ROOT / "docs"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(p for d in FOLDERS for p in d.glob("*.md"))]
 
 
 def commands(page):
@@ -19,7 +20,7 @@ def test_every_option_that_a_page_names_exists(page):
         for word in command.split():
             group, equals, values = word.lstrip("+").partition("=")
             folder = ROOT / "conf" / group
-            if equals and folder.is_dir() and "<" not in values:
+            if equals and folder.is_dir() and "<" not in values and not values.endswith(".yaml"):
                 for value in values.split(","):
                     assert (folder / f"{value}.yaml").is_file(), f"{page.name}: {word}"
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ STUDY = [
     "~study.blocks", "study.arms=[lora,{init: none, trained: false}]", "study.estimand=rate",
     "task.n_train=64", "task.n_validation=10", "task.n_test=10", "dtype=float32", "track=none",
 ]  # fmt: skip
+
+
+LAUNCHED = {
+    "run": ["base=false"],
+    "grid": ["-m", "base=false", "seed=0,1"],
+    "pack": [*PACK, "seed=0,1,2"],
+}
+FULL = (("run", 0), ("run", 1), ("run", 40), ("grid", 1), ("pack", 1))
+"""How something is launched and for how many writes there is room; the slow tier has every pair."""
 
 
 def records(name="small", results="results"):
@@ -115,9 +125,13 @@ def test_results_that_cannot_be_written_are_refused_at_once(lorax, capsys, place
     assert place in one_line(capsys) and [path.name for path in Path().iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("room", [0, 1, 40])
 @pytest.mark.parametrize(
-    "words", [["base=false"], ["-m", "base=false", "seed=0,1"], [*PACK, "seed=0,1,2"]], ids=["run", "grid", "pack"]
+    "room, words",
+    [
+        pytest.param(room, words, id=f"{name}-{room}", marks=() if (name, room) in FULL else pytest.mark.slow)
+        for name, words in LAUNCHED.items()
+        for room in (0, 1, 40)
+    ],
 )
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(lorax, capsys, monkeypatch, words, room):
     left = [room]
@@ -271,7 +285,8 @@ def test_packs_of_what_is_left_are_the_packs_there_were(lorax):
 
     register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        jobs = [resolve(compose("config", overrides=["model=toy", "task=toy", f"seed={seed}"])) for seed in range(10)]
+        one = resolve(compose("config", overrides=["model=toy", "task=toy"]))
+    jobs = [replace(one, seed=seed) for seed in range(10)]
     whole = make_packs(jobs, 4)
     assert [len(pack) for pack in whole] == [4, 4, 2]
     for done in range(3):

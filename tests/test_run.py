@@ -94,19 +94,19 @@ def shapes():
     return [tuple(module.weight.shape) for module in find_targets(skeleton({"name": "toy"}).model).values()]
 
 
-@pytest.mark.parametrize("order", ["0,0.05", "0.05,0"])
-def test_a_start_that_is_not_the_base_is_measured_run_by_run(lorax, order):
-    grid = ["-m", "init=lora_xs", f"init.noise={order}", "rank=2", "base=false"]
-    assert lorax(*grid, results="single") == 0
-    assert lorax(*grid, "hydra/launcher=packed", results="packed") == 0
-    single, packed = (
-        {run.config["init"]["noise"]: run.init_report["step0_error"] for run in records(where).values()}
-        for where in ("single", "packed")
-    )
-    assert single[0] == packed[0] == 0 and single[0.05] > 1e-4
-    assert packed[0.05] == pytest.approx(single[0.05], rel=1e-3)
-    said = {r.config["init"]["noise"]: r.init_report.get("starts_at_base") for r in records("packed").values()}
-    assert said == {0: None, 0.05: False}
+def test_a_start_that_is_not_the_base_is_measured_run_by_run(lorax):
+    def errors(where, order, *launcher):
+        grid = ["-m", "init=lora_xs", f"init.noise={order}", "rank=2", "base=false", *launcher]
+        assert lorax(*grid, results=where) == 0
+        return {run.config["init"]["noise"]: run.init_report["step0_error"] for run in records(where).values()}
+
+    single = errors("single", "0,0.05")
+    for where, order in (("packed", "0,0.05"), ("turned", "0.05,0")):
+        packed = errors(where, order, "hydra/launcher=packed")
+        assert single[0] == packed[0] == 0 and single[0.05] > 1e-4
+        assert packed[0.05] == pytest.approx(single[0.05], rel=1e-3)
+        said = {r.config["init"]["noise"]: r.init_report.get("starts_at_base") for r in records(where).values()}
+        assert said == {0: None, 0.05: False}
 
 
 def test_what_only_a_run_resolves_still_tells_jobs_and_rows_apart(lorax):

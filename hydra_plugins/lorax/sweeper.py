@@ -29,15 +29,17 @@ class LoraxSweeper(Sweeper):
         self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands over and make the launcher."""
+        """Keep what Hydra hands over and make the launcher; both compose a job's configuration once between them."""
+        from lorax.running.command.composing import ComposedOnce
         from lorax.running.launchers.cluster import name_jobs
 
         study = config.get("study") or {}
         name_jobs(config, str(study.get("name") or config.get("name")))
-        self.hydra_context: HydraContext = hydra_context
+        loader: Any = ComposedOnce(hydra_context.config_loader)
+        self.hydra_context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
         self.config: DictConfig = config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=self.hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -139,7 +139,7 @@ class StudySpec:
     consumes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """`task/label` -> the fields that a run of the arm consumes; filled by `bind`."""
     until_decided: UntilDecided | None = None
-    """Written as `seeds: until_decided` or `seeds: {until_decided: {max: 30}}`; None: the seeds are fixed."""
+    """From `seeds: {until_decided: {max: 30}}`; None: the seeds are fixed."""
 
     def arm(self, label: str) -> Arm:
         """Return one arm by its label."""

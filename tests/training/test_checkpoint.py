@@ -2,8 +2,6 @@ import hashlib
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,67 +11,55 @@ import torch
 from small_training import encode
 
 from lorax.api import attach
+from lorax.forward.batch import Encoded
 from lorax.forward.heads import install_heads
+from lorax.models.registry import load
 from lorax.training import checkpoint
 from lorax.training.checkpoint import load_checkpoint, load_checkpoints, save_checkpoints
 from lorax.training.loop import Run, TrainPlan, train
 
 PLAN = TrainPlan(steps=10, batch_size=4, checkpoint_every=4)
 
-SCRIPT = """
-import sys
-from types import SimpleNamespace
-from pathlib import Path
-import torch
-from lorax.api import attach
-from lorax.models.registry import load
-from lorax.forward.batch import Encoded
-from lorax.training.loop import Run, TrainPlan, train
 
-def data():
-    return [Encoded([259, a, b, 257, 260], [(a + b) % 256, 257], None) for a in range(6) for b in range(a, 6)]
-
-def run(path, on_step=None):
+def killable(path, on_step=None):
+    """A run of twelve steps with a checkpoint every three."""
     torch.set_num_threads(1)
     loaded = load({"name": "toy", "hidden": 32})
+    data = [Encoded([259, a, b, 257, 260], [(a + b) % 256, 257], None) for a in range(6) for b in range(a, 6)]
     adapters = attach(loaded.model, "pissa", rank=2, dropout=0.1)
-    run = Run(adapters=adapters, data=data(), lr=1e-2, seed=1, checkpoint=path, on_step=on_step)
+    run = Run(adapters=adapters, data=data, lr=1e-2, seed=1, checkpoint=path, on_step=on_step)
     [outcome] = train(loaded, [run], TrainPlan(steps=12, batch_size=4, checkpoint_every=3))
     return outcome, [value.detach() for value in adapters.parameters()]
 
-if __name__ == "__main__":
-    import time
-    def slow(row):
-        print(row["step"], flush=True)
-        if row["step"] == 7:
-            time.sleep(600)
-    run(Path(sys.argv[1]), slow)
-"""
-
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    script = tmp_path / "killed_run.py"
-    script.write_text(SCRIPT)
+    """The process that is killed is a fork of this one: it has nothing to import."""
     path = tmp_path / "state" / "run.pt"
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert any(line.strip() == "7" for line in process.stdout)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
 
-    scope = {"__name__": "killed_run"}
-    exec(compile(SCRIPT, str(script), "exec"), scope)
-    resumed, values = scope["run"](path)
-    whole, expected = scope["run"](tmp_path / "other.pt")
+        def wait_in_the_seventh(row):
+            if row["step"] == 7:
+                os.write(write, b"7")
+                time.sleep(600)
+
+        try:
+            killable(path, wait_in_the_seventh)
+        finally:
+            os._exit(99)
+    os.close(write)
+    assert os.read(read, 1) == b"7"
+    os.close(read)
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+    resumed, values = killable(path)
+    whole, expected = killable(tmp_path / "other.pt")
     assert resumed.resumed == 6 and whole.resumed == 0
     assert resumed.curve == whole.curve
     assert all(torch.equal(value, other) for value, other in zip(values, expected, strict=True))
-    assert scope["run"](path)[0].resumed == 12  # a finished run has nothing left to do
+    assert killable(path)[0].resumed == 12  # a finished run has nothing left to do
 
 
 def test_a_run_stopped_between_checkpoints_resumes_from_the_last(toy, sums, tmp_path):
