@@ -28,7 +28,7 @@ from benchmarks.harness import Plan, Row, say, single
 from benchmarks.subjects import Shape, lorax_arm, lorax_runs, peft_arm, random_model, sharing_copy
 from benchmarks.time_to_table import Study, call
 from lorax.errors import UserError
-from lorax.forward import chunked_loss
+from lorax.forward.logits import chunked_loss
 from lorax.forward.recorders import CudaGraphs, Recorder, Rerun
 from lorax.probing.cache import Cache
 from lorax.training.costs import peak_mb, reset_peak

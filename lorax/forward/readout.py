@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import masking_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from lorax.forward import chunked_loss
-from lorax.forward.tail import Tail
+from lorax.forward.logits import chunked_loss
+from lorax.forward.logits.tail import Tail
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorax.errors import UserError
 from lorax.forward.batch import Encoded
-from lorax.forward.chunked_loss import token_losses
+from lorax.forward.logits.chunked_loss import token_losses
 from lorax.forward.sizes import Size, few_sizes, size_for
 from lorax.forward.token_cache import cached
 from lorax.models.modality import Modality, by_lane

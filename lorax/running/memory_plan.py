@@ -7,12 +7,13 @@ backward pass is a model of a transformer block (`Geometry.per_token`), held aga
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
+from lorax.records import canonical
 from lorax.running.device import resolve_placement
 from lorax.running.memory import total_bytes
 from lorax.running.preflight import class_names, layer_shapes, load_task, site_plans
@@ -172,17 +173,22 @@ def memory_plan(config: RunConfig, rows: int | None = None, tokens: int | None =
     )  # fmt: skip
 
 
-def refuse_too_large(config: RunConfig) -> None:
-    """Refuse a run that a GPU cannot hold, before anything is loaded.
+def check_memory(configs: Sequence[RunConfig]) -> None:
+    """Refuse runs that a GPU cannot hold, before anything is loaded; one that is only to be planned is let through.
 
     Raises:
-        UserError: how much it takes, how much there is, and what takes less.
+        UserError: how much a run takes, how much there is, and what takes less.
     """
-    if total_bytes(resolve_placement(config.dtype, config.device).device) is None:
-        return
-    plan = memory_plan(config)
-    if not plan.fits:
-        raise UserError(plan.refusal(f"init={config.init['name']} model={config.model['name']}"))
+    distinct = {
+        canonical([config.model, config.task, config.init, config.rank, config.targets, config.batch_size,
+                   config.dtype, config.device, config.train]): config
+        for config in configs if not config.plan
+    }  # fmt: skip
+    for config in distinct.values():
+        if total_bytes(resolve_placement(config.dtype, config.device).device) is not None:
+            plan = memory_plan(config)
+            if not plan.fits:
+                raise UserError(plan.refusal(f"init={config.init['name']} model={config.model['name']}"))
 
 
 def geometry(model: nn.Module) -> Geometry:
@@ -214,7 +220,7 @@ def geometry(model: nn.Module) -> Geometry:
 
 def logits_bytes(labels: int, size: Geometry, item: int, kind: str) -> int:
     """Return what logits, their fp32 copy, softmax and gradient take; of many a chunk alone."""
-    from lorax.forward.chunked_loss import CHUNK, FROM
+    from lorax.forward.logits.chunked_loss import CHUNK, FROM
 
     if kind == "classification":
         return 0

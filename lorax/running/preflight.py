@@ -61,20 +61,6 @@ def preflight(configs: Sequence[RunConfig]) -> None:
             check_ranks(config, initializer, shapes[key])
         elif initializer.trains:
             check_head(config, task)
-    _check_memory(configs)
-
-
-def _check_memory(configs: Sequence[RunConfig]) -> None:
-    """Refuse runs that a GPU cannot hold; a plan that is only asked for may say so itself."""
-    from lorax.running.memory_plan import refuse_too_large
-
-    distinct = {
-        canonical([config.model, config.task, config.init, config.rank, config.targets, config.batch_size,
-                   config.dtype, config.device, config.train]): config
-        for config in configs if not config.plan
-    }  # fmt: skip
-    for config in distinct.values():
-        refuse_too_large(config)
 
 
 @lru_cache

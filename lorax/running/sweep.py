@@ -75,6 +75,7 @@ def _show_tables(configs: Sequence[RunConfig]) -> None:
 
 def checked(sweeper: LoraxSweeper, jobs: Sequence[list[str]]) -> list[RunConfig]:
     """Resolve and preflight every job; the first wrong one is named with its overrides."""
+    from lorax.running.memory_plan import check_memory
     from lorax.running.preflight import preflight
 
     configs = []
@@ -84,6 +85,7 @@ def checked(sweeper: LoraxSweeper, jobs: Sequence[list[str]]) -> list[RunConfig]
         except UserError as error:
             raise UserError(f"{error} (in job {' '.join(job)})" if len(jobs) > 1 else str(error)) from None
     preflight(configs)
+    check_memory(configs)
     return configs
 
 

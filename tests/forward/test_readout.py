@@ -19,12 +19,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lorax.forward import chunked_loss
 from lorax.forward.batch import Encoded, pad_causal
 from lorax.forward.generation import pad_seq2seq
+from lorax.forward.logits import chunked_loss
+from lorax.forward.logits.tail import Tail
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import Readout
-from lorax.forward.tail import Tail
 from lorax.models.registry import Loaded
 
 SMALL = {

@@ -14,9 +14,8 @@ from lorax.errors import UserError
 from lorax.initializers.registry import build
 from lorax.running import memory_plan as planning
 from lorax.running.memory import Memory, Probe
-from lorax.running.memory_plan import geometry, memory_plan
+from lorax.running.memory_plan import check_memory, geometry, memory_plan
 from lorax.running.packing import MOST_RUNS, runs_that_fit
-from lorax.running.preflight import preflight
 from lorax.running.sweep import plans
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 8}
@@ -70,9 +69,9 @@ def test_a_run_that_a_card_cannot_hold_is_refused_in_one_line_before_loading(of_
     monkeypatch.setattr(planning, "total_bytes", lambda device: 24 * 10**9)
     config = of_shape("llama-3-8b", dtype="float32")
     with pytest.raises(UserError, match=r"about 4\d\.\d GB on cpu, which has 24\.0 GB; .* saves about") as refused:
-        preflight([config])
+        check_memory([config])
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
-    preflight([replace(config, plan=True), replace(config, dtype="bfloat16")])
+    check_memory([replace(config, plan=True), replace(config, dtype="bfloat16")])
     plan = memory_plan(config)
     assert not plan.fits and any("does not fit" in line for line in plan.lines())
     assert any(line.startswith("dtype=bfloat16 saves about 16") for line in plan.advice)

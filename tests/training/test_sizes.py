@@ -14,14 +14,18 @@ from zoo import ZOO
 from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
 from lorax.errors import UserError
-from lorax.forward import chunked_loss
 from lorax.forward.active import masks_from
 from lorax.forward.checkpointing import blocks, checkpointed
+from lorax.forward.heads import install_heads
+from lorax.forward.logits import chunked_loss
 from lorax.forward.modality import modality_of
 from lorax.forward.recorders import Rerun
 from lorax.initializers.registry import build
+from lorax.probing.gradient import GradientSums
+from lorax.running.device import resolve_placement
 from lorax.training.gradients import Lanes
 from lorax.training.loop import Run, TrainPlan, train
+from lorax.training.pack_update import PackUpdate
 from lorax.training.state import RunState
 
 PLAN = TrainPlan(steps=20, batch_size=4, warmup=0.2)
@@ -202,3 +206,45 @@ def test_losses_in_chunks_train_as_losses_at_once(toy, sums, monkeypatch):
     monkeypatch.setattr(chunked_loss, "FROM", 1)
     monkeypatch.setattr(chunked_loss, "CHUNK", 3 * 261)
     assert_same(trained(toy, sums, METHODS, None, SHORT, dtype="float32"), whole, 1e-5)
+
+
+def test_on_a_bf16_base_all_that_trains_is_fp32_and_gradients_come_one_at_a_time(toy, parity, monkeypatch):
+    """No fp32 copy of the base: a probe's gradient leaves the model before the next layer's is there."""
+    loaded = toy(labels=parity.labels, dtype="bfloat16")
+    weights, together = list(loaded.model.parameters()), []
+    collect = GradientSums._collect
+
+    def counted(self, weight):
+        together.append(sum(value.grad is not None for value in weights))
+        collect(self, weight)
+
+    monkeypatch.setattr(GradientSums, "_collect", counted)
+    data = encode(parity, loaded, "train")
+    batch = modality_of(loaded).collate(data[:4], share=False)
+    batches = [dict(batch.inputs) | {"labels": torch.tensor([row.labels[0] for row in data[:4]])}]
+    method = build("lora_ga", shared={"rank": 2}, own={})
+    factors = make_factors(loaded.model, method, find_targets(loaded.model, head=loaded.head), batches=batches)
+    [adapters], heads = install(loaded.model, [factors]), install_heads(loaded, [0])
+    run = Run(adapters=adapters, data=data, lr=1e-2, head=heads[0])
+    state = RunState(run, SHORT, torch.device("cpu"))
+    update = PackUpdate([state])
+    train(loaded, [run], SHORT)
+    assert together and max(together) == 1
+    trained = {value.dtype for value in [*adapters.parameters(), *heads[0].parameters()]}
+    update.advance()
+    buffers = {dtype for each in update.optimizers for dtype in (each.values.dtype, each.exp_avg.dtype)}
+    update.release()
+    assert trained == buffers == {torch.float32}
+    assert {value.dtype for value in weights} == {torch.bfloat16}
+
+
+def test_a_gpu_s_default_is_a_bf16_base(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    placement = resolve_placement("auto", "cuda")
+    assert (placement.weights, placement.autocast, placement.dtype) == ("bfloat16", None, "bfloat16")
+    assert resolve_placement("bf16-autocast", "cuda").weights == "float32"
+    assert resolve_placement("float32", "cuda").autocast is None
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert resolve_placement("auto", "auto").weights == "float32"
