@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 AT_LEAST = {
     "rank": 1, "steps": 1, "batch_size": 1, "seed": 0, "data_seed": 0, "weight_decay": 0, "dropout": 0,
     "diagnostics_every": 1, "forgetting_tokens": 1, "train.accumulation": 1, "train.warmup": 0,
-    "train.checkpoint_every": 0, "train.eval_batch_size": 1, "train.calibration_batches": 1,
+    "train.checkpoint_every": 0, "train.eval_batch_size": 1, "train.calibration_batches": 1, "train.max_tokens": 1,
 }  # fmt: skip
 ABOVE = {"alpha": 0, "zeta": 0, "gamma": 0, "lr": 0, "train.clip": 0, "train.head_lr": 0}
 AT_MOST = {
@@ -73,6 +73,12 @@ class Train:
     """Bound on the gradient norm of one run's trained parameters; null: none."""
     accumulation: int = 1
     """Micro-batches per step; the batch is split, not enlarged."""
+    max_tokens: int | None = None
+    """Most tokens of a micro-batch, padding and all runs of a pack counted. A batch that has more is split further,
+    into parts of equally many rows, with the same result up to rounding; null: no bound."""
+    checkpointing: bool = False
+    """Keep of each transformer block only what goes in, and compute the rest again in the backward pass: a third more
+    time, a fraction of the memory, the same result."""
     head_lr: float | None = None
     """Learning rate of a fresh classification head, the same for every method; null: the task's."""
     compile: str = "auto"
@@ -153,6 +159,8 @@ class RunConfig:
     """How tables call this run's row; null: the method and what sets it apart."""
     tag: str | None = None
     """What the run is for (a study's round); goes into the record, not into the run's id."""
+    plan: bool = False
+    """Print what the run would take in memory, from the configuration alone, and do not run it."""
     save: str | None = None
     """Folder under which the trained adapter is saved, `<save>/<run_id>`; null: not saved."""
     save_rank: int | None = None

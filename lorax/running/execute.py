@@ -6,6 +6,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,7 @@ def build_factors(
     from lorax.adapters.selection.coverage import coverage_of
     from lorax.adapters.targets import select
     from lorax.api.factors import NO_RANK, make_factors
+    from lorax.forward.checkpointing import checkpointed
     from lorax.running.gradient_batches import gradient_batches
 
     if not run.initializer.has_factors:
@@ -150,10 +152,12 @@ def build_factors(
     loss, batches = None, None
     if method.needs & CALIBRATED:
         loss, batches = gradient_batches(run.task, loaded, run.config)
-    plans = make_factors(
-        loaded.model, method, selection.chosen,
-        loss=loss, batches=batches, seed=run.config.seed if seed is None else seed, cache=open_cache(run), rules=rules,
-    )  # fmt: skip
+    with checkpointed(loaded.model) if loss and run.config.train.get("checkpointing") else nullcontext():
+        plans = make_factors(
+            loaded.model, method, selection.chosen,
+            loss=loss, batches=batches, seed=run.config.seed if seed is None else seed, cache=open_cache(run),
+            rules=rules,
+        )  # fmt: skip
     if given_none := dict.fromkeys(selection.chosen.keys() - plans.keys(), NO_RANK):
         run.coverage = coverage_of(loaded.model, plans, selection.left_out | given_none, whole, targets)
     return plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
@@ -51,14 +52,32 @@ def gradient_batches(
     def loss(model: Any, fields: dict[str, Any]) -> tuple[Any, int]:
         batch = _from_fields(fields)
         with modality.open():
-            losses = modality.losses(modality.forward(batch), batch)
+            losses = modality.label_losses(batch)
         return losses.mean(), losses.numel()
 
     # Gradients are cached under this text and the batches.
     loss.digest = f"mean {modality.loss_name} of the labels, version 1"  # type: ignore[attr-defined]
     loss.token_counts = lambda fields: token_counts(*(fields[key] for key in ("inputs", "positions", "counts")))  # type: ignore[attr-defined]
     parts = modality.regroup(parts) if share else parts
+    if (bound := config.train.get("max_tokens")) is not None:
+        parts = [piece for part in parts for piece in _pieces(part, lambda rows: modality.padded(rows) <= bound)]
     return loss, [_to_fields(modality.collate(part, share=share, single_pass=True)) for part in parts]
+
+
+def _pieces(rows: list[Any], fits: Callable[[list[Any]], bool]) -> list[list[Any]]:
+    """Cut a batch into pieces that fit, rows of like length together; what is wanted is a sum over all labels.
+
+    Examples:
+        >>> _pieces(["abc", "a", "ab"], lambda rows: len(rows) * max(map(len, rows)) <= 4)
+        [['a', 'ab'], ['abc']]
+    """
+    pieces: list[list[Any]] = []
+    for row in sorted(rows, key=len):
+        if pieces and fits([*pieces[-1], row]):
+            pieces[-1].append(row)
+        else:
+            pieces.append([row])
+    return pieces if len(pieces) > 1 else [rows]
 
 
 def _to_fields(batch: Batch) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
     if initializer.trains:
         kept |= {key: getattr(config, key) for key in knobs.TRAINING}
         unread = {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION}
+        unread |= {key for key in knobs.TRAIN_WHERE_SET if config.train.get(key) is None}
         kept["train"] = {key: value for key, value in config.train.items() if key not in unread}
         if config.objective != knobs.LIKELIHOOD:
             kept["objective"] = config.objective

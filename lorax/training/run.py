@@ -30,6 +30,11 @@ class TrainPlan:
     """Bound on the run's gradient norm; None: no bound."""
     accumulation: int = 1
     """Micro-batches a step: the batch is split, not enlarged, and the result is the same."""
+    max_tokens: int | None = None
+    """Most tokens of a micro-batch, padding and all runs of the pack counted; what has more is split further. None: no
+    bound."""
+    checkpointing: bool = False
+    """Keep of each block only its inputs, and compute it again in the backward pass (exact)."""
     autocast: str | None = None
     """dtype of the forward pass by autocast (`bfloat16`), or None."""
     checkpoint_every: int = 0

@@ -72,6 +72,15 @@ class RunState:
         """Whether there is a step left to take."""
         return self.trains and self.error is None and self.step < self.plan.steps
 
+    @property
+    def sorts(self) -> bool:
+        """Whether the rows of a step are put in order of length, so that those of a part are alike.
+
+        Not where a bound on tokens decides the parts and something is dropped: a row's masks come with its place in the
+        batch, which is then the same however the batch is split.
+        """
+        return self.plan.accumulation > 1 or (self.plan.max_tokens is not None and not self.drops)
+
     def micro_batches(self, step: int | None = None) -> list[list[Row]]:
         """Return a step's examples in `accumulation` parts of equal size, alike in length within each.
 
@@ -80,7 +89,7 @@ class RunState:
         """
         at = min(self.step, len(self.order) - 1) if step is None else step
         rows = [self.run.data[index] for index in self.order[at]]
-        if self.plan.accumulation > 1:
+        if self.sorts:
             rows = sorted(rows, key=len)
         size = len(rows) // self.plan.accumulation
         return [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -194,7 +203,9 @@ class RunState:
     def fingerprint(self) -> str:
         """Return a text that tells the run's checkpoints from those of others."""
         run, plan = self.run, asdict(self.plan)
-        del plan["checkpoint_every"], plan["progress"], plan["compile"]
+        del plan["checkpoint_every"], plan["progress"], plan["compile"], plan["checkpointing"]
+        if plan["max_tokens"] is None:
+            del plan["max_tokens"]  # checkpoints from before there was such a bound
         counts = [value.numel() for value in [*self.parameters.values(), *self.head]]
         numbers = [run.name, run.lr, run.head_lr, run.weight_decay, run.seed, len(run.data), counts]
         numbers += [dict(run.rates)] if run.rates else []
