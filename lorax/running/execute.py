@@ -18,7 +18,7 @@ from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names, layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun, now
-from lorax.running.spread import spread
+from lorax.running.sharding.spread import spread
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
@@ -136,7 +136,7 @@ def build_factors(
     from lorax.adapters.selection.coverage import coverage_of
     from lorax.adapters.targets import select
     from lorax.api.factors import NO_RANK, make_factors
-    from lorax.forward.checkpointing import checkpointed
+    from lorax.forward.blocks.checkpointing import checkpointed
     from lorax.running.gradient_batches import gradient_batches
 
     if not run.initializer.has_factors:

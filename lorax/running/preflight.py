@@ -14,7 +14,7 @@ from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import canonical, check_writable, knobs
 from lorax.running.device import resolve_device
-from lorax.running.launchers.group import check_sharded
+from lorax.running.sharding.processes import check_sharded
 from lorax.tasks.group import EXAMPLE, is_group
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from lorax.records.writing import remove
 from lorax.running.device import Placement
 from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun
-from lorax.running.spread import plan_of
+from lorax.running.sharding.spread import plan_of
 
 if TYPE_CHECKING:
     from torch import nn

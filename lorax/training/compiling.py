@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorax.forward.compiled import CompiledBase, why_not
+from lorax.forward.blocks.compiled import CompiledBase, why_not
 from lorax.forward.recorders import CudaGraphs, Recorder, Rerun
 
 if TYPE_CHECKING:

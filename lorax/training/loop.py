@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lorax.errors import UserError
 from lorax.forward.active import active, pack_of, set_unpadded
-from lorax.forward.checkpointing import checkpointed
+from lorax.forward.blocks.checkpointing import checkpointed
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import device_of
 from lorax.forward.recorders import Recorder

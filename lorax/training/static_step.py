@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lorax.forward.active import set_unpadded
-from lorax.forward.compiled import CompiledBase, reason
+from lorax.forward.blocks.compiled import CompiledBase, reason
 from lorax.training.gradients import Lanes, Numbers, numbers_of
 from lorax.training.recording import Recording
 from lorax.training.state import RunState

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lorax.forward.batch import Encoded
-from lorax.forward.checkpointing import checkpointed
+from lorax.forward.blocks.checkpointing import checkpointed
 from lorax.forward.modality import modality_of
 from lorax.models.registry import load
 from lorax.probing.gradient import layer_gradients

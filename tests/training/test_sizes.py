@@ -15,7 +15,7 @@ from lorax.adapters.install import find_targets, install
 from lorax.api import make_factors
 from lorax.errors import UserError
 from lorax.forward.active import masks_from
-from lorax.forward.checkpointing import blocks, checkpointed
+from lorax.forward.blocks.checkpointing import blocks, checkpointed
 from lorax.forward.heads import install_heads
 from lorax.forward.logits import chunked_loss
 from lorax.forward.modality import modality_of
