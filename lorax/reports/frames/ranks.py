@@ -16,8 +16,8 @@ KEYS = ("task", "row", "once", "rank", "seed", "score", "loss")
 def by_rank(records: Sequence[RunRecord], split: str = "test", metric: str = "score") -> pd.DataFrame:
     """Return one line per run and rank; none where no run was scored at ranks below its own.
 
-    `once` is true of the lines of a run that was cut to several ranks after one training. Beside these stand the methods
-    that were trained at two or more of the same ranks.
+    `once` is true of the lines of a run that was cut to several ranks after one training. Beside these stand the
+    methods that were trained at two or more of the same ranks.
 
     Args:
         records: of a sweep or a study's final runs.
