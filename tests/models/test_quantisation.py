@@ -44,7 +44,7 @@ def test_what_cannot_be_is_one_line(folder, monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", PACKAGES)
 def test_pissa_starts_at_the_quantised_model_and_its_export_at_it_again(folder, name, training, tmp_path):
-    """On a CPU bitsandbytes computes otherwise in evaluation mode: int8 rounds its inputs, 4-bit is repacked in bf16."""
+    """On a CPU bitsandbytes differs in evaluation mode: int8 rounds its inputs, 4-bit is repacked in bf16."""
     import peft
 
     def loaded():
