@@ -44,7 +44,7 @@ def test_what_cannot_be_is_one_line(folder, monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", PACKAGES)
 def test_pissa_starts_at_the_quantised_model_and_its_export_at_it_again(folder, name, training, tmp_path):
-    """On a CPU bitsandbytes differs in evaluation mode: int8 rounds its inputs, 4-bit is repacked in bf16."""
+    """On a CPU bitsandbytes' int8 layers round their inputs in evaluation mode; 4-bit ones are not repacked here."""
     import peft
 
     def loaded():
@@ -64,6 +64,8 @@ def test_pissa_starts_at_the_quantised_model_and_its_export_at_it_again(folder, 
         given = plain.get_submodule(layer).weight.detach()
         assert torch.equal(effective(model.get_submodule(layer)), weight)
         assert 0 < float((weight - given).norm() / given.norm()) < 0.15
+    assert (name == "bnb_8bit") != torch.equal(model.train(not training)(ids).logits, before)
+    model.train(training)
     optimiser = torch.optim.SGD(adapters.parameters(), lr=0.05)
     model(input_ids=ids, labels=ids).loss.backward()
     optimiser.step()

@@ -114,6 +114,28 @@ def test_a_layer_runs_in_its_own_mode_and_is_not_repacked(form):
         assert torch.equal(effective(base[place]), weight)
 
 
+@pytest.mark.quantised
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_layer_that_was_repacked_before_stays_so_and_is_read_right(nested):
+    """On a CPU without bf16 products bitsandbytes repacks nothing."""
+    import bitsandbytes as bnb
+
+    layer, x = bnb.nn.Linear4bit(128, 64, compress_statistics=nested, quant_type="nf4"), torch.randn(5, 128)
+    layer.load_state_dict(nn.Linear(128, 64).state_dict())
+    before = effective(layer.to("cpu"))
+    with torch.no_grad():
+        y = layer.eval()(x)
+    weight = effective(layer)
+    torch.testing.assert_close(weight, before, rtol=2**-8, atol=1e-7)  # the scales are rounded to bf16
+    base = nn.Sequential(layer)
+    adapters = lorax.attach(base, "pissa", rank=4, train_head=False)
+    assert torch.equal(base(x), y) and torch.equal(effective(base[0]), weight)
+    taken = x.clone().requires_grad_()
+    base(taken).sum().backward()
+    torch.testing.assert_close(taken.grad, weight.sum(0).expand_as(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(adapters.detach()(x), y)
+
+
 @pytest.mark.parametrize("form", forms(slow=["stand_in_4bit"]))
 def test_packed_lanes_equal_single_ones(form):
     kinds = ["lora", "pissa", "milora", "lora_xs"]
