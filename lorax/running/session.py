@@ -112,7 +112,12 @@ class Session:
 
         if not self.trains:
             return [Outcome("finished")]
-        data = modality_of(self.loaded).encode(self.task, "train")
+        modality = modality_of(self.loaded)
+        data = modality.encode(self.task, "train")
+        for remark in modality.remarks:
+            print(remark, flush=True)
+        for run in self.runs if modality.remarks else []:
+            run.record.task["cut"] = "; ".join(modality.remarks)
         trained = []
         for lane, run in enumerate(self.runs):
             config = run.config
