@@ -85,9 +85,13 @@ class Files:
         """
         if self.template is not None and answer in self.joined.fields:
             raise UserError(f"task.template={self.template!r}: {{{answer}}} is the answer; a prompt must not hold it")
-        files = {"train": self.train, "validation": self.validation, "test": self.test}
         used = frozenset((asked, answer)) | frozenset(self.joined.fields if self.template is not None else ())
         used |= FIELDS if (asked, answer) == UNNAMED and self.template is None else frozenset()
+        return self.all_rows(used)
+
+    def all_rows(self, used: frozenset[str] | None = None) -> dict[str, Rows]:
+        """Return the rows of every split; of their fields those that are used, None: all."""
+        files = {"train": self.train, "validation": self.validation, "test": self.test}
         names = tuple(self.columns) if self.columns else None
         return read_splits(self.path or "", self.subset, files, Format(names, self.quotes or "auto", used))
 
