@@ -52,7 +52,7 @@ def stand_ins(tmp_path_factory):
     loaded.model.save_pretrained(folder / "llama")
     loaded.tokenizer.save_pretrained(folder / "llama")
     config = RobertaConfig(vocab_size=261, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                           intermediate_size=64, max_position_embeddings=130, pad_token_id=256)  # fmt: skip
+                           intermediate_size=64, max_position_embeddings=512, pad_token_id=256)  # fmt: skip
     RobertaForMaskedLM(config).save_pretrained(folder / "roberta")
     loaded.tokenizer.save_pretrained(folder / "roberta")
     rows = [{"query": f"What is {i} + 1?", "response": f"#### {i + 1}\nThe answer is: {i + 1}", "type": "GSM_AnsAug"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lorax.errors import UserError
 from lorax.forward.answers.choices import choose, with_choices
 from lorax.forward.answers.conversations import conversations
 from lorax.forward.batch import Encoded, batch_of, grid, labels_at, pad_causal, pad_id
@@ -181,6 +182,16 @@ class CausalText(GeneratedText):
 
 class Seq2SeqText(GeneratedText):
     """The encoder reads the prompt, the decoder writes the answer."""
+
+    def rows(self, system: str | None, turns: Turns, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode examples; a conversation goes into the encoder up to its last answer.
+
+        Raises:
+            UserError: earlier answers are to be trained on, which the decoder does not write.
+        """
+        if any(example.all_turns and example.history for example in examples):
+            raise UserError("task.turns=all: an encoder-decoder writes one answer, the last; task.turns=last")
+        return super().rows(system, turns, examples)
 
     def tokenise(self, system: str | None, turns: Turns, texts: Sequence[tuple[str, str]]) -> Iterable[Pair]:
         """Return prompts (plain where the task has neither system text nor shots) and answers."""

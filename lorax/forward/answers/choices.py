@@ -46,10 +46,11 @@ def choose(
     Args:
         modality: encodes and computes losses.
         task: `scoring` says whether likelihoods are normalised.
-        rows: from `with_choices`.
+        rows: from `with_choices`, or of a split that is not usually scored.
         lanes: K.
         active: restricts the model to some lanes.
     """
+    rows = rows if all(row.choices for row in rows) else with_choices(modality, task, rows, shots=False)
     options = [replace(row, labels=choice) for row in rows for choice in row.choices]
     totals: list[list[float]] = [[] for _ in range(lanes)]
     for part in _parts(modality, task, options, lanes):

@@ -1,8 +1,8 @@
 """A sandbox for programs that a model wrote: no network, none of the machine's files, limits of time and memory.
 
-Made of Linux namespaces by util-linux' `unshare`: an own network without any interface, own processes (all end with the
-first), an own root of which only Python and the system's libraries can be read (`inside`). Where there is none, nothing
-is run: `check` says so in one line.
+Made of Linux namespaces by util-linux' `unshare`: an own network without any interface, own processes (all end with
+the first), an own root with Python and the system's libraries, read-only (`_inside`). Where there is none, nothing is
+run: `check` says so in one line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lorax.errors import UserError
 
-_INSIDE = Path(__file__).with_name("inside.py")
+_INSIDE = Path(__file__).with_name("_inside.py")
 _NAMESPACES = ("--net", "--pid", "--fork", "--kill-child", "--mount", "--ipc", "--uts")
 _SHOWN = 4000
 """Bytes of a program's messages that are read, from their end."""

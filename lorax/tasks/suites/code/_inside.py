@@ -17,6 +17,7 @@ RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1
 DETACH = 2
 NO_NEW_PRIVS, DROP_BOUNDING = 38, 24
 NOBODY = 65534
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main(root: str, seconds: str, megabytes: str, python: str, *folders: str) -> None:
@@ -97,5 +98,4 @@ def call(name: str, *arguments: Any) -> None:
 
 
 if __name__ == "__main__":
-    LIBC = ctypes.CDLL(None, use_errno=True)
     main(*sys.argv[1:])
