@@ -67,8 +67,11 @@ def beside(row: Row, exchange: Exchange) -> Exchange:
     where, fields = row
     system = written(row, "system") if "system" in fields else ""
     pairs = value(row, "history") if "history" in fields else None
+    pairs = [] if is_missing(pairs) or pairs == "" else pairs
+    if not isinstance(pairs, list | tuple):
+        raise UserError(f"{where}: field 'history' is not a list of questions with their answers")
     history = []
-    for number, pair in enumerate([] if is_missing(pairs) else pairs, start=1):
+    for number, pair in enumerate(pairs, start=1):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
             raise UserError(f"{where}: field 'history', item {number}: not a question with its answer")
         history.append((pair[0].strip(), pair[1].strip()))

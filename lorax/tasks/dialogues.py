@@ -48,18 +48,17 @@ def trained_turns(splits: Splits, turns: str) -> tuple[Splits, list[str]]:
     said = [f"{several:,} of {total:,} are conversations of several turns, loss on {which} of the assistant's"]
     if turns == "last":
         return splits, said
-    asked = {example.id for split in ("validation", "test") for example in splits[split]}  # type: ignore[literal-required]
-    kept: dict[str, tuple[Example, ...]] = {}
-    for part in ("train", "heldout"):
-        kept[part] = tuple(
-            replace(example, all_turns=True) if example.history else example
-            for example in splits[part]  # type: ignore[literal-required]
-            if not asked.intersection(_earlier(example))
-        )
-    left_out = sum(len(splits[part]) - len(kept[part]) for part in kept)  # type: ignore[literal-required]
+    asked = {example.id for split in (splits["validation"], splits["test"]) for example in split}
+
+    def kept(split: Sequence[Example]) -> tuple[Example, ...]:
+        free = [example for example in split if not asked.intersection(_earlier(example))]
+        return tuple(replace(example, all_turns=True) if example.history else example for example in free)
+
+    train, heldout = kept(splits["train"]), kept(splits["heldout"])
+    left_out = len(splits["train"]) + len(splits["heldout"]) - len(train) - len(heldout)
     if left_out:
         said.append(f"{left_out:,} left out of train: an earlier turn is a question of validation or test")
-    return cast(Splits, {**splits, **kept}), said
+    return {**splits, "train": train, "heldout": heldout}, said
 
 
 def _earlier(example: Example) -> list[str]:

@@ -66,6 +66,8 @@ def test_alpaca_s_columns_are_instruction_and_input_and_may_be_left_out(tmp_path
     )
     with pytest.raises(UserError, match="line 1: field 'history', item 1: not a question with its answer"):
         task(tmp_path, lambda i: {"instruction": f"{i}", "output": i, "history": ["Hi"]})
+    with pytest.raises(UserError, match="line 1: field 'history' is not a list of questions with their answers"):
+        task(tmp_path, lambda i: {"instruction": f"{i}", "output": i, "history": 5})
 
 
 def test_columns_that_are_asked_for_come_before_those_that_are_known(tmp_path):
