@@ -117,9 +117,17 @@ def _outer(folders: dict[str, None]) -> list[str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End `unshare` and, with it, the first process of the namespace and hence all others."""
+    """End the first process of the namespace: the kernel ends all others before `unshare` is told, and it ends then."""
+    if process.poll() is None:
+        try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+            process.wait(5 if children else 0)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
     try:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # `unshare` itself, if it has not come so far; its child goes with it
     except ProcessLookupError:
         pass
     process.wait()
