@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 
@@ -65,15 +64,3 @@ def test_problems_that_cannot_be_read_are_one_line(tmp_path):
     bad.write_text(json.dumps({key: value for key, value in ROW.items() if key != "test"}) + "\n")
     with pytest.raises(UserError, match="bad.jsonl, line 1: no field 'test'"):
         load({**spec, "problems": str(bad)})
-
-
-@pytest.mark.slow
-def test_all_published_solutions_pass(tmp_path):
-    published = Path(__file__).parents[4] / "shared" / "data" / "humaneval" / "HumanEval.jsonl.gz"
-    if not published.exists():
-        return
-    train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps({"query": f"q{i}", "answer": "a"}) + "\n" for i in range(50)))
-    task = load({"name": "humaneval", "path": str(train), "problems": str(published)})
-    assert len(task.test) == 164
-    assert all(task.score(example, example.answer)["score"] for example in task.test[::4])
