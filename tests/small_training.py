@@ -9,6 +9,7 @@ import torch
 
 from lorax.forward.modality import modality_of
 from lorax.models.registry import load
+from lorax.tasks.base import Example
 
 
 def encode(task, loaded, split, shots=False):
@@ -59,7 +60,7 @@ def _fp32():
 
 
 def _example(prompt, answer, label=None):
-    return SimpleNamespace(id=prompt, prompt=prompt, answer=answer, label=label, meta={})
+    return Example(prompt, prompt, answer, label)
 
 
 def _task(examples, **fields):
@@ -67,5 +68,6 @@ def _task(examples, **fields):
         return {"score": int(completion == example.answer), "tolerant": int(example.answer in completion)}
 
     parts = {"train": examples[24:], "validation": examples[:6], "test": examples[6:24], "heldout": []}
-    defaults = {"name": "toy", "system": None, "shots": tuple(examples[:2]), "labels": None, "max_new_tokens": None}
+    defaults = {"name": "toy", "system": None, "shots": tuple(examples[:2]), "labels": None, "max_new_tokens": None,
+                "scoring": "generate", "max_length": None}  # fmt: skip
     return SimpleNamespace(**{**defaults, **parts, "score": score, **fields})

@@ -16,6 +16,7 @@ from lorax.errors import UserError
 CONF = conf_dir()
 GROUPS = ("init", "task", "model", "experiment", "debug", "study")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+"""The recipes of papers, in a folder of their own, are composed in test_papers.py."""
 
 
 def composed(*overrides):

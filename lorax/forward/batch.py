@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,9 +37,40 @@ class Encoded:
     labels: list[int]
     """What is predicted: the answer's tokens and the end token, or the one class."""
     example: Example
+    given: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """Tokens between labels that are read and not predicted: how many labels come before, and the tokens."""
+    choices: tuple[list[int], ...] = ()
+    """The labels of each answer to choose from."""
 
     def __len__(self) -> int:
-        return len(self.ids) + len(self.labels)
+        return len(self.ids) + len(self.labels) + sum(len(tokens) for _, tokens in self.given)
+
+    @property
+    def continuation(self) -> list[int]:
+        """The tokens after `ids` that the model reads: all but the last label."""
+        if not self.given:
+            return self.labels[:-1]
+        tokens, start = [], 0
+        for count, between in self.given:
+            tokens += [*self.labels[start:count], *between]
+            start = count
+        return tokens + self.labels[start:-1]
+
+    @property
+    def shifts(self) -> np.ndarray:
+        """How many given tokens come before each label, (labels,)."""
+        shifts = np.zeros(len(self.labels), dtype=np.int64)
+        for count, between in self.given:
+            shifts[count:] += len(between)
+        return shifts
+
+    def last(self) -> Encoded:
+        """Return the row whose labels are those after the last given tokens, and all before is its prompt."""
+        if not self.given:
+            return self
+        count = self.given[-1][0]
+        whole = [*self.ids, *self.continuation]
+        return replace(self, ids=whole[: len(self) - len(self.labels) + count], labels=self.labels[count:], given=())
 
 
 def order(seed: int, n: int, batch_size: int, steps: int) -> list[list[int]]:
@@ -95,7 +126,7 @@ def pad_causal(
         device: where the batch goes.
         size: the shape to fill; None: as large as the rows need.
     """
-    tokens = [row.ids[prefix:] + row.labels[:-1] for row in rows]
+    tokens = [row.ids[prefix:] + row.continuation for row in rows]
     ids, lengths, counts = grid(tokens, pad, size), [*map(len, tokens)], [len(row.labels) for row in rows]
     first = [len(row.ids) - prefix - 1 for row in rows]
     parts = {"input_ids": ids, **labels_at(rows, first, ids.shape[1], size)}
@@ -167,7 +198,7 @@ def labels_at(
 
     Args:
         rows: the examples.
-        first: of each row, the column where its first label is predicted; the others follow.
+        first: of each row, the column where its first label is predicted; the others follow, after what is given.
         width: columns of the grid.
         size: N is `size.labels`; what is beyond the rows' own labels is predicted nowhere in particular.
     """
@@ -176,6 +207,8 @@ def labels_at(
     positions = np.zeros_like(targets)
     starts = np.arange(len(rows)) * width + np.array(first) - (counts.cumsum() - counts)
     positions[: counts.sum()] = np.repeat(starts, counts) + np.arange(counts.sum())
+    if any(row.given for row in rows):
+        positions[: counts.sum()] += np.concatenate([row.shifts for row in rows])
     targets[: counts.sum()] = [label for row in rows for label in row.labels]
     return {"positions": positions, "targets": targets}
 

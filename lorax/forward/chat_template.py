@@ -36,7 +36,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     wrong = _try(tokenizer, ("user",)) or _try(tokenizer, shape)
     text = "" if wrong else _apply(tokenizer, messages, add_generation_prompt=True)
     if wrong := wrong or _left_out(messages, text):
-        raise UserError(f"{_name(tokenizer)}: {wrong}")
+        raise UserError(f"{name_of(tokenizer)}: {wrong}")
     return text
 
 
@@ -46,7 +46,7 @@ def closed(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None
         text = _apply(tokenizer, folded(tokenizer, messages))
     except UserError:
         return None
-    return text if _flat(messages[-1]["content"]) in _flat(text) else None
+    return text if contains(text, messages[-1]["content"]) else None
 
 
 def folded(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messages:
@@ -59,7 +59,7 @@ def folded(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messages:
         return messages
     if _key(tokenizer) not in _said:
         _said.add(_key(tokenizer))
-        warnings.warn(f"{_name(tokenizer)}: {why}; the system text goes into the first user turn", stacklevel=2)
+        warnings.warn(f"{name_of(tokenizer)}: {why}; the system text goes into the first user turn", stacklevel=2)
     system, first, *others = messages
     return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
 
@@ -88,7 +88,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: An
         return str(tokenizer.apply_chat_template([*messages], tokenize=False, enable_thinking=False, **options))
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UserError(f"{_name(tokenizer)}: refuses {_roles(messages)} ({reason})") from error
+        raise UserError(f"{name_of(tokenizer)}: refuses {_roles(messages)} ({reason})") from error
 
 
 def _left_out(messages: Messages, text: str) -> str:
@@ -119,6 +119,12 @@ def _key(tokenizer: PreTrainedTokenizerBase) -> str:
     return repr(tokenizer.chat_template)
 
 
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+def contains(text: str, words: str) -> bool:
+    """Return whether a text holds another, white space aside."""
+    return _flat(words) in _flat(text)
+
+
+def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return how a message calls the template."""
     name = str(getattr(tokenizer, "name_or_path", "") or "")
     return f"the chat template of {name.rpartition('/')[2]}" if name else "the chat template"

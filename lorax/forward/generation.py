@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lorax.errors import UserError
+from lorax.forward.answers.choices import choose, with_choices
+from lorax.forward.answers.conversations import conversations
 from lorax.forward.batch import Encoded, batch_of, grid, labels_at, pad_causal, pad_id
 from lorax.forward.classification import masked
 from lorax.forward.decode import Stop, decode
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from lorax.forward.prompts import Pair, Turns
     from lorax.models.modality import ActiveLanes
     from lorax.models.registry import Loaded
-    from lorax.tasks.base import Task
+    from lorax.tasks.base import Example, Task
 
 
 class GeneratedText(TextModality):
@@ -41,7 +44,10 @@ class GeneratedText(TextModality):
     def encode(self, task: Task, split: str, shots: bool = False) -> list[Encoded]:
         """Encode one split of a task; see `TextModality.encode`."""
         announce(self.loaded.tokenizer, task.system)
-        return super().encode(task, split, shots)
+        rows = super().encode(task, split, shots)
+        if task.scoring != "generate" and split in ("validation", "test"):
+            return with_choices(self, task, rows, shots)
+        return rows
 
     def open(self) -> AbstractContextManager[Readout]:
         """Have the model compute logits only where labels are predicted."""
@@ -128,9 +134,15 @@ class CausalText(GeneratedText):
         """Return prompts and answers; an answer continues exactly the prompt that generation starts from."""
         return [causal_pair(self.loaded.tokenizer, system, turns, prompt, answer) for prompt, answer in texts]
 
-    def length(self, ids: list[int], labels: list[int]) -> int:
+    def rows(self, system: str | None, turns: Turns, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode examples; of conversations that are trained on whole, the labels are all turns of the assistant's."""
+        if any(example.all_turns and example.history for example in examples):
+            return conversations(self.loaded, system, turns, examples)
+        return super().rows(system, turns, examples)
+
+    def length(self, row: Encoded) -> int:
         """Return the tokens of prompt and answer."""
-        return len(ids) + len(labels)
+        return len(row)
 
     def collate(
         self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
@@ -148,6 +160,9 @@ class CausalText(GeneratedText):
 
     def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
         """Decode greedily: with reference answers checked first where the model's cache allows it."""
+        if task.scoring != "generate":
+            return choose(self, task, rows, lanes, active)
+        rows = [row.last() for row in rows]
         pad, stop = pad_id(self.loaded.tokenizer), self.stop(task)
         if caches_by_position(self.loaded.model):
             static = self._decoder()
@@ -171,6 +186,16 @@ class CausalText(GeneratedText):
 
 class Seq2SeqText(GeneratedText):
     """The encoder reads the prompt, the decoder writes the answer."""
+
+    def rows(self, system: str | None, turns: Turns, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode examples; a conversation goes into the encoder up to its last answer.
+
+        Raises:
+            UserError: earlier answers are to be trained on, which the decoder does not write.
+        """
+        if any(example.all_turns and example.history for example in examples):
+            raise UserError("task.turns=all: an encoder-decoder writes one answer, the last; task.turns=last")
+        return super().rows(system, turns, examples)
 
     def tokenise(self, system: str | None, turns: Turns, texts: Sequence[tuple[str, str]]) -> Iterable[Pair]:
         """Return prompts (plain where the task has neither system text nor shots) and answers."""
@@ -199,6 +224,8 @@ class Seq2SeqText(GeneratedText):
 
         Prompts stay padded on the right: on the left, absolute positions (BART) would count the padding.
         """
+        if task.scoring != "generate":
+            return choose(self, task, rows, lanes, active)
         batch = self.collate([*rows] * lanes, lanes)
         with active(range(lanes)):
             losses = row_means(self.losses(self.forward(batch), batch), batch.counts)

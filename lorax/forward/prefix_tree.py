@@ -114,11 +114,12 @@ def tree(
         starts = accumulate(rests[lane][:-1], initial=prefix)
         for number, (row, start, length) in enumerate(zip(block, starts, rests[lane], strict=True), 1):
             part = slice(start, start + length)
-            ids[lane, part] = row.ids[prefix:] + row.labels[:-1]
+            ids[lane, part] = row.ids[prefix:] + row.continuation
             places[lane, part] = np.arange(prefix, prefix + length)
             owners[lane, part] = number
             first = lane * width + start + len(row.ids) - prefix - 1
-            positions += range(first, first + len(row.labels))
+            predicted = range(first, first + len(row.labels))
+            positions += (np.array(predicted) + row.shifts).tolist() if row.given else predicted
     targets = np.array([label for row in rows for label in row.labels])
     parts = {"input_ids": ids, "position_ids": places, "attention_mask": owners, "positions": np.array(positions)}
     counts = [len(row.labels) for row in rows]
@@ -135,4 +136,4 @@ def _mask(owners: Tensor) -> Tensor:
 
 def _rests(rows: Sequence[Encoded], prefix: int, lanes: int) -> list[list[int]]:
     """Return, for each lane, how many tokens of each of its rows follow the beginning."""
-    return by_lane([len(row.ids) - prefix + max(0, len(row.labels) - 1) for row in rows], lanes)
+    return by_lane([len(row) - prefix - (1 if row.labels else 0) for row in rows], lanes)

@@ -27,7 +27,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: T
         before = [system] if system else []
         before += [f"{question}\n{answer}" for question, answer in turns]
         return "\n\n".join([*before, prompt]) + "\n"
-    return render(tokenizer, _messages(system, turns, prompt))
+    return render(tokenizer, messages_of(system, turns, prompt))
 
 
 def causal_pair(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: Turns, prompt: str, answer: str) -> Pair:
@@ -40,7 +40,7 @@ def causal_pair(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: T
     templated = bool(tokenizer.chat_template)
     whole, continuation = start + answer, answer
     if templated:
-        ended_turn = closed(tokenizer, [*_messages(system, turns, prompt), {"role": "assistant", "content": answer}])
+        ended_turn = closed(tokenizer, [*messages_of(system, turns, prompt), {"role": "assistant", "content": answer}])
         if ended_turn is not None and ended_turn.startswith(start):
             whole, continuation = ended_turn, ended_turn[len(start) :]
     # A template writes its own special tokens; plain text gets the tokenizer's (a BOS, if any).
@@ -56,7 +56,7 @@ def causal_pair(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: T
 def announce(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
     """Say, once, if a template does without the system role: encoded splits may come from the cache in silence."""
     if tokenizer.chat_template and system:
-        folded(tokenizer, _messages(system, (), ""))
+        folded(tokenizer, messages_of(system, (), ""))
 
 
 def ended(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> list[int]:
@@ -77,7 +77,8 @@ def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int
     return ids[:-1] if appended else ids
 
 
-def _messages(system: str | None, turns: Turns, prompt: str) -> list[dict[str, str]]:
+def messages_of(system: str | None, turns: Turns, prompt: str) -> list[dict[str, str]]:
+    """Return system text, exchanges and prompt as messages."""
     messages = [{"role": "system", "content": system}] if system else []
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from lorax.errors import UserError
@@ -41,17 +44,49 @@ class TextModality(Modality[Encoded]):
             UserError: an example does not fit into the model's context; names it, its length and the bound.
         """
         examples: Sequence[Example] = getattr(task, split)
-        turns = [(shot.prompt, shot.answer) for shot in task.shots] if shots else []
-        texts, bound = [self.texts(example) for example in examples], limit(self.loaded)
-        content = [self.loaded.kind, task.system, turns, bound, texts]
-        pairs = cached(self.loaded.tokenizer, content, lambda: list(self.tokenise(task.system, turns, texts)))
-        for (ids, labels), example in zip(pairs, examples, strict=True):
-            length = self.length(ids, labels)
-            if bound is not None and length > bound:
+        turns = [turn for shot in task.shots for turn in (*shot.history, (shot.prompt, shot.answer))] if shots else []
+        rows = self.rows(task.system, turns, examples)
+        if split in ("train", "heldout") and task.max_length is not None:
+            rows, said = cut_to(rows, task.max_length)
+            self.remarks += [f"{task.name} {split}: {said}"] if said else []
+            if not rows:
+                raise UserError(f"task.max_length={task.max_length}: no {split} example of {task.name} fits")
+        bound = limit(self.loaded)
+        for row in rows:
+            if bound is not None and (length := self.length(row)) > bound:
+                way = " (task.max_length cuts it)" if split in ("train", "heldout") else ""
                 raise UserError(
-                    f"{task.name} {split}: example {example.id} has {length} tokens, the model takes {bound}"
+                    f"{task.name} {split}: example {row.example.id} has {length} tokens, the model takes {bound}{way}"
                 )
+        return rows
+
+    def rows(self, system: str | None, turns: Turns, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode examples, each after the worked ones and after what comes before it in its conversation."""
+        pairs = self.pairs(system, turns, examples, [self.texts(example) for example in examples])
         return [Encoded(ids, labels, example) for (ids, labels), example in zip(pairs, examples, strict=True)]
+
+    def pairs(
+        self, system: str | None, turns: Turns, examples: Sequence[Example], texts: Sequence[tuple[str, str]]
+    ) -> list[Pair]:
+        """Return the ids of each input and its labels, from the cache where they are there.
+
+        Args:
+            system: the task's system text.
+            turns: worked examples.
+            examples: give what comes before each input in its conversation.
+            texts: input and what is predicted, one for each example.
+        """
+        bound, tokenizer = limit(self.loaded), self.loaded.tokenizer
+        content: list[Any] = [self.loaded.kind, system, turns, bound, texts]
+        if not any(example.history or example.system for example in examples):
+            return cached(tokenizer, content, lambda: list(self.tokenise(system, turns, texts)))
+        contexts = [(example.system or system, [*turns, *example.history]) for example in examples]
+
+        def build() -> list[Pair]:
+            each = zip(contexts, texts, strict=True)
+            return [pair for context, text in each for pair in self.tokenise(*context, [text])]
+
+        return cached(tokenizer, [*content[:-1], contexts, texts], build)
 
     def shapes(self, batches: Sequence[Sequence[Encoded]], lanes: int) -> list[Size]:
         """Return few sizes that hold these batches."""
@@ -94,9 +129,9 @@ class TextModality(Modality[Encoded]):
             texts: what `texts` returned for each example.
         """
 
-    def length(self, ids: list[int], labels: list[int]) -> int:
+    def length(self, row: Encoded) -> int:
         """Return how many tokens of the model's context an example takes."""
-        return len(ids)
+        return len(row.ids)
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy of each label, (N,), from logits (N, V)."""
@@ -108,7 +143,7 @@ class TextModality(Modality[Encoded]):
         The budget of a GPU is 2^17 tokens and 2^31 logits at once, that of a CPU 2^13 and 2^27.
         """
         tokens, logits = (2**17, 2**31) if self.device.type == "cuda" else (2**13, 2**27)
-        width = max(len(rows[0]), len(rows[0].ids) + (task.max_new_tokens or 0))
+        width = max(len(rows[0]), len(rows[0].last().ids) + (task.max_new_tokens or 0))
         labels = max(len(row.labels) for row in rows)
         return max(1, min(tokens // (width * lanes), logits // (labels * lanes * self.logits_per_label)))
 
@@ -135,6 +170,27 @@ class TextModality(Modality[Encoded]):
     def logits_per_label(self) -> int:
         """How many logits the model gives for one label."""
         return getattr(self.loaded.model.config, "vocab_size", 1)
+
+
+def cut_to(rows: Sequence[Encoded], most: int) -> tuple[list[Encoded], str]:
+    """Return rows of at most so many tokens, cut on the right, and a sentence on those that were cut; "" if none was.
+
+    A row without a label left is dropped: it would teach nothing.
+    """
+    short = [row if len(row) <= most else _cut(row, most) for row in rows]
+    kept = [row for row in short if row.labels]
+    n_cut = sum(len(row) > most for row in rows)
+    said = f"{n_cut:,} of {len(rows):,} examples cut at {most:,} tokens" if n_cut else ""
+    return kept, said + (
+        f", {len(rows) - len(kept):,} of them dropped: no answer left" if len(kept) < len(rows) else ""
+    )
+
+
+def _cut(row: Encoded, most: int) -> Encoded:
+    places = len(row.ids) + np.arange(len(row.labels)) + row.shifts
+    n_labels = int((places < most).sum())
+    given = tuple((count, tokens) for count, tokens in row.given if count < n_labels)
+    return replace(row, labels=row.labels[:n_labels], given=given)
 
 
 def limit(loaded: Loaded) -> int | None:

@@ -105,6 +105,8 @@ class Modality(ABC, Generic[R]):
 
     def __init__(self, loaded: Loaded):
         self.loaded = loaded
+        self.remarks: list[str] = []
+        """What `encode` did to the rows that is worth saying: how many were cut."""
 
     @property
     def device(self) -> torch.device:

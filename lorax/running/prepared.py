@@ -98,7 +98,7 @@ class PreparedRun:
             task={
                 "name": task.name, "kind": task.kind, "metric": task.metric, "direction": task.direction,
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
-                **({"data": task.notes["data"]} if "data" in task.notes else {}),
+                **{key: task.notes[key] for key in ("chance", "data") if key in task.notes},
                 **({"parts": [_facts(part) for part in task.parts]} if task.parts else {}),
             },
             model={"name": config.model["name"], "digest": self.identity["model"]["digest"]},

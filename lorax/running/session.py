@@ -136,6 +136,10 @@ class Session:
             return [Outcome("finished") for _ in self.runs]
         modality = modality_of(self.loaded)
         data = {id(task): modality.encode(task, "train") for task, _ in self._lanes_by_task()}
+        for remark in modality.remarks:
+            print(remark, flush=True)
+        for run in self.runs if modality.remarks else []:
+            run.record.task["cut"] = "; ".join(modality.remarks)
         trained = []
         for lane, run in enumerate(self.runs):
             config = run.config

@@ -27,7 +27,15 @@ class Example:
     """The class, for classification."""
     meta: dict[str, Any] = field(default_factory=dict)
     """gold: what the answer is scored against, where that is not the whole target text; system: the system text of
-    the conversation that it was read from."""
+    the conversation that it was read from; tests: of a program."""
+    history: tuple[tuple[str, str], ...] = ()
+    """The exchanges before the prompt: the user's text and the assistant's, each."""
+    system: str | None = None
+    """The conversation's own system text, where the task has none for all."""
+    all_turns: bool = False
+    """Whether the assistant's turns in `history` are trained on too."""
+    choices: tuple[str, ...] = ()
+    """The answers to choose from, `answer` among them, where there are few."""
 
     @property
     def gold(self) -> str:
@@ -54,6 +62,11 @@ class Task:
     system: str | None = None
     """The system line of the chat template."""
     max_new_tokens: int = 32
+    scoring: str = "generate"
+    """generate: a completion is read | likelihood, normalised: the likeliest of the example's `choices` is the answer;
+    normalised: by the mean over its tokens, the end token included, instead of the sum."""
+    max_length: int | None = None
+    """Tokens of a training example at most; what is beyond is cut off. None: as many as the model takes."""
     strict: str = "exact"
     """The extractor behind `score`."""
     tolerant: str = "text"
@@ -125,7 +138,7 @@ class Task:
             return hashlib.sha256(canonical(each).encode()).hexdigest()[:32]
         total = hashlib.sha256(canonical([self.system, self.labels]).encode())
         for example in (*(self.shots if shots else ()), *self.examples(split)):
-            total.update(f"\0{example.prompt}\0{example.answer}\0{example.gold}".encode())
+            total.update(f"\0{example.prompt}\0{example.answer}\0{example.gold}{_context(example)}".encode())
         return total.hexdigest()[:32]
 
     def examples(self, split: str) -> tuple[Example, ...]:
@@ -139,11 +152,22 @@ def _digest(task: Task) -> str:
         return hashlib.sha256(canonical(each).encode()).hexdigest()[:32]
     total = hashlib.sha256()
     settings = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
+    settings += [task.scoring] if task.scoring != "generate" else []
+    settings += [f"max_length {task.max_length}"] if task.max_length is not None else []
     total.update(canonical(settings).encode())
     for split in (*SPLITS, "shots"):
         for example in getattr(task, split):
-            total.update(f"{split}\0{example.prompt}\0{example.answer}\0{example.gold}\0".encode())
+            text = f"{split}\0{example.prompt}\0{example.answer}\0{example.gold}\0{_context(example)}"
+            total.update(text.encode())
     return total.hexdigest()[:32]
+
+
+def _context(example: Example) -> str:
+    """Return what else decides how an example is asked and scored, as text; "" for a plain one."""
+    tests = example.meta.get("tests")
+    plain = not (example.history or example.system or example.choices or tests)
+    turns = [example.history, example.all_turns] if example.history else []
+    return "" if plain else canonical([turns, example.system, example.choices, tests])
 
 
 def prompt_id(prompt: str) -> str:

@@ -1,12 +1,13 @@
 """Conversations in a field: OpenAI's `messages` ({role, content}) and ShareGPT's `conversations` ({from, value}).
 
-One exchange is read: a system text if there is one, the user's text, and the assistant's if there is one.
+A system text if there is one, then turns of the user and the assistant in alternation. The last answer is the
+row's; the exchanges before it are its history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorax.errors import UserError, near
@@ -18,15 +19,17 @@ ROLES = {
 }  # fmt: skip
 _KEYS = (("role", "content"), ("from", "value"))
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
+_TOOLS = ("tool", "function", "function_call", "observation", "ipython", "tool_call", "tool_response")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A user's text, the assistant's answer to it, and the system text before both."""
+    """A user's text, the assistant's answer to it, and the system text and earlier exchanges before both."""
 
     prompt: str
     answer: str | None = None
     system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
 
 def is_chat(found: Any) -> bool:
@@ -47,7 +50,7 @@ def read_exchange(row: Row, prompt: str, answer: str) -> Exchange:
             answer too, the same field, or one that the row does not have.
 
     Raises:
-        UserError: several exchanges, another role, a call of a tool, an answer given twice, a field that is no text.
+        UserError: turns that do not alternate, another role, a call of a tool, an answer given twice, no text.
     """
     if prompt in row[1] and is_chat(asked := value(row, prompt)):
         exchange = _exchange(asked, f"{row[0]}: field {prompt!r}")
@@ -63,17 +66,20 @@ def read_exchange(row: Row, prompt: str, answer: str) -> Exchange:
         turns = _turns(given, f"{row[0]}: field {answer!r}")
         if [role for role, _ in turns] != ["assistant"]:
             raise UserError(f"{row[0]}: field {answer!r}: {_roles(turns)}, not one turn of the assistant's")
-        return Exchange(exchange.prompt, turns[0][1], exchange.system)
-    return Exchange(exchange.prompt, text(row, answer), exchange.system)
+        return replace(exchange, answer=turns[0][1])
+    return replace(exchange, answer=text(row, answer))
 
 
 def _exchange(found: Sequence[Mapping[str, Any]], where: str) -> Exchange:
     turns = _turns(found, where)
     system = turns.pop(0)[1] if turns[0][0] == "system" else None
     roles = [role for role, _ in turns]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise UserError(f"{where}: {_roles(turns)}; only one exchange is read: user, assistant")
-    return Exchange(turns[0][1], turns[1][1] if len(turns) == 2 else None, system)
+    if not roles or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+        raise UserError(f"{where}: {_roles(turns)}; user and assistant are needed in alternation, the user first")
+    exchanges = [(turns[place][1], turns[place + 1][1]) for place in range(0, len(turns) - 1, 2)]
+    if roles[-1] == "user":
+        return Exchange(turns[-1][1], None, system, tuple(exchanges))
+    return Exchange(*exchanges[-1], system, tuple(exchanges[:-1]))
 
 
 def _turns(found: Sequence[Mapping[str, Any]], where: str) -> list[tuple[str, str]]:
@@ -82,10 +88,12 @@ def _turns(found: Sequence[Mapping[str, Any]], where: str) -> list[tuple[str, st
     for number, message in enumerate(found, start=1):
         role_key, content_key = next(keys for keys in _KEYS if set(keys) <= message.keys())
         place, role = f"{where}, message {number}", str(message[role_key])
+        if role in _TOOLS:
+            raise UserError(f"{place}: a turn of a tool's (role {role!r}); calls of tools are not read")
         if role not in ROLES:
             raise UserError(f"{place}: role {role!r}; {near(role, ROLES)}")
         if any(message.get(key) for key in _CALLS):
-            raise UserError(f"{place}: a call of a tool is no text")
+            raise UserError(f"{place}: a call of a tool; calls of tools are not read")
         content = message[content_key]
         if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict) and "text" in content[0]:
             content = content[0]["text"]

@@ -1,4 +1,4 @@
-"""Named rules that read an answer out of a completion, as published evaluations do it.
+r"""Named rules that read an answer out of a completion, as published evaluations do it.
 
     hash_int          first `#### <digits>`, else 0                       LoRA-GA
     metamath          first number after the last "The answer is: ",      PiSSA, MiLoRA, LoRA-XS, SVFT
@@ -8,6 +8,8 @@
     keyword_first     first of true|false, solution1-2, answer1-5, ...    LLM-Adapters commonsense
     lm_eval_strict    `#### <number>`                                     lm-evaluation-harness
     lm_eval_flexible  last number                                         lm-evaluation-harness
+    metamath_latex    after the last "The answer is: " up to ".\n",     MetaMath on MATH
+                      compared by Hendrycks' rules for LaTeX
     exact             the stripped text itself
     number            last number, compared by value
     text              the first or the last line ends in the answer's words
@@ -25,6 +27,7 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 from lorax.errors import UserError, near
+from lorax.tasks.latex import same_latex
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ def _metamath(text: str) -> str | None:
     if top in ("", "+", "-"):
         return None
     return str(round(Fraction(int(top), int(bottom) or 1)))
+
+
+def _metamath_latex(text: str) -> str | None:
+    _, marker, tail = text.rpartition("The answer is: ")
+    if not marker:
+        return None
+    return tail.split(".\n")[0].strip().removesuffix(".")
 
 
 _DELIMITERS = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
@@ -166,6 +176,7 @@ EXTRACTORS: dict[str, Extractor] = {
     for rule in (
         Extractor("hash_int", _hash_int, _same_number),
         Extractor("metamath", _metamath, _same_number),
+        Extractor("metamath_latex", _metamath_latex, same_latex),
         Extractor("peft_suite", _peft_suite, _same_peft),
         Extractor("last_number", _last_number, _same_number),
         Extractor("keyword_first", _keyword_first, str.__eq__),

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from lorax.errors import UserError, near
 from lorax.tasks import extractors
 from lorax.tasks.base import Example, Task, prompt_id
-from lorax.tasks.chats import read_exchange
+from lorax.tasks.chats import Exchange, read_exchange
 from lorax.tasks.classes import check_classes
+from lorax.tasks.columns import FIELDS, beside, layout_of
+from lorax.tasks.dialogues import TURNS, asked_id, own_system, trained_turns
 from lorax.tasks.readers import Format, Row, Rows, read_splits, text
 from lorax.tasks.registry import register
 from lorax.tasks.splitting import Sizes, split
 from lorax.tasks.templates import Template
 
 QUOTES = ("auto", "syntax", "text")
+UNNAMED = ("prompt", "answer")
+"""The fields of prompt and answer where nobody has named any: others that are known may stand for them."""
 LONGEST_PATH = 1000
 
 
@@ -81,8 +85,13 @@ class Files:
         """
         if self.template is not None and answer in self.joined.fields:
             raise UserError(f"task.template={self.template!r}: {{{answer}}} is the answer; a prompt must not hold it")
-        files = {"train": self.train, "validation": self.validation, "test": self.test}
         used = frozenset((asked, answer)) | frozenset(self.joined.fields if self.template is not None else ())
+        used |= FIELDS if (asked, answer) == UNNAMED and self.template is None else frozenset()
+        return self.all_rows(used)
+
+    def all_rows(self, used: frozenset[str] | None = None) -> dict[str, Rows]:
+        """Return the rows of every split; of their fields those that are used, None: all."""
+        files = {"train": self.train, "validation": self.validation, "test": self.test}
         names = tuple(self.columns) if self.columns else None
         return read_splits(self.path or "", self.subset, files, Format(names, self.quotes or "auto", used))
 
@@ -102,6 +111,10 @@ class TextToText(Files):
     """The field that holds the prompt."""
     answer: str = "answer"
     """The field that holds the answer."""
+    turns: str = "all"
+    """Of conversations of several turns, the assistant's that are trained on: all | last. Scored is the last."""
+    max_length: int | None = None
+    """Tokens of a training example at most; longer ones are cut on the right. None: they are refused."""
     system: str | None = None
     extractor: str = "exact"
     """How the score reads a completion; see lorax/tasks/extractors.py."""
@@ -114,6 +127,8 @@ class TextToText(Files):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.turns not in TURNS:
+            raise UserError(f"task.turns={self.turns}: {near(self.turns, TURNS)}")
         for name in (self.extractor, self.tolerant):
             if name not in extractors.names():
                 raise UserError(f"task.extractor={name}: {near(name, extractors.names())}")
@@ -121,15 +136,32 @@ class TextToText(Files):
     def load(self, data_seed: int) -> Task:
         """Read and split the rows; UserError names file and line of one that cannot be used."""
         rows = self.rows(self.prompt, self.answer)
-        official = {part: [self.example(row) for row in rows[part]] for part in rows}
-        system = self._system({part: list(zip(official[part], rows[part], strict=True)) for part in rows})
+        layout = layout_of(rows) if self._is_unnamed else None
+        if layout is not None:
+            rows["train"].remarks.append(layout.words)
+            reader = replace(self, prompt=layout.prompt, answer=layout.answer, template=layout.template)
+            return reader.task({part: [reader.beside(row) for row in rows[part]] for part in rows}, rows, data_seed)
+        return self.task({part: [self.example(row) for row in rows[part]] for part in rows}, rows, data_seed)
+
+    @property
+    def _is_unnamed(self) -> bool:
+        return (self.prompt, self.answer) == UNNAMED and self.template is None
+
+    def task(self, official: Mapping[str, Sequence[Example]], rows: Mapping[str, Rows], data_seed: int) -> Task:
+        """Return the task of examples as they were read, from these rows."""
+        system, official = self._system({part: list(zip(official[part], rows[part], strict=True)) for part in official})
         sizes = Sizes(self.n_train, self.n_validation, self.n_test, self.n_heldout, self.shots)
         splits, notes = split(official, sizes, data_seed, self.name)
+        splits, said = trained_turns(splits, self.turns)
+        notes["data"] = "; ".join([notes["data"], *said])
+        if not splits["train"]:
+            raise UserError(f"task={self.name}: {notes['data']}: nothing is left to train on")
         return Task(
             name=self.name,
             kind="generation",
             **splits,
             system=system,
+            max_length=self.max_length,
             max_new_tokens=self.max_new_tokens,
             strict=self.extractor,
             tolerant=self.tolerant,
@@ -141,28 +173,43 @@ class TextToText(Files):
 
     def example(self, row: Row) -> Example:
         """Return one row as question and answer; a dataset with rules of its own overrides this."""
-        if self.template is not None:
-            prompt = self.joined.fill(row)
-            return Example(prompt_id(prompt), prompt, text(row, self.answer))
-        exchange = read_exchange(row, self.prompt, self.answer)
-        meta = {} if exchange.system is None else {"system": exchange.system}
-        return Example(prompt_id(exchange.prompt), exchange.prompt, str(exchange.answer), meta=meta)
+        return self._made(self._exchange(row))
 
-    def _system(self, official: Mapping[str, Iterable[tuple[Example, Row]]]) -> str | None:
-        """Return the task's system text: the user's, or that of all conversations.
+    def beside(self, row: Row) -> Example:
+        """Return one row of a known layout, with its system text and its history where they have columns."""
+        exchange = self._exchange(row)
+        return self._made(beside(row, exchange) if self.template is not None else exchange)
+
+    def _exchange(self, row: Row) -> Exchange:
+        if self.template is not None:
+            return Exchange(self.joined.fill(row), text(row, self.answer))
+        return read_exchange(row, self.prompt, self.answer)
+
+    def _made(self, exchange: Exchange) -> Example:
+        meta = {} if exchange.system is None else {"system": exchange.system}
+        prompt, history = exchange.prompt, exchange.history
+        return Example(asked_id(prompt, history), prompt, str(exchange.answer), meta=meta, history=history)
+
+    def _system(
+        self, official: Mapping[str, Sequence[tuple[Example, Row]]]
+    ) -> tuple[str | None, dict[str, list[Example]]]:
+        """Return the task's system text, the user's or that of all conversations, and the examples.
+
+        Where conversations have different ones, or only some have one, each keeps its own.
 
         Raises:
-            UserError: conversations with different system texts, or another one than `task.system`.
+            UserError: a conversation with another system text than `task.system`.
         """
-        system, place = self.system, "task.system"
-        for part in official.values():
-            for example, (where, _) in part:
-                own = example.meta.get("system")
-                if own is not None and system is None and place == "task.system":
-                    system, place = own, where
-                if own != system and (own is not None or place != "task.system"):
-                    raise UserError(f"{where}: another system text than {place}; a task has one for all rows")
-        return system
+        examples = {part: [example for example, _ in pairs] for part, pairs in official.items()}
+        owns = {example.meta.get("system") for part in examples.values() for example in part}
+        if self.system is not None:
+            for example, (where, _) in (pair for pairs in official.values() for pair in pairs):
+                if example.meta.get("system") not in (None, self.system):
+                    raise UserError(f"{where}: another system text than task.system")
+            return self.system, examples
+        if len(owns) <= 1:
+            return next(iter(owns), None), examples
+        return None, {part: [own_system(example) for example in some] for part, some in examples.items()}
 
 
 @register("text_classification")

@@ -59,7 +59,7 @@ def load(spec: Mapping[str, Any], data_seed: int = 0) -> Task:
 
 # The least value of every whole number that families have in common.
 _COUNTS = {"n_train": 1, "n_validation": 1, "n_test": 1, "n_heldout": 0, "shots": 0, "steps": 1,
-           "batch_size": 1, "max_new_tokens": 1}  # fmt: skip
+           "batch_size": 1, "max_new_tokens": 1, "max_length": 8}  # fmt: skip
 _MOST = 10**6  # examples are drawn, and kept in memory, before anything else is known
 
 

@@ -113,7 +113,7 @@ class RewardedSteps:
     def _prompts(self, state: RunState) -> tuple[list[Encoded], list[list[list[float]]]]:
         """Return the step's rows and for each the uniform numbers of its completions."""
         plan = state.plan
-        rows = [cast(Encoded, state.run.data[index]) for index in state.order[state.step]]
+        rows = [cast(Encoded, state.run.data[index]).last() for index in state.order[state.step]]
         generator = torch.Generator().manual_seed(key("completions", state.run.seed, state.step))
         shape = (len(rows), self.settings.samples, self.stop.max_tokens)
         numbers = torch.rand(shape, dtype=torch.float64, generator=generator).tolist()

@@ -29,6 +29,7 @@ from lorax.probing.activations import layer_activations
 from lorax.probing.calibration import Calibration
 from lorax.probing.gradient import layer_gradients
 from lorax.running.gradient_batches import gradient_batches
+from lorax.tasks.base import Example
 
 
 class Net(nn.Module):
@@ -238,8 +239,10 @@ def test_a_method_that_looks_at_activations_is_attached(eva):
 @pytest.mark.parametrize("share", [True, False])
 def test_the_batches_of_a_run_count_every_examples_tokens_however_they_are_laid_out(share):
     texts = [f"{a}+{b}=" for a in range(3) for b in range(8)]
-    examples = [SimpleNamespace(id=text, prompt=text, answer=text[0] * int(text[2]), meta={}) for text in texts]
-    task = SimpleNamespace(name="sums", system="All of these begin alike.", shots=(), train=examples)
+    examples = [Example(text, text, text[0] * int(text[2])) for text in texts]
+    task = SimpleNamespace(
+        name="sums", system="All of these begin alike.", shots=(), train=examples, scoring="generate", max_length=None
+    )
     config = SimpleNamespace(calibration="train", seed=0, batch_size=8, train={"calibration_batches": 3})
     loaded = load({"name": "toy", "hidden": 32}, dtype="float64")
     targets = find_targets(loaded.model)

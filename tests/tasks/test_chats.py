@@ -48,13 +48,17 @@ def test_a_prompt_that_is_a_conversation_and_an_answer_that_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("chat, words", [
-    (openai(("user", "q"), ("assistant", "a")) * 2, "4 turns (user, assistant, user, assistant); only one exchange"),
-    (openai(("user", "q"), ("tool", "t")), "message 2: role 'tool'; choose from"),
-    (openai(("assistant", "a")), "1 turns (assistant); only one exchange"),
+    (openai(("user", "q"), ("user", "r"), ("assistant", "a")), "3 turns (user, user, assistant); user and assistant"),
+    (openai(("user", "q"), ("system", "s"), ("assistant", "a")), "3 turns (user, system, assistant); user and"),
+    (openai(("system", "s")), "0 turns (); user and assistant are needed"),
+    (openai(("user", "q"), ("tool", "t")), "message 2: a turn of a tool's (role 'tool'); calls of tools are not read"),
+    (sharegpt(("user", "q"), ("function_call", "t")), "message 2: a turn of a tool's (role 'function_call')"),
+    (openai(("user", "q"), ("narrator", "t")), "message 2: role 'narrator'; choose from"),
+    (openai(("assistant", "a")), "1 turns (assistant); user and assistant are needed in alternation, the user first"),
     (openai(("user", "q")), "holds no turn of the assistant's"),
     (openai(("user", "q"), ("assistant", None)), "message 2: field 'content' is empty"),
     (openai(("user", "q"), ("assistant", ["a", "b"])), "message 2: field 'content' is a list of 2 texts"),
-    ([*openai(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}], "a call of a tool"),
+    ([*openai(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}], "a call of a tool;"),
     ([{"role": "user", "content": [{"type": "image_url"}]}, *openai(("assistant", "a"))], "list of 1 objects"),
     ([], "field 'chat' is a list of 0 values"),
     ([{"speaker": "A", "text": "q"}], "field 'chat' is a list of 1 objects, not one text"),
@@ -66,14 +70,10 @@ def test_other_conversations_are_one_line(tmp_path, chat, words):
     assert words in str(caught.value) and "chats.jsonl, line 1: field 'chat'" in str(caught.value)
 
 
-def test_an_answer_given_twice_and_system_texts_that_differ_are_one_line(tmp_path):
+def test_an_answer_given_twice_and_another_system_text_than_the_user_s_are_one_line(tmp_path):
     chat = openai(("user", "q"), ("assistant", "a"))
     with pytest.raises(UserError, match="fields 'chat' and 'answer' both hold an answer; task.answer=chat"):
         task(tmp_path, lambda i: {"chat": chat, "answer": "b"}, prompt="chat")
-    with pytest.raises(UserError, match="line 2: another system text than .*line 1; a task has one for all rows"):
-        task(tmp_path, lambda i: {"chat": openai(("system", f"s{i}"), ("user", f"q{i}")) + chat[1:]}, prompt="chat")
-    with pytest.raises(UserError, match="line 2: another system text than .*line 1"):
-        task(tmp_path, lambda i: {"chat": openai(*[("system", "s")][i:], ("user", f"q{i}")) + chat[1:]}, prompt="chat")
     with pytest.raises(UserError, match="line 1: another system text than task.system"):
         task(
             tmp_path,

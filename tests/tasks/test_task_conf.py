@@ -1,5 +1,6 @@
 """Every YAML of tasks and models is composed and accepted by its registry."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ REGISTRIES = {"task": tasks, "model": models}
 FILES = [(group, path.stem) for group in REGISTRIES for path in sorted(Path(conf_dir(), group).glob("*.yaml"))]
 
 
+@cache
 def composed(group, name):
     register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

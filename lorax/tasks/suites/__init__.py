@@ -1,0 +1,1 @@
+"""Published benchmarks that are trained on one source and tested on another: commonsense, mathematics, code."""
