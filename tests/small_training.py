@@ -67,5 +67,12 @@ def _task(examples, **fields):
         return {"score": int(completion == example.answer), "tolerant": int(example.answer in completion)}
 
     parts = {"train": examples[24:], "validation": examples[:6], "test": examples[6:24], "heldout": []}
-    defaults = {"name": "toy", "system": None, "shots": tuple(examples[:2]), "labels": None, "max_new_tokens": None}
+    defaults = {
+        "name": "toy",
+        "system": None,
+        "shots": tuple(examples[:2]),
+        "labels": None,
+        "max_new_tokens": None,
+        "longest": None,
+    }
     return SimpleNamespace(**{**defaults, **parts, "score": score, **fields})

@@ -45,6 +45,7 @@ class TextModality(Modality[Encoded]):
         texts, bound = [self.texts(example) for example in examples], limit(self.loaded)
         content = [self.loaded.kind, task.system, turns, bound, texts]
         pairs = cached(self.loaded.tokenizer, content, lambda: list(self.tokenise(task.system, turns, texts)))
+        pairs = self.cut(task, split, pairs, bound)
         for (ids, labels), example in zip(pairs, examples, strict=True):
             length = self.length(ids, labels)
             if bound is not None and length > bound:
@@ -93,6 +94,17 @@ class TextModality(Modality[Encoded]):
             turns: worked examples to be put before each input.
             texts: what `texts` returned for each example.
         """
+
+    def cut(self, task: Task, split: str, pairs: list[Pair], bound: int | None) -> list[Pair]:
+        """Return the pairs, cut to `task.longest` where a model may see beginnings; default: as they are.
+
+        Args:
+            task: names itself in what is said.
+            split: likewise.
+            pairs: of `tokenise`.
+            bound: tokens that the model takes, or None.
+        """
+        return pairs
 
     def length(self, ids: list[int], labels: list[int]) -> int:
         """Return how many tokens of the model's context an example takes."""

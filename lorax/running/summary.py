@@ -84,9 +84,12 @@ def _score(record: RunRecord, split: str, metric: str) -> str:
     from scipy.stats import binomtest
 
     score, n = entry["score"], int(entry["n"])
-    low, high = binomtest(round(score * n), n).proportion_ci(method="wilson")
+    if (sd := entry.get("sd")) is None:  # answers are right or wrong
+        low, high = binomtest(round(score * n), n).proportion_ci(method="wilson")
+    else:
+        low, high = score - 1.96 * sd / n**0.5, score + 1.96 * sd / n**0.5
     text = f"{100 * score:.1f} % {metric}  (95 % interval over {n} items {100 * low:.1f} to {100 * high:.1f})"
-    extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant",) if entry.get(key) is not None]
+    extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant", "exact", "bleu") if entry.get(key) is not None]
     extra += [f"answer loss {entry['loss']:.3f}"] if entry.get("loss") is not None else []
     return "  ".join([text, *extra])
 

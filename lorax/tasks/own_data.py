@@ -73,8 +73,8 @@ class Files:
         assert self.template is not None
         return Template(self.template)
 
-    def rows(self, asked: str, answer: str) -> dict[str, Rows]:
-        """Return the rows of every split; of their fields the two that are named, and those of the template.
+    def rows(self, asked: str, answer: str, *others: str) -> dict[str, Rows]:
+        """Return the rows of every split; of their fields those that are named, and those of the template.
 
         Raises:
             UserError: the template gives the answer away; a source that cannot be read.
@@ -82,7 +82,7 @@ class Files:
         if self.template is not None and answer in self.joined.fields:
             raise UserError(f"task.template={self.template!r}: {{{answer}}} is the answer; a prompt must not hold it")
         files = {"train": self.train, "validation": self.validation, "test": self.test}
-        used = frozenset((asked, answer)) | frozenset(self.joined.fields if self.template is not None else ())
+        used = frozenset((asked, answer, *others)) | frozenset(self.joined.fields if self.template is not None else ())
         names = tuple(self.columns) if self.columns else None
         return read_splits(self.path or "", self.subset, files, Format(names, self.quotes or "auto", used))
 
