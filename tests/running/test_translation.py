@@ -40,15 +40,8 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", ["t5", pytest.param("marian", marks=pytest.mark.slow)])
 def test_any_seq2seq_model_translates(lorax, folder, capsys, name):
     words = ["task=translation", "task.path=pairs.tsv", "task.source=en", "task.target=pt", "task.n_test=6"]
-    small = [
-        "task.max_tokens=24",
-        "steps=2",
-        "batch_size=4",
-        "task.max_new_tokens=6",
-        "task.n_validation=4",
-        "init=lora",
-        "rank=2",
-    ]
+    words += ["task.max_tokens=24", "task.max_new_tokens=6", "task.n_validation=4"]
+    small = ["steps=2", "batch_size=4", "init=lora", "rank=2"]
     assert lorax("model=hf", f"model.path={folder(name)}", *words, *small) == 0
     run, base = sorted(Store("results").read("small"), key=lambda record: -record.costs["trainable"])
     scores, items = run.scores["test"], Store("results").items(run)

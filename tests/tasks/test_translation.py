@@ -114,7 +114,7 @@ def test_a_hub_set_with_a_translation_column(tmp_path):
 
 
 MARKED = [
-    "Use <b>bold</b> text", "Tom &amp; Jerry meet", "The ~File menu opens", "The &File menu opens", "A _File menu opens",
+    "Use <b>bold</b> text", "Tom &amp; Jerry meet", "The ~File menu opens", "The &File menu opens", "A _File opens",
     "Open %s file now", "Open %1 file now", "Hello {name} and all", "About %PRODUCTNAME here", "Give $(ARG1) away now",
     "Set max_words to two", "one line\ntwo lines here",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -234,7 +234,7 @@ class MarianStudent(PreTrainedModel):
         x = self._placed(self.embed(ids), 0)
         for layer in self.encoder:
             x = layer(x, mask)
-        return [layer.encoder_attn.memory(x) for layer in self.decoder]
+        return [cast("DecoderLayer", layer).encoder_attn.memory(x) for layer in self.decoder]
 
     def _decode(
         self, ids: Tensor, first: int, states: list[Tensor] | None, memories: list[Memory], mask: Tensor | None

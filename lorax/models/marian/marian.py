@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError, near
 from lorax.models.marian.weights_file import EMBEDDING, read_weights
@@ -81,7 +81,7 @@ class Marian:
         _check_generates(labels)
         tensors = read_weights(self.file())
         with torch.device("meta"):
-            model = MarianStudent(StudentConfig())
+            model: Any = MarianStudent(StudentConfig())
         state = {ours: torch.from_numpy(tensors[theirs]) for ours, theirs in _names(model.config)}
         model.load_state_dict({**state, "lm_head.weight": state["embed.weight"]}, assign=True)
         model.tie_weights()
