@@ -54,4 +54,7 @@ def test_any_seq2seq_model_translates(lorax, folder, capsys, name):
     assert "translation: chrf, 6 items, copying the source" in table
     out = capsys.readouterr()
     assert "translation train: 1 inputs and 0 answers of" in out.err or "cut to" not in out.err
-    assert "% chrf" in out.out and "bleu" in out.out
+    half = 1.96 * scores["sd"] / 6**0.5
+    low, high = (100 * (scores["score"] + sign * half) for sign in (-1, 1))
+    assert f"% chrf (95 % interval over 6 items {low:.1f} to {high:.1f})" in " ".join(out.out.split())
+    assert "bleu" in out.out
