@@ -71,13 +71,17 @@ class Task:
     long for the model is refused, as it is for other models."""
     floor_is: str = "majority class"
     """What `majority` is the score of."""
+    parts: tuple[Task, ...] = ()
+    """The tasks of a group, which a run learns together; none of a single task."""
+    weights: tuple[float, ...] = ()
+    """Of the parts' losses; they sum to 1."""
     version: int = 1
     """Raised by a family when the same settings give other examples or another score."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ...; `data`: how many
     rows were read, kept and dropped, and how, as a sentence for the user and the record."""
 
-    def score(self, example: Example, completion: str) -> Mapping[str, float]:
+    def score(self, example: Example, completion: str) -> dict[str, Any]:
         """Score one completion.
 
         Args:
@@ -104,8 +108,12 @@ class Task:
         """The test score of always giving train's commonest answer; None where answers hardly repeat.
 
         "Hardly" means more than 50 different answers, or more than a tenth as many as examples, for
-        generation; classes always count.
+        generation; classes always count. Of a group of tasks: the mean over them, None where one has none.
         """
+        if self.parts:
+            known = [part.majority for part in self.parts]
+            shares = [share for share in known if share is not None]
+            return sum(shares) / len(shares) if len(shares) == len(known) else None
         answers = Counter(example.gold for example in self.train)
         if not answers or not self.test:
             return None
@@ -125,6 +133,9 @@ class Task:
         A record holds it for every split that it was scored on. The texts themselves lie in the task's data: an item's
         `row` is the place in its split, and its `id` the digest of its prompt, white space and case aside.
         """
+        if self.parts:
+            each = [part.asked(split, shots and bool(part.shots)) for part in self.parts]
+            return hashlib.sha256(canonical(each).encode()).hexdigest()[:32]
         total = hashlib.sha256(canonical([self.system, self.labels]).encode())
         for example in (*(self.shots if shots else ()), *self.examples(split)):
             total.update(f"\0{example.prompt}\0{example.answer}\0{example.gold}".encode())
@@ -136,6 +147,9 @@ class Task:
 
 
 def _digest(task: Task) -> str:
+    if task.parts:
+        each = [[part.name, part.digest] for part in task.parts]
+        return hashlib.sha256(canonical(each).encode()).hexdigest()[:32]
     total = hashlib.sha256()
     settings = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
     total.update(canonical(settings).encode())

@@ -31,6 +31,8 @@ class Translations(Task):
         """Return corpus chrF and BLEU, the share of exact matches, the sd of `score`, and sacrebleu's signatures."""
         from sacrebleu.metrics import BLEU, CHRF
 
+        if not items:
+            return {}
         said, references = [item["completion"] for item in items], [[item["answer"] for item in items]]
         chrf, bleu = CHRF(), BLEU()
         scores = {"chrf": chrf.corpus_score(said, references).score, "bleu": bleu.corpus_score(said, references).score}
@@ -44,6 +46,8 @@ class Translations(Task):
     @property
     def majority(self) -> float | None:
         """The test score of giving back the source: what is scored without translating."""
+        if not self.test:
+            return None
         return statistics.fmean(sentence_chrf(example.meta["source"], example.gold) for example in self.test)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from dataclasses import replace
 
 import datasets
 import polib
@@ -211,3 +212,4 @@ def test_chrf_of_one_pair_by_its_definition():
 def test_the_floor_is_copying_the_source():
     task = task_of(("Windows XP", "Windows XP"), ("the cat", "zzz"))
     assert task.majority == 0.5 and task.floor_is == "copying the source"
+    assert replace(task, test=()).majority is None and task.overall([]) == {}
