@@ -69,5 +69,5 @@ def _task(examples, **fields):
 
     parts = {"train": examples[24:], "validation": examples[:6], "test": examples[6:24], "heldout": []}
     defaults = {"name": "toy", "system": None, "shots": tuple(examples[:2]), "labels": None, "max_new_tokens": None,
-                "scoring": "generate", "max_length": None}  # fmt: skip
+                "scoring": "generate", "max_length": None, "longest": None}  # fmt: skip
     return SimpleNamespace(**{**defaults, **parts, "score": score, **fields})

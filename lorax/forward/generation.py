@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -204,6 +206,17 @@ class Seq2SeqText(GeneratedText):
             prompt = prompt_text(tokenizer, system, turns, text) if system or turns else text
             yield tokenizer(prompt)["input_ids"], ended(tokenizer, tokenizer(text_target=answer)["input_ids"])
 
+    def cut(self, task: Task, split: str, pairs: list[Pair], bound: int | None) -> list[Pair]:
+        """Return prompts and answers of at most `task.longest` tokens, the end token last; says how many were cut."""
+        if task.longest is None:
+            return pairs
+        longest = min(task.longest, bound or task.longest)
+        long = [sum(len(pair[side]) > longest for pair in pairs) for side in (0, 1)]
+        if any(long):
+            counts = f"{long[0]:,} inputs and {long[1]:,} answers of {len(pairs):,}"
+            _say(f"{task.name} {split}: {counts} cut to {longest} tokens")
+        return [(_shortened(ids, longest), _shortened(labels, longest)) for ids, labels in pairs]
+
     def collate(
         self, rows: Sequence[Encoded], lanes: int = 1, *, share: bool = True, single_pass: bool = False
     ) -> Batch:
@@ -251,6 +264,17 @@ def pad_seq2seq(
     labels = labels_at(rows, [0] * len(rows), decoder.shape[1], size)
     inputs = masked([row.ids for row in rows], pad, size)
     return batch_of({**inputs, "decoder_input_ids": decoder, **labels}, [*map(len, answers)], device, size)
+
+
+def _shortened(tokens: list[int], longest: int) -> list[int]:
+    """Return tokens cut before the last, which ends the text."""
+    return tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]]
+
+
+@cache
+def _say(line: str) -> None:
+    """Say a line once a process."""
+    print(line, file=sys.stderr)
 
 
 def end_tokens(loaded: Loaded) -> frozenset[int]:

@@ -44,13 +44,14 @@ class TextModality(Modality[Encoded]):
         """
         examples: Sequence[Example] = getattr(task, split)
         turns = [turn for shot in task.shots for turn in (*shot.history, (shot.prompt, shot.answer))] if shots else []
-        rows = self.rows(task.system, turns, examples)
+        rows, bound = self.rows(task.system, turns, examples), limit(self.loaded)
         if split in ("train", "heldout") and task.max_length is not None:
             rows, said = cut_to(rows, task.max_length)
             self.remarks += [f"{task.name} {split}: {said}"] if said else []
             if not rows:
                 raise UserError(f"task.max_length={task.max_length}: no {split} example of {task.name} fits")
-        bound = limit(self.loaded)
+        cut = self.cut(task, split, [(row.ids, row.labels) for row in rows], bound)
+        rows = [replace(row, ids=ids, labels=labels) for row, (ids, labels) in zip(rows, cut, strict=True)]
         for row in rows:
             if bound is not None and (length := self.length(row)) > bound:
                 way = " (task.max_length cuts it)" if split in ("train", "heldout") else ""
@@ -127,6 +128,17 @@ class TextModality(Modality[Encoded]):
             turns: worked examples to be put before each input.
             texts: what `texts` returned for each example.
         """
+
+    def cut(self, task: Task, split: str, pairs: list[Pair], bound: int | None) -> list[Pair]:
+        """Return the pairs, cut to `task.longest` where a model may see beginnings; default: as they are.
+
+        Args:
+            task: names itself in what is said.
+            split: likewise.
+            pairs: of `tokenise`.
+            bound: tokens that the model takes, or None.
+        """
+        return pairs
 
     def length(self, row: Encoded) -> int:
         """Return how many tokens of the model's context an example takes."""

@@ -86,7 +86,8 @@ def _metrics(records: list[RunRecord], split: str) -> str:
         sizes = {int(n) for record in of_task if (n := (record.scores.get(split) or {}).get("n"))}
         shares = {record.task["majority"] for record in of_task if record.task.get("majority")}
         items = f", {_either(sizes)} items" if sizes else ""
-        majority = f", majority class {_either(shares, lambda share: f'{100 * share:.1f}')}" if shares else ""
+        words = _either({str(record.task.get("floor_is", "majority class")) for record in of_task})
+        majority = f", {words} {_either(shares, lambda share: f'{100 * share:.1f}')}" if shares else ""
         metric = " or ".join(sorted({str(record.task.get("metric", "score")) for record in of_task}))
         parts.append(f"{name}: {metric}{items}{majority}")
     return "; ".join(parts) + "."

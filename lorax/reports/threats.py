@@ -95,14 +95,14 @@ def _floor_and_ceiling(study: Study) -> list[str]:
         if best < 0.03:
             lines.append(f"{task}: the best mean is {numbers.points(best)} %: near the floor arms look alike.")
         majority = next((m for record in final_runs(study, task) if (m := record.task.get("majority"))), None)
+        floor = next((f for record in final_runs(study, task) if (f := record.task.get("floor_is"))), None)
+        floor = "the majority class's share" if floor is None else f"the score of {floor}"
         for word, low in () if majority is None else (
             ("is below", [row.arm for row in rows if row.mean < majority - 0.01]),
             ("is at", [row.arm for row in rows if abs(row.mean - majority) <= 0.01]),
         ):  # fmt: skip
             if low:
-                lines.append(
-                    f"{task}: {', '.join(low)} {word} the majority class's share ({numbers.points(majority)} %)."
-                )
+                lines.append(f"{task}: {', '.join(low)} {word} {floor} ({numbers.points(majority)} %).")
         base = next((row.mean for row in arms if not study.spec.arm(row.arm).trained), None)
         idle = [row.arm for row in rows if base is not None and row.mean <= base]
         if idle:

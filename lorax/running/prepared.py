@@ -15,12 +15,12 @@ from lorax.errors import UserError
 from lorax.records import RunRecord, Store, run_id
 from lorax.running.identity import identity, source, versions
 from lorax.running.preflight import load_task
+from lorax.tasks import Task
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
     from lorax.adapters.selection.coverage import Coverage
     from lorax.initializers.base import Initializer
-    from lorax.tasks import Task
 
 
 @dataclass
@@ -99,6 +99,7 @@ class PreparedRun:
                 "name": task.name, "kind": task.kind, "metric": task.metric, "direction": task.direction,
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
                 **{key: task.notes[key] for key in ("chance", "data") if key in task.notes},
+                **({} if task.floor_is == Task.floor_is else {"floor_is": task.floor_is}),
                 **({"parts": [_facts(part) for part in task.parts]} if task.parts else {}),
             },
             model={"name": config.model["name"], "digest": self.identity["model"]["digest"]},

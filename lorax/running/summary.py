@@ -90,10 +90,13 @@ def _score(record: RunRecord, split: str, metric: str, part: str | None = None) 
     from scipy.stats import binomtest
 
     score, n = entry["score"], int(entry["n"])
-    low, high = binomtest(round(score * n), n).proportion_ci(method="wilson")
+    if (sd := entry.get("sd")) is None:  # answers are right or wrong
+        low, high = binomtest(round(score * n), n).proportion_ci(method="wilson")
+    else:
+        low, high = score - 1.96 * sd / n**0.5, score + 1.96 * sd / n**0.5
     interval = f"95 % interval over {n} items {100 * low:.1f} to {100 * high:.1f}"
     text = f"{100 * score:.1f} % {metric}  ({f'{n} items' if several else interval})"
-    extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant",) if entry.get(key) is not None]
+    extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant", "exact", "bleu") if entry.get(key) is not None]
     extra += [f"answer loss {entry['loss']:.3f}"] if entry.get("loss") is not None else []
     return "  ".join([text, *extra])
 

@@ -154,8 +154,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
     It asks whether these two checkpoints differ, not whether the methods do: seeds do not enter.
 
     Args:
-        first: (n_items,) 0/1 scores.
-        second: (n_items,) 0/1 scores on the same items.
+        first: (n_items,) scores, 0 or 1; of scores in between the larger wins, which makes this the sign test.
+        second: (n_items,) scores on the same items.
 
     Returns:
         items only the first solves, items only the second solves, exact two-sided p.
@@ -164,8 +164,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
     """
     from statsmodels.stats import contingency_tables
 
-    a, b = np.asarray(first) > 0.5, np.asarray(second) > 0.5
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    a, b = np.asarray(first), np.asarray(second)
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
     return only_a, only_b, float(contingency_tables.mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,11 @@ class Task:
     """Learning rate of a fresh classification head, alike for all methods."""
     steps: int = 100
     batch_size: int = 8
+    longest: int | None = None
+    """Tokens that the inputs and answers of an encoder-decoder are cut to, which is counted and said; None: what is too
+    long for the model is refused, as it is for other models."""
+    floor_is: str = "majority class"
+    """What `majority` is the score of."""
     parts: tuple[Task, ...] = ()
     """The tasks of a group, which a run learns together; none of a single task."""
     weights: tuple[float, ...] = ()
@@ -102,6 +107,14 @@ class Task:
         strict = extractors.get(self.strict).correct(completion, example.gold)
         loose = extractors.get(self.tolerant).correct(completion, example.gold)
         return {"score": strict, "tolerant": max(strict, loose)}
+
+    def overall(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return scores of a whole split that are no means over its items, by name; none by default.
+
+        Args:
+            items: of the split, with completion, answer and what `score` returned.
+        """
+        return {}
 
     @property
     def majority(self) -> float | None:

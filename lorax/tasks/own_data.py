@@ -77,15 +77,15 @@ class Files:
         assert self.template is not None
         return Template(self.template)
 
-    def rows(self, asked: str, answer: str) -> dict[str, Rows]:
-        """Return the rows of every split; of their fields the two that are named, and those of the template.
+    def rows(self, asked: str, answer: str, *others: str) -> dict[str, Rows]:
+        """Return the rows of every split; of their fields those that are named, and those of the template.
 
         Raises:
             UserError: the template gives the answer away; a source that cannot be read.
         """
         if self.template is not None and answer in self.joined.fields:
             raise UserError(f"task.template={self.template!r}: {{{answer}}} is the answer; a prompt must not hold it")
-        used = frozenset((asked, answer)) | frozenset(self.joined.fields if self.template is not None else ())
+        used = frozenset((asked, answer, *others)) | frozenset(self.joined.fields if self.template is not None else ())
         used |= FIELDS if (asked, answer) == UNNAMED and self.template is None else frozenset()
         return self.all_rows(used)
 

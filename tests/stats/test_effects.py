@@ -72,6 +72,13 @@ def test_mcnemar_counts_the_items_that_one_side_alone_solves():
     assert effects.mcnemar(a, a) == (0, 0, 1.0)
 
 
+def test_mcnemar_of_graded_scores_is_the_sign_test():
+    a, b = np.random.default_rng(4).random((2, 40)).round(1)
+    gained, lost, p = effects.mcnemar(a / 2, b / 2)  # none is above a half
+    assert gained + lost == np.sum(a != b) < 40
+    assert p == pytest.approx(sps.binomtest(int(np.sum(a > b)), gained + lost, 0.5).pvalue)
+
+
 def test_intervals_and_tests_of_rates_are_the_textbook_ones_and_stay_within_bounds():
     z = (0.5 - 0.6) / np.sqrt((170 / 300) * (130 / 300) * (1 / 100 + 1 / 200))
     assert effects.two_proportions(0.5, 100, 0.6, 200) == pytest.approx(2 * sps.norm.sf(abs(z)))

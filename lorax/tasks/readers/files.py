@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorax.errors import UserError
+from lorax.tasks.readers.catalogues import read_mo, read_po
 from lorax.tasks.readers.columnar import read_arrow, read_parquet
 from lorax.tasks.readers.delimited import read_delimited
 from lorax.tasks.readers.json_files import read_json, read_jsonl
@@ -18,6 +19,7 @@ ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "de
 _READERS: dict[str, Callable[[Path, Format], Rows]] = {
     "jsonl": lambda path, format: read_jsonl(path), "json": lambda path, format: read_json(path),
     "csv": read_delimited, "tsv": read_delimited, "parquet": read_parquet, "arrow": read_arrow,
+    "po": lambda path, format: read_po(path), "mo": lambda path, format: read_mo(path),
 }  # fmt: skip
 _SHARD = re.compile(r"(?P<stem>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
@@ -46,7 +48,8 @@ def read_all(paths: Sequence[Path], format: Format | None = None) -> Rows:
 def folder_splits(folder: Path) -> dict[str, list[Path]]:
     """Return {split: files} of a folder: `train.jsonl`, the shards `train-00000-of-00002.parquet`, or a folder `train`.
 
-    They may lie in a folder `data`, as on the hub. A folder with files of one set of shards, under any name, is train.
+    They may lie in a folder `data`, as on the hub. A folder with files of one set of shards, under any name, is train,
+    and so is one of message catalogues, whose names stand for parts of a program.
 
     Raises:
         UserError: two sources for one split; a shard is missing.
@@ -65,7 +68,10 @@ def folder_splits(folder: Path) -> dict[str, list[Path]]:
     sources = _sources(folder)
     if len(sources) == 1 and len(paths := next(iter(sources.values()))) > 1:
         return {"train": _complete(paths)}
-    return {}
+    files_there = [path for paths in sources.values() for path in paths]
+    catalogues = [path for path in files_there if suffix_of(path) in (".po", ".mo")]
+    others = [path for path in files_there if suffix_of(path) not in (".po", ".mo", ".txt")]  # a licence, a note
+    return {"train": catalogues} if catalogues and not others else {}
 
 
 def _sources(folder: Path) -> dict[str, list[Path]]:

@@ -16,7 +16,7 @@ from lorax.errors import UserError, near
 
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv",
-    ".txt": "tsv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow",
+    ".txt": "tsv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".po": "po", ".mo": "mo",
 }  # fmt: skip
 """Suffix, in any case -> how the file is read."""
 PACKED = (".gz", ".bz2", ".xz", ".zst")
