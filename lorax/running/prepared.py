@@ -98,7 +98,7 @@ class PreparedRun:
             task={
                 "name": task.name, "kind": task.kind, "metric": task.metric, "direction": task.direction,
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
-                **({"data": task.notes["data"]} if "data" in task.notes else {}),
+                **({"data": task.notes["data"]} if "data" in task.notes else {}), **task.notes.get("hub", {}),
                 **({"parts": [_facts(part) for part in task.parts]} if task.parts else {}),
             },
             model={"name": config.model["name"], "digest": self.identity["model"]["digest"]},
@@ -115,7 +115,7 @@ def _facts(task: Task) -> dict[str, Any]:
     """Return what the record of a run over several tasks says of one of them."""
     sizes = {f"n_{split}": len(getattr(task, split)) for split in ("train", "validation", "test")}
     known = {"name": task.name, "metric": task.metric, "majority": task.majority, "digest": task.digest}
-    return {**known, "version": task.version, **sizes}
+    return {**known, "version": task.version, **sizes, **task.notes.get("hub", {})}
 
 
 def prepare(config: RunConfig) -> PreparedRun:
