@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.decompositions import on_device
 from benchmarks.harness import Plan, Row, say, single
 from benchmarks.subjects import Shape, lorax_arm, lorax_runs, peft_arm, random_model, sharing_copy
 from benchmarks.time_to_table import Study, call
@@ -135,7 +136,7 @@ def run(plan: Plan) -> list[Row]:
         raise UserError(f"gpu: on {plan.device} there is only --quick, which tries the benchmark")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(plan, device, Path(folder))
-        for part in (_packs, _memory, _same_losses, _mixes, _time_to_table, _compiled):
+        for part in (_packs, _memory, _same_losses, _decompositions, _mixes, _time_to_table, _compiled):
             part(bench)
         return bench.rows
 
@@ -215,6 +216,16 @@ def _same_losses(bench: Bench) -> None:
     worst = max(abs(a - b) / abs(a) for a, b in zip(*curves, strict=True))
     say(f"{'':8}losses, graph against eager: {worst:.1e}")
     bench.rows.append(single(f"{_case(shape)}, K=2", "largest relative difference of a loss: graph / eager", "", worst))
+
+
+def _decompositions(bench: Bench) -> None:
+    """PiSSA, MiLoRA and LoRA-XS on layers of an 8B model's shapes."""
+    if not bench.plan.wants("decompositions"):
+        return
+    if bench.left < 120 and not bench.plan.quick:
+        say(f"decompositions: left out, {bench.left:.0f} s are left")
+        return
+    bench.rows += on_device(bench.device, bench.plan.quick)
 
 
 def _mixes(bench: Bench) -> None:

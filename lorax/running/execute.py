@@ -18,6 +18,7 @@ from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names, layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun, now
+from lorax.running.sharding.processes import is_sharded
 from lorax.running.sharding.spread import spread
 
 if TYPE_CHECKING:
@@ -93,8 +94,11 @@ def run_loaded(
     runs: list[PreparedRun], loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool
 ) -> None:
     """Initialise, train and score those runs of a pack whose factors can be built."""
+    from lorax.probing.ranks import on_its_own
+
     config = runs[0].config
-    runs = [run for run in runs if _initialise(run, loaded, placement, provenance, show)]
+    with on_its_own() if is_sharded(config) else nullcontext():
+        runs = [run for run in runs if _initialise(run, loaded, placement, provenance, show)]
     if runs:
         _train_and_score(runs, loaded, placement, show)
     else:  # of a spread base a share is held all the same
