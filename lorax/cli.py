@@ -1,4 +1,4 @@
-"""`lorax run|tables|mix`: one word before the arguments of `python -m lorax.<word>`, and what a shell completes.
+"""`lorax run|tables|mix|push`: one word before the arguments of `python -m lorax.<word>`, and what a shell completes.
 
 Nothing is imported before the word is known, so that `lorax --help` and completion answer at once.
 """
@@ -14,6 +14,7 @@ COMMANDS = {
     "run": ("lorax.run", "one run, a grid (-m), a study (+study=)"),
     "tables": ("lorax.tables", "tables and figures from records; verify, audit, import"),
     "mix": ("lorax.mix.__main__", "search a mixture of saved adapters"),
+    "push": ("lorax.push.__main__", "a run's adapter to the hub, in PEFT's format, with a model card"),
 }
 """Word -> module that has `main()`, and what it does."""
 

@@ -13,6 +13,8 @@ LONGEST = 300
 _WORDS = (120, 60, 30)
 """Characters that a word of such a line may have: as many as leave room for the rest."""
 
+_BARE = re.compile(r"\(Request ID:[^)]*\)|^\d{3} (Client|Server) Error[.:]?( \(?for url:? \S+)?|^HTTPError:")
+
 
 class UserError(ValueError):
     """Bad input: names the value, the bound or the near misses, and the place."""
@@ -45,6 +47,20 @@ def one_line(error: BaseException | str) -> str:
 def _cut(word: str, most: int) -> str:
     half = (most - 3) // 2
     return f"{word[:half]}...{word[-half:]}"
+
+
+def hub_reason(error: BaseException) -> str:
+    r"""Return all of the hub's first paragraph, without the bare status and the request's id.
+
+    Gated, private and missing repositories answer with the same status: the paragraph alone tells them apart.
+
+    Examples:
+        >>> hub_reason(OSError("401 Client Error. (Request ID: Root=1-2;3)\n\nCannot access gated repo\nfor url x."))
+        'Cannot access gated repo for url x.'
+    """
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", str(error)) if part.strip()]
+    told = [text for part in paragraphs if (text := _BARE.sub("", _BARE.sub("", part).strip()).strip(" .:"))]
+    return f"{told[0]}." if told else type(error).__name__
 
 
 def near(value: object, options: Iterable[object], shown: int = 12) -> str:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
     errors registry records stats tasks studies reports calibration tables
     exports architecture adapters loading probing initializers api models forward training evaluation diagnostics config
-    running run mix cli
+    running run mix push cli
 """.split()
 """A room may import those before it; up to `tables` nothing loads torch."""
 LIGHT = ORDER[: ORDER.index("tables") + 1]

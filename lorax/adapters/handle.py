@@ -346,6 +346,7 @@ class Adapters:
         rank: int | None = None,
         verify: bool | Mapping[str, Any] | None = None,
         base: str | None = None,
+        revision: str | None = None,
     ) -> dict[str, Any]:
         """Write a plain LoRA that `peft.PeftModel.from_pretrained(base, path)` loads on the untouched base.
 
@@ -358,7 +359,7 @@ class Adapters:
         self._refuse_detached("export")
         trained = self.rule is not None and rank in self.rule.truncations()
         with weights.own_precision(self.model), self.at_rank(rank) if trained and rank else nullcontext():
-            written = export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base)
+            written = export_peft(adapted_model(self), path, rank=rank, verify=verify, base=base, revision=revision)
         kinds = [layer.kind for layer in self._layers.values()]
         if held := sorted({kind.label for kind in kinds if isinstance(kind, QuantisedKind)}):
             where = "load it over the base quantised the same way"

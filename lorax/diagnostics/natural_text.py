@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorax.errors import UserError, near
+from lorax.errors import UserError, hub_reason, near
 from lorax.tasks.readers import Format, read, written
 from lorax.tasks.readers.opening import KINDS, suffix_of
 
@@ -97,8 +97,7 @@ def _hub(name: str, column: str) -> Iterable[str]:
         rows = load_dataset(name, split="train", streaming=True)
         first: Mapping[str, object] = next(iter(rows), {})
     except Exception as error:  # network, authorisation, unknown name: of many types
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"text={name}: no such file, and not readable from the hub: {line}") from None
+        raise UserError(f"text={name}: no such file, and not readable from the hub: {hub_reason(error)}") from None
     if column not in first:
         raise UserError(f"text={name}: no column {column!r}; {near(column, first)}")
     return (str(row[column]) for row in rows if row[column])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorax.errors import UserError
 from lorax.exports.example import example_inputs, relative_error, run, runs
+from lorax.exports.tokenizer import copy_tokenizer
 from lorax.records.folder import staged
 
 VERIFY_UP_TO = 500_000_000
@@ -48,7 +49,8 @@ def write_model(model: nn.Module, path: str | Path, verify: bool | None = None, 
         model: what to write; transformers' own `save_pretrained` does it where the model has it.
         path: the folder, made if missing; weights of an older checkpoint there are replaced.
         verify: read it back and compare every tensor. None: up to 5e8 parameters.
-        tokenizer: what has `save_pretrained`, to lie in the same folder.
+        tokenizer: what has `save_pretrained`, to lie in the same folder. None: the files of the folder that the model
+            was loaded from, if there are any.
 
     Raises:
         UserError: the folder cannot be written, holds PEFT's adapter, or reads back as something else.
@@ -61,6 +63,8 @@ def write_model(model: nn.Module, path: str | Path, verify: bool | None = None, 
         _write(model, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
+        else:
+            copy_tokenizer(model, folder)
         if verify or (verify is None and size <= VERIFY_UP_TO):
             _check(model, folder)
 

@@ -32,6 +32,7 @@ def export_peft(
     rank: int | None = None,
     verify: bool | Mapping[str, Any] | None = None,
     base: str | None = None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Write a plain LoRA for stock PEFT, to be loaded on the untouched base model.
 
@@ -48,6 +49,7 @@ def export_peft(
             parameter, and on small models one output. None: up to 1e9 parameters, where PEFT is installed,
             else one line says that it was not done. The model's keyword arguments: compare the output on them.
         base: name or path of the base model for `AutoPeftModel...`; None: where the model was loaded from.
+        revision: of `base` on the hub.
 
     Returns:
         {"bytes", "rank": {layer: rank}, "error": {layer: ||left out||_F / ||update||_F}}; left out is what was
@@ -79,6 +81,7 @@ def export_peft(
         experts = expert_like(adapted.model, pairs)
         r = _common(pairs, [*experts, *(name for stack in stacks.values() for name in stack.experts.values())])
         config = _config(adapted, pairs, experts, stacks, r, where, base) | ({"use_dora": True} if lengths else {})
+        config |= {} if revision is None else {"revision": revision}
     with staged(path, last=[CONFIG]) as folder:
         tensors = _tensors(pairs, experts, stacks, r)
         tensors |= {f"{wrapped(name, stacks)}.lora_magnitude_vector": length for name, length in lengths.items()}

@@ -118,7 +118,7 @@ def _make(mixing: Mixing, words: list[str]) -> RunRecord:
             f"task={task.name}: its head {loaded.head[0]} is trained apart for every adapter; none is mixed"
         )
     run.begin({"launcher": None, "overrides": words, "started": now(), **placement.facts()})
-    run.record.model |= {"dtype": placement.dtype, "attention": loaded.attention, "kind": loaded.kind}
+    run.record.model |= {"dtype": placement.dtype, "attention": loaded.attention, "kind": loaded.kind, **loaded.origin}
     reset_peak(placement.device)
     start = time.perf_counter()
     found = _searched(mixing, loaded, placement)

@@ -42,6 +42,10 @@ class Checkpoint:
         """Return the digest of the pretrained weights and of what decides the tokens."""
         raise NotImplementedError
 
+    def origin(self) -> dict[str, str]:
+        """Return where the weights are from, as `Loaded.origin`; nothing for a folder of the user's."""
+        return {}
+
     def skeleton_digest(self) -> str:
         """Return the digest for a skeleton; "" where it would need the weights."""
         return self.digest()
@@ -128,7 +132,7 @@ class Checkpoint:
         quantise_loaded(model, self.quantised_as())
         placed = model if "device_map" in more else model.to(device)
         attention = kernel or getattr(model.config, "_attn_implementation", None) or "eager"
-        return Loaded(placed.eval(), tokenizer, kind, self.name, self.digest(), head, attention)
+        return Loaded(placed.eval(), tokenizer, kind, self.name, self.digest(), head, attention, origin=self.origin())
 
 
 def read_config(folder: Path, labels: Sequence[str] | None, trust: bool = False) -> PretrainedConfig:

@@ -8,9 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorax.errors import UserError
+from lorax.errors import UserError, hub_reason
 from lorax.models.checkpoint import Checkpoint
-from lorax.models.hub_errors import hub_reason
 from lorax.models.quantisation import check_quantization, quantised_digest
 from lorax.models.quiet import quiet
 from lorax.models.registry import register
@@ -56,6 +55,10 @@ class HF(Checkpoint):
         """Return the digest of the checkpoint's files."""
         return quantised_digest(digest_folder(self.folder(), self.trust_remote_code), self.quantization)
 
+    def origin(self) -> dict[str, str]:
+        """Return the hub's id and the commit that its branch or tag stood for; nothing for a folder."""
+        return from_hub(str(self.path), self.folder())
+
     def quantised_as(self) -> str | None:
         """Return how the weights are to be quantised."""
         return self.quantization
@@ -81,6 +84,10 @@ def resolve(path: str, revision: str | None = None, weights: bool = True, code: 
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise UserError(f"model.path={path}: the folder holds no config.json")
+        if revision is not None:
+            raise UserError(
+                f"model.revision={revision}: model.path={path} lies here; only a model on the hub has revisions"
+            )
         return local
     if local.exists():
         raise UserError(f"model.path={path}: a file; give the folder that holds config.json and the weights")
@@ -107,6 +114,18 @@ def _fetched(path: str, revision: str | None, weights: bool, code: bool) -> Path
             return folder if list(folder.glob("model*.safetensors")) else fetch("pytorch_model*.bin")
     except Exception as error:
         raise UserError(f"model.path={path}: no such folder, and not from the hub: {hub_reason(error)}") from error
+
+
+def from_hub(hub_id: str, folder: Path) -> dict[str, str]:
+    """Return id and commit of a checkpoint in the hub's cache, where its folder is named after the commit.
+
+    Args:
+        hub_id: the id, or the path of a folder, of which nothing is said.
+        folder: where the checkpoint lies.
+    """
+    if Path(hub_id).expanduser().is_dir():
+        return {}
+    return {"hub": hub_id} | ({"commit": folder.name} if folder.parent.name == "snapshots" else {})
 
 
 def digest_folder(folder: Path, code: bool = False) -> str:

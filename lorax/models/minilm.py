@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError
 from lorax.models.checkpoint import Checkpoint
-from lorax.models.hf import resolve
+from lorax.models.hf import from_hub, resolve
 from lorax.models.package import check_source, package_file
 from lorax.models.registry import Loaded, register
 from lorax.records import digest_file
@@ -47,6 +47,11 @@ class MiniLM(Checkpoint):
         if self.source == "hub":
             return resolve(HUB_ID)
         return package_file(PACKAGE, VERSION, "model.safetensors").parent
+
+    def origin(self) -> dict[str, str]:
+        """Return the hub's id, with the commit, or with the package that brings the weights."""
+        folder = self.folder()
+        return from_hub(HUB_ID, folder) if self.source == "hub" else {"hub": HUB_ID, "package": f"{PACKAGE} {VERSION}"}
 
     def digest(self) -> str:
         """Return the digest of the weight file."""

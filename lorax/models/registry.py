@@ -39,6 +39,8 @@ class Loaded:
     """The attention kernel in use."""
     modality: Callable[[Loaded], Modality[Any]] | None = None
     """What data, loss and answer are; None: text, of the kind above."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """Where the weights are from, where that can be said to others: hub (an id), commit, package."""
 
 
 class Family(Protocol):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lorax.errors import UserError
 from lorax.models.checkpoint import Checkpoint
-from lorax.models.hf import digest_folder, resolve
+from lorax.models.hf import digest_folder, from_hub, resolve
 from lorax.models.package import cache_dir, check_source, package_file
 from lorax.models.quiet import quiet
 from lorax.models.registry import register
@@ -50,6 +50,12 @@ class SmolLM2(Checkpoint):
         if self.source == "hub":
             return resolve(HUB_ID)
         return converted(package_file(PACKAGE, VERSION, ".gguf"), cache_dir(), weights)
+
+    def origin(self) -> dict[str, str]:
+        """Return the hub's id, with the commit, or with the package that brings the weights in 4 bits."""
+        if self.source == "hub":
+            return from_hub(HUB_ID, self.folder())
+        return {"hub": HUB_ID, "package": f"{PACKAGE} {VERSION} (Q4_1, dequantised)"}
 
     def digest(self) -> str:
         """Return the digest of the GGUF file, or of the hub checkpoint's files."""

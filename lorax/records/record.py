@@ -63,9 +63,11 @@ class RunRecord:
     """The name of its row in tables, where the user or a study gave one; else empty."""
     task: dict[str, Any] = field(default_factory=dict)
     """name, kind, metric, direction, majority, n_train, n_validation, n_test, digest, version; asked: split -> digest
-    of its prompts and expected answers (`Task.asked`); parts: of a run over several tasks, the facts of each."""
+    of its prompts and expected answers (`Task.asked`); hub, commit: of a dataset from there; parts: of a run over
+    several tasks, the facts of each."""
     model: dict[str, Any] = field(default_factory=dict)
-    """name, digest, parameters, dtype, attention."""
+    """name, digest, parameters, dtype, attention; hub, commit: of a model from there; package: that
+    brought the weights."""
     scores: dict[str, Any] = field(default_factory=dict)
     """`validation`, `test`, `base_validation`, `base_test`: {score, loss, n, tolerant, ...} or None. Of a run over
     several tasks they are means over tasks, and `tasks` has each one's."""

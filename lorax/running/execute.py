@@ -111,7 +111,7 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
     from lorax.training.costs import peak_mb, reset_peak
 
     run.begin(provenance)
-    run.record.model |= {"dtype": placement.dtype, "attention": loaded.attention, "kind": loaded.kind}
+    run.record.model |= {"dtype": placement.dtype, "attention": loaded.attention, "kind": loaded.kind, **loaded.origin}
     reset_peak(placement.device)
     start = time.perf_counter()
     try:

@@ -50,18 +50,21 @@ def page() -> str:
     return f"# methods\n\n{table}\n\n{markdown.bullets(NOTES)}\n"
 
 
+def equation_and_source(name: str) -> tuple[str, str]:
+    """Return what a method computes, in a line, and the paper it is from (`arXiv:...`, or `-`)."""
+    text = inspect.getdoc(get(name)) or ""
+    first = text.partition("\n")[0].rstrip(".")
+    source = re.search(r"arXiv:\d+\.\d+", text)
+    return re.sub(r" ?\((?:arXiv:[\d.]+)\)", "", first), source[0] if source else "-"
+
+
 def _row(name: str) -> list[str]:
     from omegaconf import OmegaConf
 
-    cls = get(name)
-    text = inspect.getdoc(cls) or ""
-    first = text.partition("\n")[0].rstrip(".")
-    source = re.search(r"arXiv:\d+\.\d+", text)
-    equation = re.sub(r" ?\((?:arXiv:[\d.]+)\)", "", first)
     method = build(name, shared={"rank": RANK})
     yaml = conf_dir() / "init" / f"{name}.yaml"
     prior = f"{OmegaConf.load(yaml)['lr_prior']:g}" if yaml.is_file() else "1"
-    known = [name, equation, source[0] if source else "-"]
+    known = [name, *equation_and_source(name)]
     if method.takes_saved:
         found = _of_saved(method)
     else:

@@ -100,6 +100,7 @@ class PreparedRun:
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
                 **{key: task.notes[key] for key in ("chance", "data") if key in task.notes},
                 **({} if task.floor_is == Task.floor_is else {"floor_is": task.floor_is}),
+                **task.notes.get("hub", {}),
                 **({"parts": [_facts(part) for part in task.parts]} if task.parts else {}),
             },
             model={"name": config.model["name"], "digest": self.identity["model"]["digest"]},
@@ -116,7 +117,7 @@ def _facts(task: Task) -> dict[str, Any]:
     """Return what the record of a run over several tasks says of one of them."""
     sizes = {f"n_{split}": len(getattr(task, split)) for split in ("train", "validation", "test")}
     known = {"name": task.name, "metric": task.metric, "majority": task.majority, "digest": task.digest}
-    return {**known, "version": task.version, **sizes}
+    return {**known, "version": task.version, **sizes, **task.notes.get("hub", {})}
 
 
 def prepare(config: RunConfig) -> PreparedRun:

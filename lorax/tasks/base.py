@@ -92,7 +92,8 @@ class Task:
     """Raised by a family when the same settings give other examples or another score."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ...; `data`: how many
-    rows were read, kept and dropped, and how, as a sentence for the user and the record."""
+    rows were read, kept and dropped, and how, as a sentence for the user and the record; `hub`: id and commit of a
+    dataset that was read from there."""
 
     def score(self, example: Example, completion: str) -> dict[str, Any]:
         """Score one completion.

@@ -30,16 +30,21 @@ class Intents(TextClassification):
 
     def load(self, data_seed: int) -> Task:
         """Read the official splits; validation is cut from train where there is none."""
-        folder = Path(str(self.path)).expanduser()
+        folder, rows = Path(str(self.path)).expanduser(), {}
+        if folder.is_dir() and self.revision is not None:
+            raise UserError(
+                f"task.revision={self.revision}: task.path={self.path} lies here; only the hub has revisions"
+            )
         if folder.is_dir():
             pairs = self._local(folder)
         elif looks_local(str(self.path)):
             raise UserError(f"task.path={self.path}: no such folder")
         else:
-            rows = read_hub(str(self.path), self.subset, Format(used=frozenset((self.text, self.label))))
+            used = Format(used=frozenset((self.text, self.label)))
+            rows = read_hub(str(self.path), self.subset, used, self.revision)
             pairs = {part: self.pairs(rows[part]) for part in rows}
         pairs = {part: [pair for pair in some if self._is_kept(pair[1])] for part, some in pairs.items()}
-        return classification(self, pairs, data_seed)
+        return classification(self, pairs, data_seed, rows)
 
     def _is_kept(self, label: str) -> bool:
         return True

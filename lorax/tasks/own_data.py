@@ -34,6 +34,8 @@ class Files:
     """A file, a folder with train.*, validation.* and test.*, or a hub id."""
     subset: str | None = None
     """Configuration name of a hub dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset; None: its main branch as it is now."""
     train: str | None = None
     """A file for each split, instead of or beside `path`."""
     validation: str | None = None
@@ -54,6 +56,8 @@ class Files:
         self._check_texts()
         if not (self.path or self.train):
             raise UserError(f"task={self.name}: give task.path=<file, folder or hub id>")
+        if self.revision is not None and not self.path:
+            raise UserError(f"task.revision={self.revision}: task.train is a file; give task.path=<hub id>")
         if (self.quotes or "auto") not in QUOTES:
             raise UserError(f"task.quotes={self.quotes}: {near(self.quotes, QUOTES)}")
         if self.columns is not None and not _are_names(self.columns):
@@ -93,7 +97,9 @@ class Files:
         """Return the rows of every split; of their fields those that are used, None: all."""
         files = {"train": self.train, "validation": self.validation, "test": self.test}
         names = tuple(self.columns) if self.columns else None
-        return read_splits(self.path or "", self.subset, files, Format(names, self.quotes or "auto", used))
+        return read_splits(
+            self.path or "", self.subset, files, Format(names, self.quotes or "auto", used), self.revision
+        )
 
 
 def _are_names(columns: Any) -> bool:
@@ -292,6 +298,7 @@ def classification(
 
 
 def with_remarks(notes: dict[str, Any], rows: Mapping[str, Rows]) -> dict[str, Any]:
-    """Return a task's notes, with what is worth saying about how its rows were read."""
+    """Return a task's notes, with what is worth saying about how its rows were read, and from which commit."""
     remarks = dict.fromkeys(remark for part in rows.values() for remark in part.remarks)
-    return notes | {"data": "; ".join([notes["data"], *remarks])}
+    hub = next((part.hub for part in rows.values() if part.hub), {})
+    return notes | {"data": "; ".join([notes["data"], *remarks])} | ({"hub": hub} if hub else {})

@@ -53,7 +53,7 @@ def load(spec: Mapping[str, Any], data_seed: int = 0) -> Task:
     """
     local = Path(os.environ.get("LORAX_DATA", "")) / str(spec.get("name"))
     if "path" in spec and os.environ.get("LORAX_DATA") and local.is_dir() and not Path(str(spec["path"])).exists():
-        spec = {**spec, "path": str(local)}
+        spec = {**spec, "path": str(local)} | ({"revision": None} if "revision" in spec else {})
     return build(spec).load(data_seed)
 
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -13,6 +14,8 @@ from lorax.adapters import baselines
 from lorax.adapters.install import find_targets, install
 from lorax.errors import UserError
 from lorax.exports import merged
+from lorax.exports.tokenizer import copy_tokenizer
+from lorax.models.toy import tokenizer
 
 TINY = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
@@ -158,3 +161,22 @@ def test_full_fine_tuning_and_other_precisions(make, shake, tmp_path, dtype):
     adapters.merge()
     back = LlamaForCausalLM.from_pretrained(tmp_path / "adapted", dtype=dtype).state_dict()
     assert all(torch.equal(value, back[key]) for key, value in base.state_dict().items() if ".lanes." not in key)
+
+
+def test_the_tokenizer_of_the_folder_that_was_loaded_travels_along(make, tmp_path):
+    tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "secret.txt").write_text("mine")
+    MODELS["llama"]().save_pretrained(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    install(model, make("lora", find_targets(model))).export_merged(tmp_path / "a")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "base" / file).read_bytes()
+    assert not (tmp_path / "a" / "secret.txt").exists()
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "a").encode("hi") == tokenizer().encode("hi")
+
+
+@pytest.mark.parametrize("name", ["", "org/not-in-the-cache", "/a/folder/that/is/gone", "a b/c"])
+def test_a_model_from_elsewhere_is_merged_without_a_tokenizer(tmp_path, name):
+    model = MODELS["llama"]()
+    model.config._name_or_path = name
+    assert copy_tokenizer(model, tmp_path) == [] and copy_tokenizer(torch.nn.Linear(2, 2), tmp_path) == []

@@ -8,6 +8,7 @@ from huggingface_hub.utils import _http, hf_raise_for_status
 
 from lorax.errors import UserError
 from lorax.models import hf
+from lorax.models.registry import load
 
 RESTRICTED = "Access to model org/x is restricted. You must have access to it and be authenticated to access it."
 
@@ -51,3 +52,21 @@ def test_no_network_is_said_whole(monkeypatch):
     hf._fetched.cache_clear()
     with pytest.raises(UserError, match="local disk. Please check your internet connection"):
         hf.resolve("org/x")
+
+
+def test_the_commit_of_a_branch_is_where_the_weights_are_from(monkeypatch, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    toy, folder = load({"name": "toy"}), tmp_path / "models--org--x" / "snapshots" / commit
+    toy.model.save_pretrained(folder)
+    toy.tokenizer.save_pretrained(folder)
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda path, **more: asked.append((path, more["revision"])) or folder
+    )
+    hf._fetched.cache_clear()
+    loaded = load({"name": "hf", "path": "org/x", "revision": "v2"})
+    assert loaded.origin == {"hub": "org/x", "commit": commit} and set(asked) == {("org/x", "v2")}
+    assert load({"name": "hf", "path": str(folder.parent / commit)}).origin == toy.origin == {}
+    with pytest.raises(UserError, match="model.revision=v2: model.path=.* lies here; only a model on the hub"):
+        load({"name": "hf", "path": str(folder), "revision": "v2"})
+    hf._fetched.cache_clear()

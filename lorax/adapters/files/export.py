@@ -72,7 +72,8 @@ def export_merged(adapters: Adapters, path: str | Path, verify: bool | None = No
         verify: read the folder back, by `from_pretrained` where the model has it, and compare every tensor; on
             small models also one output with that of the adapted model. None: up to 5e8 parameters, else one
             line says that it was not done.
-        tokenizer: what has `save_pretrained`, to lie in the same folder.
+        tokenizer: what has `save_pretrained`, to lie in the same folder. None: that of the folder, or of the hub's
+            cache, that the model was loaded from.
 
     Raises:
         UserError: a weight is shared, so that it cannot hold W'; several lanes; the folder holds an adapter in

@@ -50,7 +50,12 @@ def run_group(
         check_task_fits(part.config, part.task, loaded)
     for each in (run, *parts):
         each.begin(provenance)
-        each.record.model |= {"dtype": placement.dtype, "attention": loaded.attention, "kind": loaded.kind}
+        each.record.model |= {
+            "dtype": placement.dtype,
+            "attention": loaded.attention,
+            "kind": loaded.kind,
+            **loaded.origin,
+        }
     reset_peak(placement.device)
     start = time.perf_counter()
     try:

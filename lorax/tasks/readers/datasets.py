@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorax.errors import UserError
+from lorax.errors import UserError, hub_reason
 from lorax.tasks.readers.files import ALIASES
 from lorax.tasks.readers.rows import UNREAD, Format, Rows
 
 
-def read_hub(path: str, subset: str | None, format: Format | None = None) -> dict[str, Rows]:
+def read_hub(
+    path: str, subset: str | None, format: Format | None = None, revision: str | None = None
+) -> dict[str, Rows]:
     """Read a dataset from the hub (or from its local cache).
 
+    Args:
+        path: its id.
+        subset: its configuration.
+        format: of its fields those that are used.
+        revision: branch, tag or commit; None: the main branch.
+
+    Returns:
+        {split: rows}, each with the id and the commit.
+
     Raises:
-        UserError: `datasets` is not installed; no such dataset, or it cannot be reached.
+        UserError: `datasets` is not installed; no such dataset or revision, or it cannot be reached or may not be read.
     """
     datasets = _package(path, "a hub dataset")
+    at = "" if revision is None else f" task.revision={revision}"
     try:
-        loaded = datasets.load_dataset(path, subset)
+        loaded = datasets.load_dataset(path, subset, revision=revision)
     except Exception as error:
-        raise UserError(f"task.path={path}: no such file or folder, and not from the hub: {_line(error)}") from error
-    return _splits(loaded, path, format or Format())
+        raise UserError(
+            f"task.path={path}{at}: no such file or folder, and not from the hub: {hub_reason(error)}"
+        ) from error
+    splits, commit = _splits(loaded, path, format or Format()), _commit(loaded)
+    for rows in splits.values():
+        rows.hub = {"hub": path} | ({} if commit is None else {"commit": commit})
+    return splits
+
+
+def _commit(loaded: Any) -> str | None:
+    """Return the commit of a dataset: its files in the cache lie in a folder that is named after it."""
+    folders = {Path(file["filename"]).parent.name for split in loaded.values() for file in split.cache_files}
+    return next((name for name in sorted(folders) if re.fullmatch("[0-9a-f]{40}", name)), None)
 
 
 def is_saved(folder: Path) -> bool:

@@ -21,6 +21,8 @@ class Rows:
 
     rows: list[Row] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    hub: dict[str, str] = field(default_factory=dict)
+    """Of a dataset on the hub: its id, and the commit that was read where it is known; else nothing."""
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)

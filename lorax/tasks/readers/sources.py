@@ -16,6 +16,7 @@ def read_splits(
     subset: str | None = None,
     files: dict[str, str | None] | None = None,
     format: Format | None = None,
+    revision: str | None = None,
 ) -> dict[str, Rows]:
     """Read every split there is.
 
@@ -25,6 +26,7 @@ def read_splits(
         subset: configuration name of a hub dataset.
         files: a file each for train, validation and test; they take precedence over what `path` holds.
         format: what the files do not say themselves.
+        revision: branch, tag or commit of a hub dataset.
 
     Returns:
         {split: rows}; only splits that exist.
@@ -36,16 +38,20 @@ def read_splits(
     given = {split: existing(file, f"task.{split}") for split, file in (files or {}).items() if file}
     rows = {split: read(file, format) for split, file in given.items()}
     if path:
-        rows = _read_path(path, subset, format, set(given)) | rows
+        rows = _read_path(path, subset, format, set(given), revision) | rows
     if "train" not in rows:
         raise UserError(f"task.path={path}: no training rows; give a file, a folder with train.jsonl, or a hub id")
     return rows
 
 
-def _read_path(path: str, subset: str | None, format: Format, given: set[str]) -> dict[str, Rows]:
+def _read_path(path: str, subset: str | None, format: Format, given: set[str], revision: str | None) -> dict[str, Rows]:
     """Read what `task.path` stands for, without the splits that have files of their own."""
     local = Path(path).expanduser()
     _check_names(f"task.path={path}", local)
+    if revision is not None and local.exists():
+        raise UserError(
+            f"task.revision={revision}: task.path={path} lies here; only a dataset on the hub has revisions"
+        )
     if local.is_file():
         return {} if "train" in given else {"train": read(local, format)}
     if local.is_dir() and is_saved(local):
@@ -57,7 +63,7 @@ def _read_path(path: str, subset: str | None, format: Format, given: set[str]) -
         return {split: read_all(paths, format) for split, paths in files.items() if split not in given}
     if looks_local(path):
         raise UserError(f"task.path={path}: no such file or folder")
-    return read_hub(path, subset, format)
+    return read_hub(path, subset, format, revision)
 
 
 def _contents(folder: Path) -> str:

@@ -160,12 +160,12 @@ def test_of_a_hub_dataset_only_the_fields_that_are_used_are_read(monkeypatch):
     })  # fmt: skip
     columns = {"text": ["a", "b", "c"], "label": [0, None, -1], "more": [[1], [2], [3]]}
     made = datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns, features=features)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, revision: made)
     (rows,) = read_splits("owner/name", format=Format(used=frozenset(["text", "label"]))).values()
     assert [row["label"] for _, row in rows] == ["no", None, -1]
     with pytest.raises(UserError, match="owner/name train, row 0: field 'more' was not read"):
         text(rows.rows[0], "more")
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset: datasets.DatasetDict({"a": made["train"]}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **more: datasets.DatasetDict({"a": made["train"]}))
     with pytest.raises(UserError, match="task.path=owner/name: has the splits a; train is needed"):
         read_splits("owner/name")
 

@@ -1,0 +1,1 @@
+"""An adapter of a finished run, on the hub in PEFT's format."""
