@@ -114,7 +114,7 @@ class Commonsense(TextToText):
         if self.scoring not in SCORINGS:
             raise UserError(f"task.scoring={self.scoring}: {near(self.scoring, SCORINGS)}")
 
-    def rows(self, asked: str, answer: str) -> dict[str, Rows]:
+    def rows(self, asked: str, answer: str, *others: str) -> dict[str, Rows]:
         """Return the rows of every split with all their fields; a test without answers gives way to validation."""
         rows = self.all_rows()
         if self.test is None and "validation" in rows and ("test" not in rows or _are_secret(rows["test"])):

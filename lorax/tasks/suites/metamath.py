@@ -53,7 +53,7 @@ class MetaMath(TextToText):
         if self.first is not None and self.first < 1:
             raise UserError(f"task.first={self.first}: at least 1")
 
-    def rows(self, asked: str, answer: str) -> dict[str, Rows]:
+    def rows(self, asked: str, answer: str, *others: str) -> dict[str, Rows]:
         """Return MetaMathQA's rows, and the benchmark's in the same words."""
         rows = self.all_rows()
         kept = rows["train"]

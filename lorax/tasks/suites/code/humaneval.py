@@ -82,7 +82,7 @@ class HumanEval(TextToText):
         sandbox.check()
         return super().load(data_seed)
 
-    def rows(self, asked: str, answer: str) -> dict[str, Rows]:
+    def rows(self, asked: str, answer: str, *others: str) -> dict[str, Rows]:
         """Return the training rows and the problems."""
         rows = self.all_rows()
         rows["train"] = first_rows(rows["train"], self.first)
