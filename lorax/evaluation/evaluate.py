@@ -11,6 +11,7 @@ import torch
 from lorax.forward.active import active, frozen_factors, pack_of
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import autocast, device_of
+from lorax.stats.measures.corpus import of_corpus
 
 if TYPE_CHECKING:
     from lorax.adapters.install import Adapters
@@ -101,8 +102,12 @@ def batches(
         left = left[size:]
 
 
-def summarise(items: Sequence[Item]) -> dict[str, float | int | None]:
-    """Return the means of score, tolerant and loss over items, and their number.
+def summarise(items: Sequence[Item], corpus: str | None = None) -> dict[str, float | int | None]:
+    """Return the means of score, tolerant and loss over items, their number, and what only all of them say.
+
+    Args:
+        items: of one split.
+        corpus: `Task.corpus`.
 
     Examples:
         >>> summarise([{"score": 1, "loss": 0.5}, {"score": 0, "loss": 1.5}])
@@ -112,7 +117,7 @@ def summarise(items: Sequence[Item]) -> dict[str, float | int | None]:
     for key in ("score", "tolerant", "loss"):
         values = [item[key] for item in items if item.get(key) is not None]
         means[key] = sum(values) / len(values) if values else None
-    return {**means, "n": len(items)}
+    return {**means, "n": len(items), **(of_corpus(corpus, items) if corpus is not None else {})}
 
 
 @contextmanager

@@ -99,6 +99,7 @@ class PreparedRun:
                 "name": task.name, "kind": task.kind, "metric": task.metric, "direction": task.direction,
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
                 **({"data": task.notes["data"]} if "data" in task.notes else {}),
+                **({} if task.corpus is None else {"corpus": task.corpus}),
             },
             model={"name": config.model["name"], "digest": self.identity["model"]["digest"]},
             provenance={

@@ -7,6 +7,7 @@ from typing import Any
 
 from lorax.records import RunRecord, Store, knobs
 from lorax.records.fields import learning_rate, shots
+from lorax.records.integrity import SCORED
 
 
 def show_summary(store: Store, record: RunRecord, tables: list[Path]) -> None:
@@ -88,6 +89,8 @@ def _score(record: RunRecord, split: str, metric: str) -> str:
     text = f"{100 * score:.1f} % {metric}  (95 % interval over {n} items {100 * low:.1f} to {100 * high:.1f})"
     extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant",) if entry.get(key) is not None]
     extra += [f"answer loss {entry['loss']:.3f}"] if entry.get("loss") is not None else []
+    known = {*SCORED, "n"}
+    extra += [f"{name} {value:.3f}" for name, value in entry.items() if name not in known and value is not None]
     return "  ".join([text, *extra])
 
 

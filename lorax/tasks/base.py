@@ -27,7 +27,13 @@ class Example:
     """The class, for classification."""
     meta: dict[str, Any] = field(default_factory=dict)
     """gold: what the answer is scored against, where that is not the whole target text; system: the system text of
-    the conversation that it was read from."""
+    the conversation that it was read from; pair: the two texts that `prompt` joins; part: which half of a test set
+    it is from, where there are two; and what a family's own kind of task needs."""
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two texts, where there are two."""
+        return self.meta.get("pair")
 
     @property
     def gold(self) -> str:
@@ -41,7 +47,7 @@ class Task:
 
     name: str
     kind: str
-    """generation | classification."""
+    """generation | classification | regression | token_classification | question_answering."""
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
@@ -59,6 +65,9 @@ class Task:
     tolerant: str = "text"
     """The extractor behind `tolerant`: an answer counts in any wrapping."""
     metric: str = "exact_match"
+    """What an item's score is; its mean over the items is what runs are compared by."""
+    corpus: str | None = None
+    """Further figures that are no means over items, as the literature reports them: see `stats.measures.corpus`."""
     direction: str = "max"
     lr: float = 1e-3
     """Base learning rate: for plain LoRA of rank 8, alpha 16."""
@@ -72,7 +81,7 @@ class Task:
     """Facts about the data: duplicates removed, distinct prompts (None: too many to estimate), ...; `data`: how many
     rows were read, kept and dropped, and how, as a sentence for the user and the record."""
 
-    def score(self, example: Example, completion: str) -> dict[str, int]:
+    def score(self, example: Example, completion: str) -> dict[str, Any]:
         """Score one completion.
 
         Args:
@@ -125,10 +134,13 @@ class Task:
 def _digest(task: Task) -> str:
     total = hashlib.sha256()
     settings = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
+    settings += [] if task.corpus is None else [task.corpus]
     total.update(canonical(settings).encode())
     for split in (*SPLITS, "shots"):
         for example in getattr(task, split):
             total.update(f"{split}\0{example.prompt}\0{example.answer}\0{example.gold}\0".encode())
+            if example.pair is not None:  # encoded otherwise than one text that reads alike
+                total.update(f"pair\0{example.pair[0]}\0".encode())
     return total.hexdigest()[:32]
 
 

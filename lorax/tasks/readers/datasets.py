@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,16 @@ from lorax.tasks.readers.files import ALIASES
 from lorax.tasks.readers.rows import UNREAD, Format, Rows
 
 
-def read_hub(path: str, subset: str | None, format: Format | None = None) -> dict[str, Rows]:
+def read_hub(
+    path: str, subset: str | None, format: Format | None = None, splits: Mapping[str, Sequence[str]] = ALIASES
+) -> dict[str, Rows]:
     """Read a dataset from the hub (or from its local cache).
+
+    Args:
+        path: its id.
+        subset: name of its configuration.
+        format: the fields that are used.
+        splits: split -> how the dataset may call it; of these the first that is there is read.
 
     Raises:
         UserError: `datasets` is not installed; no such dataset, or it cannot be reached.
@@ -22,7 +30,7 @@ def read_hub(path: str, subset: str | None, format: Format | None = None) -> dic
         loaded = datasets.load_dataset(path, subset)
     except Exception as error:
         raise UserError(f"task.path={path}: no such file or folder, and not from the hub: {_line(error)}") from error
-    return _splits(loaded, path, format or Format())
+    return _splits(loaded, path, format or Format(), splits)
 
 
 def is_saved(folder: Path) -> bool:
@@ -56,9 +64,9 @@ def _package(path: str, what: str) -> Any:
     return datasets
 
 
-def _splits(loaded: Any, path: str, format: Format) -> dict[str, Rows]:
+def _splits(loaded: Any, path: str, format: Format, wanted: Mapping[str, Sequence[str]] = ALIASES) -> dict[str, Rows]:
     splits = {}
-    for split, stems in ALIASES.items():
+    for split, stems in wanted.items():
         stem = next((stem for stem in stems if stem in loaded), None)
         if stem is not None:
             rows = enumerate(_named(loaded[stem], format))
@@ -77,8 +85,11 @@ def _named(dataset: Any, format: Format) -> Iterator[dict[str, Any]]:
         yield from (dict(rest) for _ in range(len(dataset)))
         return
     classes = {key: dataset.features[key] for key in used if hasattr(dataset.features[key], "int2str")}
+    inner: dict[str, Any] = {key: getattr(dataset.features[key], "feature", None) for key in used}
+    lists = {key: column for key, column in inner.items() if hasattr(column, "int2str")}
     for row in dataset.select_columns(used):
         named = {key: column.int2str(row[key]) for key, column in classes.items() if _is_class(row[key])}
+        named |= {key: [column.int2str(number) for number in row[key]] for key, column in lists.items() if row[key]}
         yield {**rest, **row, **named}
 
 
