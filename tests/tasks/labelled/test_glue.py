@@ -129,7 +129,7 @@ def test_boolq_is_a_passage_and_a_question(tmp_path, monkeypatch):
     task = load({"name": "boolq", **SMALL}, 0)
     assert task.labels == ("no", "yes") and len(task.test) == 8 and task.majority == 0.5
     assert {e.pair[0] for e in task.test} == {"It is."} and "validation is cut off train" in task.notes["data"]
-    rows = [{"instruction": f"Answer, question: is it {at}?\n\nAnswer format: x", "answer": "true" if at % 2 else "false"}
+    rows = [{"instruction": f"An question: is it {at}?\n\nAnswer format: x", "answer": "true" if at % 2 else "false"}
             for at in range(24)]  # fmt: skip
     (tmp_path / "train.json").write_text(json.dumps(rows[:16]))
     (tmp_path / "test.json").write_text(json.dumps(rows[16:]))
