@@ -15,7 +15,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.decompositions import on_device
 from benchmarks.harness import Plan, Row, say, single
 from benchmarks.subjects import Shape, lorax_arm, lorax_runs, peft_arm, random_model, sharing_copy
 from benchmarks.time_to_table import Study, call
 from lorax.errors import UserError
+from lorax.forward.logits import chunked_loss
 from lorax.forward.recorders import CudaGraphs, Recorder, Rerun
 from lorax.probing.cache import Cache
 from lorax.training.costs import peak_mb, reset_peak
@@ -133,14 +136,16 @@ def run(plan: Plan) -> list[Row]:
         raise UserError(f"gpu: on {plan.device} there is only --quick, which tries the benchmark")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(plan, device, Path(folder))
-        for part in (_packs, _same_losses, _mixes, _time_to_table, _compiled):
+        for part in (_packs, _memory, _same_losses, _decompositions, _mixes, _time_to_table, _compiled):
             part(bench)
         return bench.rows
 
 
-def _ours(bench: Bench, shape: Shape, inits: Sequence[dict[str, Any]], graph: bool) -> Callable[[], Any]:
+def _ours(bench: Bench, shape: Shape, inits: Sequence[dict[str, Any]], graph: bool, **more: Any) -> Callable[[], Any]:
     recorder = bench.recorder if graph else None
-    return lorax_arm(sharing_copy(bench.loaded), shape, inits, _steps(bench), recorder=recorder, cache=bench.cache)
+    return lorax_arm(
+        sharing_copy(bench.loaded), shape, inits, _steps(bench), recorder=recorder, cache=bench.cache, **more
+    )
 
 
 def _case(shape: Shape) -> str:
@@ -167,6 +172,37 @@ def _packs(bench: Bench) -> None:
             bench.ratio(case, f"K={count} eager", f"K={count} graph")
 
 
+def _memory(bench: Bench) -> None:
+    """What takes less memory, against the same pack as it is: time and peak of 16 x 512 tokens, K = 4."""
+    shape = bench.shape(16, 512)
+    case, inits = _case(shape), [LORA] * (1 if bench.plan.quick else 4)
+    plain = f"K={len(inits)} graph"
+    bound = 4 * shape.tokens * len(inits) if not bench.plan.quick else 16
+    ways: dict[str, dict[str, Any]] = {
+        "checkpointed": {"checkpointing": True},
+        f"{bound} tokens at once": {"max_tokens": bound},
+        "both": {"checkpointing": True, "max_tokens": bound},
+    }
+    for name, fields in ways.items():
+        arm = f"{plain}, {name}"
+        bench.measure(shape, arm, 45, partial(_ours, bench, shape, inits, True, **fields))
+        bench.ratio(case, plain, arm)
+    with _logits_at_once():
+        arm = f"{plain}, logits at once"
+        bench.measure(shape, arm, 45, partial(_ours, bench, shape, inits, True))
+    bench.ratio(case, arm, plain)
+
+
+@contextmanager
+def _logits_at_once() -> Iterator[None]:
+    """Compute no losses in chunks inside."""
+    before, chunked_loss.FROM = chunked_loss.FROM, 1 << 62
+    try:
+        yield
+    finally:
+        chunked_loss.FROM = before
+
+
 def _same_losses(bench: Bench) -> None:
     """Recorded steps against steps as they come: the largest relative difference of a loss."""
     if not bench.plan.wants("losses") or bench.left < 30:
@@ -180,6 +216,16 @@ def _same_losses(bench: Bench) -> None:
     worst = max(abs(a - b) / abs(a) for a, b in zip(*curves, strict=True))
     say(f"{'':8}losses, graph against eager: {worst:.1e}")
     bench.rows.append(single(f"{_case(shape)}, K=2", "largest relative difference of a loss: graph / eager", "", worst))
+
+
+def _decompositions(bench: Bench) -> None:
+    """PiSSA, MiLoRA and LoRA-XS on layers of an 8B model's shapes."""
+    if not bench.plan.wants("decompositions"):
+        return
+    if bench.left < 120 and not bench.plan.quick:
+        say(f"decompositions: left out, {bench.left:.0f} s are left")
+        return
+    bench.rows += on_device(bench.device, bench.plan.quick)
 
 
 def _mixes(bench: Bench) -> None:

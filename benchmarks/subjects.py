@@ -139,6 +139,7 @@ def lorax_arm(
     recorder: Callable[[], Recorder] | None = None,
     cache: Cache | None = None,
     compile: str = "eager",
+    **more: Any,
 ) -> Arm:
     """Return a call that trains K runs in one pack by lorax's loop, and times a step of one; the first does not count.
 
@@ -151,12 +152,13 @@ def lorax_arm(
         recorder: makes what records steps; None: they run as `compile` says.
         cache: of decompositions; None: the user's own for a model of some size.
         compile: eager | graph | inductor.
+        more: further fields of the `TrainPlan`.
     """
     runs = lorax_runs(loaded, shape, inits, dropout, cache)
     skip = 1 if recorder is None and compile == "eager" else 3  # a step as it comes, one that is recorded, and one more
     plan = TrainPlan(
         steps=steps + skip, batch_size=shape.rows, schedule="constant", warmup=0.0, autocast=shape.autocast,
-        progress=False, compile=compile,
+        progress=False, compile=compile, **more,
     )  # fmt: skip
 
     def call() -> Trial:

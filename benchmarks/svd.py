@@ -2,7 +2,8 @@
 
 Both ends of every adapted weight's spectrum in one pass against gesdd, as many vectors as an initialisation keeps, and
 whole spectra; the top 8 of larger matrices by block Krylov;
-and the randomised principal subspace against PEFT's `pissa_niter_16`. Angles are sines of the largest principal
+and the randomised principal subspace against PEFT's `pissa_niter_16`; each way to a square layer's triplets, those of
+GPUs forced on this CPU. Angles are sines of the largest principal
 angle to the exact subspaces, of U and V, the worse one.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.decompositions import by_way
 from benchmarks.harness import Plan, Row, Spread, interleave, say, single
 from benchmarks.subjects import load
 from lorax.adapters.install import find_targets
@@ -31,7 +33,7 @@ def run(plan: Plan) -> list[Row]:
         rows += _model(name, plan) if plan.wants(name) else []
     for m, n in ((192, 256),) if plan.quick else LARGE:
         rows += _large(m, n, plan) if plan.wants(f"{m}x{n}") else []
-    return rows
+    return rows + by_way(plan)
 
 
 def _model(name: str, plan: Plan) -> list[Row]:
@@ -103,7 +105,7 @@ def _large(m: int, n: int, plan: Plan) -> list[Row]:
     k = min(m, n)
     U = torch.linalg.qr(torch.randn(m, k, generator=draw)).Q
     V = torch.linalg.qr(torch.randn(n, k, generator=draw)).Q
-    S = _spectrum(k)
+    S = spectrum(k)
     W = (U * S) @ V.mT
     exact = svd.Triplets(U, S, V.mT).rows(slice(0, R))
     case, top = f"{m}x{n}, top {R}", {}
@@ -121,8 +123,8 @@ def _large(m: int, n: int, plan: Plan) -> list[Row]:
     ]
 
 
-def _spectrum(k: int) -> Tensor:
-    """Singular values like those of a pretrained projection: a few large ones, then a slow fall to near 0."""
+def spectrum(k: int) -> Tensor:
+    """Return singular values like those of a pretrained projection: a few large ones, then a slow fall to near 0."""
     place = torch.linspace(0, 1, k)
     return 4 * (1 - place) ** 1.2 + 12 / (1 + torch.arange(k) / 4) + 1e-3
 

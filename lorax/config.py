@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from lorax.adapters.selection.rules import Rules
 from lorax.errors import UserError, near
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 AT_LEAST = {
     "rank": 1, "steps": 1, "batch_size": 1, "seed": 0, "data_seed": 0, "weight_decay": 0, "dropout": 0,
     "diagnostics_every": 1, "forgetting_tokens": 1, "train.accumulation": 1, "train.warmup": 0,
-    "train.checkpoint_every": 0, "train.eval_batch_size": 1, "train.calibration_batches": 1,
+    "train.checkpoint_every": 0, "train.eval_batch_size": 1, "train.calibration_batches": 1, "train.max_tokens": 1,
 }  # fmt: skip
 ABOVE = {"alpha": 0, "zeta": 0, "gamma": 0, "lr": 0, "train.clip": 0, "train.head_lr": 0}
 AT_MOST = {
@@ -43,6 +43,7 @@ CHOICES = {
     "zeta_rule": ("forward", "backward", "absolute", "weight_svd"),
     "recenter": ("carry", "fold"),
     "objective": OBJECTIVES,
+    "share": ("none", "A", "common"),
     "dtype": ("auto", "float32", "bf16-autocast", "bfloat16", "float16", "float64"),
     "track": ("offline", "online", "none"),
     "evaluate": ("test", "validation", "both"),
@@ -72,6 +73,12 @@ class Train:
     """Bound on the gradient norm of one run's trained parameters; null: none."""
     accumulation: int = 1
     """Micro-batches per step; the batch is split, not enlarged."""
+    max_tokens: int | None = None
+    """Most tokens of a micro-batch, padding and all runs of a pack counted. A batch that has more is split further,
+    into parts of equally many rows, with the same result up to rounding; null: no bound."""
+    checkpointing: bool = False
+    """Keep of each transformer block only what goes in, and compute the rest again in the backward pass: a third more
+    time, a fraction of the memory, the same result."""
     head_lr: float | None = None
     """Learning rate of a fresh classification head, the same for every method; null: the task's."""
     compile: str = "auto"
@@ -130,6 +137,8 @@ class RunConfig:
     alpha_pattern: dict[str, float] | None = None
     modules_to_save: list[str] | None = None
     recenter: str = "carry"
+    share: str = "none"
+    """What the tasks of a group train as one: none | A | common (a term B A of its own, beside each task's)."""
     calibration: str = "train"
     dtype: str = "auto"
     device: str = "auto"
@@ -150,6 +159,8 @@ class RunConfig:
     """How tables call this run's row; null: the method and what sets it apart."""
     tag: str | None = None
     """What the run is for (a study's round); goes into the record, not into the run's id."""
+    plan: bool = False
+    """Print what the run would take in memory, from the configuration alone, and do not run it."""
     save: str | None = None
     """Folder under which the trained adapter is saved, `<save>/<run_id>`; null: not saved."""
     save_rank: int | None = None
@@ -164,6 +175,12 @@ class RunConfig:
         from lorax.initializers.registry import build
 
         return build(self.init["name"], shared={key: getattr(self, key) for key in knobs.METHOD}, own=self.init)
+
+    def parts(self) -> dict[str, RunConfig]:
+        """Return, by name, each task of a group as a run on that task alone; nothing for a run on a single task."""
+        from lorax.tasks.group import parts_of
+
+        return {name: replace(self, task=spec, share="none") for name, spec in parts_of(self.task).items()}
 
     def rules(self) -> Rules:
         """Return what is set beside the targets: layers left out, ranks and alphas by layer, modules trained whole."""
@@ -286,6 +303,7 @@ def check(config: RunConfig) -> None:
     config.rules().check_method(config.initializer())
     _check_objective(config)
     _check_save_rank(config)
+    _check_tasks(config)
     _check_sources(config)
 
 
@@ -330,6 +348,34 @@ def _check_sources(config: RunConfig) -> None:
 
     models.build(config.model)
     tasks.build(config.task)
+
+
+def _check_tasks(config: RunConfig) -> None:
+    """Refuse what a run over several tasks cannot do, and `share` where there is one task."""
+    from lorax.tasks import registry as tasks
+    from lorax.tasks.group import EXAMPLE, is_group
+
+    method, share = config.initializer(), config.share
+    if not is_group(config.task):
+        family = tasks.get(config.task.get("family") or config.task["name"])
+        if "parts" in config.task and not any(item.name == "parts" for item in fields(cast(Any, family))):
+            raise UserError(f"task.parts: task={config.task['name']} is one task; several are {EXAMPLE}")
+        if share != "none":
+            raise UserError(f"share={share}: one task shares nothing; several are {EXAMPLE}")
+        return
+    ways = {
+        f"init={method.name}": method.trains and not method.has_factors,
+        "recenter=fold": config.recenter == "fold",
+        f"modules_to_save={config.modules_to_save}": bool(config.modules_to_save),
+    }
+    for what in (way for way, writes in ways.items() if writes):
+        raise UserError(f"{what} writes to the base, which the tasks of a group share")
+    if config.diagnostics:
+        raise UserError("diagnostics=true looks at one task's adapter; the run is over a group of tasks")
+    if config.objective != knobs.LIKELIHOOD:
+        raise UserError(f"objective={config.objective} draws completions of one task; the run is over a group of tasks")
+    if share != "none" and not method.shared_by_tasks and method.rule() is not None:
+        raise UserError(f"share={share}: init={method.name} acts on each task's tensors while it trains; share=none")
 
 
 def _check_values(config: RunConfig) -> None:

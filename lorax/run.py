@@ -38,6 +38,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from lorax.running.launchers.workers import end_with
+    from lorax.running.memory_plan import check_memory, memory_plan
     from lorax.running.preflight import preflight
 
     hydra = HydraConfig.get()
@@ -52,6 +53,10 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     try:
         config = resolve(cfg)
         preflight([config])
+        check_memory([config])
+        if config.plan:
+            print("\n".join(memory_plan(config).lines()))
+            return {"status": "planned", "message": "", "run_id": None}
         refused = False
         return run_one(config, provenance=_provenance(hydra), show=True)
     except Exception as error:  # raised through Hydra it would come with a second line

@@ -46,11 +46,16 @@ TorchAOBaseTensor.__module__ = "torchao.stand_in"
 
 
 class Linear4bit(nn.Linear):
-    """Stand-in with the layout of bitsandbytes' Linear4bit: a flat packed weight, what unpacks it beside it."""
+    """Stand-in with the layout of bitsandbytes' Linear4bit: a flat packed weight, what unpacks it beside it.
+
+    In evaluation mode it is repacked, for good.
+    """
 
     quant_state = None
 
     def forward(self, x):
+        if not self.training:
+            self.weight.data = self.weight.data.flip(0)
         return F.linear(x, self.dequantised(self.weight).to(x.dtype), self.bias)
 
     def dequantised(self, weight):
@@ -111,12 +116,12 @@ FORMS = {
 }
 
 
-def forms(*left_out):
-    """Return the forms as parameters; those that need a package are marked."""
+def forms(slow=()):
+    """Return the forms as parameters; those that need a package are marked, and so are the slow ones."""
+    marks = {True: pytest.mark.quantised, False: ()}
     return [
-        pytest.param(name, marks=() if name.startswith("stand_in") else pytest.mark.quantised)
+        pytest.param(name, marks=pytest.mark.slow if name in slow else marks[not name.startswith("stand_in")])
         for name in FORMS
-        if name not in left_out
     ]
 
 
@@ -132,12 +137,13 @@ def quantised(model, form):
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Make the stand-in with a packed weight known: torchao's is known by its name."""
-    from lorax.adapters.linears import quantised as forms_of
+    from lorax.adapters.linears import quantised_form as forms_of
 
     form = forms_of.QuantisedForm(
         lambda module: type(module) is Linear4bit,
         lambda weight, module: module.dequantised(weight),
         lambda module: "packed",
         runs_apart=True,
+        repacks=lambda module: True,
     )
     monkeypatch.setattr(forms_of, "_FORMS", [form, *forms_of._FORMS])

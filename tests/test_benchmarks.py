@@ -37,6 +37,8 @@ def test_the_gpu_s_benchmark_runs_to_its_end_on_a_cpu(tmp_path):
     rows = {row["measure"]: row["value"]["median"] for row in json.loads(path.read_text())["rows"]}
     assert rows["largest relative difference of a loss: graph / eager"] < 1e-2
     assert {"PEFT one by one / K=1 graph", "time to table: PEFT script / ours", "peak memory: PEFT"} <= rows.keys()
+    assert all(rows[f"time to start, extrapolated: {method}"] > 0 for method in ("pissa", "milora", "lora_xs"))
+    assert max(rows["sine, top 8"], rows["sine, bottom 8"]) <= 1e-4
 
 
 def test_without_a_gpu_its_benchmark_says_so(monkeypatch, capsys):

@@ -139,7 +139,9 @@ def test_a_failing_job_is_recorded_and_the_others_finish(lorax, monkeypatch, cap
     monkeypatch.undo()
 
 
-LINEAR = [name for name in names() if get(name).has_factors and get(name).adapts == "linear"]
+LINEAR = [
+    name for name in names() if get(name).has_factors and get(name).adapts == "linear" and not get(name).shared_by_tasks
+]
 EACH_KIND = ["lora", "lora_plus", "lora_ga", "eva", "svft", "svf", "adalora", "dylora", "dora", "vera"]
 """Adapters and rules of every kind: other methods differ from these in their numbers alone."""
 

@@ -65,9 +65,10 @@ class PackedLauncher(Launcher):
         from lorax.config import resolve
         from lorax.errors import UserError
         from lorax.running.launch import OUR_SWEEPER, train_pack
-        from lorax.running.launchers import cards, group
+        from lorax.running.launchers import cards
         from lorax.running.launchers.workers import train_packs
         from lorax.running.packing import make_packs
+        from lorax.running.sharding import processes
 
         # Our sweeper waits itself for what other processes have; another one needs each job's result at once.
         train = partial(train_pack, wait=str(self.config.hydra.sweeper.get("_target_")) != OUR_SWEEPER)
@@ -81,10 +82,12 @@ class PackedLauncher(Launcher):
             if (line := cards.shared_line(self.processes, self.cards)) is not None:
                 print(line)
         packs = make_packs(configs, self.lanes, free, len(self.cards) or 1)
-        if any(group.is_sharded(config) for config in configs):
+        if any(processes.is_sharded(config) for config in configs):
             if self.processes > 1 or self.cards:
-                raise UserError(f"{group.KEY}=fsdp: torchrun's processes are the workers; leave out processes and gpus")
-            packs = group.as_first(packs)  # how many fit is measured, and all must have the same
+                raise UserError(
+                    f"{processes.KEY}=fsdp: torchrun's processes are the workers; leave out processes and gpus"
+                )
+            packs = processes.as_first(packs)  # how many fit is measured, and all must have the same
         print(f"{len(configs)} jobs in {len(packs)} packs of {', '.join(str(len(pack)) for pack in packs)}")
         work = [([configs[i] for i in pack], [list(job_overrides[i]) for i in pack]) for pack in packs]
         if self.processes > 1 or self.cards:  # a card is chosen before CUDA starts, hence in a process of its own

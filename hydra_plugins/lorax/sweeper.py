@@ -65,4 +65,6 @@ class LoraxSweeper(Sweeper):
         """Return the overrides of every job in the grid, in Hydra's own order."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        return [list(job) for job in BasicSweeper.split_arguments(self.parse(arguments), None)[0]]
+        from lorax.running.command.task_parts import with_parts
+
+        return [with_parts(job) for job in BasicSweeper.split_arguments(self.parse(arguments), None)[0]]

@@ -162,7 +162,8 @@ class AdaptedLayer(nn.Module):
         mask = None
         if key is not None:
             dropped = base if adapter.drops_output else x
-            mask = kept(draw(tuple(dropped.shape), key)[0], adapter.q, base.dtype) * scale(adapter.q)
+            shape = tuple(dropped.shape) if adapter.masks == 1 else (adapter.masks, *dropped.shape)
+            mask = kept(draw(shape, key)[0], adapter.q, base.dtype) * scale(adapter.q)
         return adapter.output(x, base, self.frozen_weight(), mask)
 
     def all_adapters(self) -> dict[int, LayerAdapter]:

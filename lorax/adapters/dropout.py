@@ -65,6 +65,17 @@ def key(*parts: Any) -> int:
     return int.from_bytes(blake2b(words, digest_size=8).digest(), "little", signed=True)
 
 
+def from_row(lane_key: int, row: int) -> int:
+    """Return the key under which row 0 has the mask that `row` has under a lane's key; see `draw`.
+
+    Examples:
+        >>> whole = draw((3, 2, 8), torch.tensor([5]))
+        >>> bool((draw((2, 2, 8), torch.tensor([from_row(5, 1)])) == whole[:, 1:]).all())
+        True
+    """
+    return _signed(lane_key + row * _PLACES[0])
+
+
 def draw(shape: tuple[int, ...], keys: Tensor) -> Tensor:
     """Return random bytes, (K, *shape); an entry below q is dropped, which happens with probability q / 256.
 

@@ -161,6 +161,10 @@ class TrainingRule:
     """Whether it acts on the forward pass by writing to tensors in place alone: then recorded steps see what it does.
     False where it replaces tensors or sets Python values that layers read; steps then run eager."""
 
+    of_batch: ClassVar[bool] = False
+    """Whether `penalty` depends on what the forward pass computes. It is then asked after the forward pass of each
+    micro-batch, before its backward pass, and the mean of these counts."""
+
     def before_forward(self, step: Step, adapters: Trainable) -> None:
         """Act before the step's forward passes. DyLoRA draws its rank here."""
 

@@ -29,6 +29,8 @@ class LayerAdapter(nn.Module):
     """The scale of the update, where the method has one."""
     drops_output = False
     """Whether dropout falls on the frozen layer's output, (..., m), which the adapter reads, not on its input."""
+    masks = 1
+    """Dropout masks of its input: with more than one, `output` gets (masks, ..., n)."""
     not_exported = "its adapter has no low-rank form"
     """Why an adapter without a low-rank form is not exported."""
 

@@ -108,7 +108,7 @@ class AdaptedLinear(AdaptedLayer):
             y = only.whole(x, self.kind.matrix(weight), bias, frozen, sigma is not None)
             if y is not None:
                 return y
-        own = self.kind.product if isinstance(self.kind, OwnForwardKind) else None
+        own = self.kind.own_call(self) if isinstance(self.kind, OwnForwardKind) else None
         call = Call(grouping, self.kind.transposed, masks, frozen, self.pack.unpadded_tokens(x), sigma, own)
         if quantised:
             call.dequantised = self.frozen

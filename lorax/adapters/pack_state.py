@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,9 @@ class PackState:
         self.unpadded: tuple[tuple[int, int], Tensor] | None = None
         """((rows, tokens), flat indices of the tokens that are no padding) of the batch at hand: the base products
         leave out the others. Only for batches in which no token reads what stands at a padded one."""
+        self.token_counts: Tensor | None = None
+        """(rows, tokens): of how many examples each place of the batch at hand holds a token, 0 for padding. None: not
+        told, each place counts once. Of use to methods that take means over tokens."""
         self.routing: Routing | None = None
         """Which lane each row of the batch uses; None: equal blocks, in order."""
         self.frozen_key: object | None = None
@@ -54,6 +57,8 @@ class PackState:
         self._last: tuple[Any, ...] = ()
         self._seeds: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._calls: Counter[str] = Counter()
+        self._again: Counter[str] | None = None
+        """The calls of layers as a block that is computed again counts them; None: no such block is under way."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out weak references, which a copy of the model cannot hold."""
@@ -169,6 +174,21 @@ class PackState:
         finally:
             self.masks = before
 
+    def recomputation(self) -> AbstractContextManager[None]:
+        """Return what surrounds a part of the forward pass that is done again, from here on, in the backward pass.
+
+        Its layers then draw the masks that they draw now.
+        """
+        return self._recomputed(Counter(self._calls))
+
+    @contextmanager
+    def _recomputed(self, calls: Counter[str]) -> Iterator[None]:
+        before, self._again = self._again, Counter(calls)
+        try:
+            yield
+        finally:
+            self._again = before
+
     def mask_keys(self, layer: str, dropping: Iterable[int], device: torch.device) -> Tensor:
         """Return the keys, (K,), of the dropout masks in a call of a layer.
 
@@ -183,7 +203,9 @@ class PackState:
         if self.masks is None or self.masks[0] != self.lanes:
             seeds = {position: self.seed(self.lanes[position]) for position in sorted(dropping)}
             return torch.tensor([seeds.get(position, 0) for position in range(len(self.lanes))], device=device)
-        if torch._C._current_graph_task_id() != -1:  # gradient checkpointing: the forward pass again, in the backward
+        if self._again is not None:
+            call, self._again[layer] = self._again[layer], self._again[layer] + 1
+        elif torch._C._current_graph_task_id() != -1:  # transformers' checkpointing: the forward pass, in the backward
             if self._calls[layer] > 1:
                 raise UserError(
                     f"{layer}: called several times, so its dropout cannot be computed again; use dropout=0"

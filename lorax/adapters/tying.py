@@ -19,7 +19,8 @@ def tie(first: Adapters, *others: Adapters, tensors: Sequence[str] = ("A",)) -> 
     Args:
         first: its values win.
         others: lanes installed together with it.
-        tensors: names of trained tensors: A, B, M; dA, dB, dM of recentred factors, whose A0, B0, M0 must agree.
+        tensors: names of trained tensors: A, B, M; dA, dB, dM of recentred factors, whose A0, B0, M0 must agree;
+            with dots, those of an adapter's own parts.
 
     Raises:
         UserError: another pack, or a tensor that a lane lacks, or has in another shape or from another start.
@@ -38,5 +39,6 @@ def tie(first: Adapters, *others: Adapters, tensors: Sequence[str] = ("A",)) -> 
                 start = f"{tensor.removeprefix('d')}0"
                 if tensor.startswith("d") and not torch.equal(getattr(adapter, start), getattr(sources[name], start)):
                     raise UserError(f"{name}.{tensor} cannot be tied: the lanes' {start} differ")
-                adapter.register_parameter(tensor, there)
+                owner, _, leaf = tensor.rpartition(".")
+                adapter.get_submodule(owner).register_parameter(leaf, there)
             other.layer(name).forget()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -39,11 +39,33 @@ def find_blocks(modules: Mapping[str, nn.Module], linear: Mapping[str, tuple[int
         modules: {name: module} of the whole model.
         linear: {name: (m, n)} of its linear layers, of any kind.
     """
-    elements = [name for name, module in modules.items() if _parent(name, modules, nn.ModuleList) is not None]
+    return [_block(name, *parts, modules, linear) for name, parts in _found(modules, linear).items()]
+
+
+def block_names(modules: Mapping[str, nn.Module], linear: Collection[str]) -> list[str]:
+    """Return the names of a model's blocks, in order; without attention (Mamba) those of its outermost lists of layers.
+
+    Args:
+        modules: {name: module} of the whole model.
+        linear: the names of its linear layers, of any kind.
+    """
+    blocks = list(_found(modules, linear))
+    if blocks:
+        return blocks
+    elements = [name for name in modules if _parent(name, modules, nn.ModuleList) is not None]
+    holding = [name for name in elements if any(layer.startswith(f"{name}.") for layer in linear)]
+    return [name for name in holding if not any(name.startswith(f"{other}.") for other in holding)]
+
+
+def _found(
+    modules: Mapping[str, nn.Module], linear: Collection[str]
+) -> dict[str, tuple[dict[str, list[str]], list[str]]]:
+    """Return {block: what `_parts` says of it}."""
+    elements = [name for name in modules if _parent(name, modules, nn.ModuleList) is not None]
     inside = {name: [layer for layer in linear if layer.startswith(f"{name}.")] for name in elements}
     found = {name: parts for name in elements if (parts := _parts(name, inside[name])) is not None}
-    innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
-    return [_block(name, *found[name], modules, linear) for name in innermost]
+    outer = {name for name in found if any(other.startswith(f"{name}.") for other in found)}
+    return {name: parts for name, parts in found.items() if name not in outer}
 
 
 def _parts(name: str, layers: list[str]) -> tuple[dict[str, list[str]], list[str]] | None:

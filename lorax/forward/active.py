@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
 from lorax.forward.heads import heads_active
+from lorax.forward.padding import token_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,24 @@ def set_unpadded(adapters: Sequence[Trainable], batch: Batch | None) -> None:
         if batch is not None and batch.unpadded is not None:
             rows, tokens = batch.inputs["input_ids"].shape
             pack.unpadded = ((rows, tokens), batch.unpadded)
+
+
+def set_token_counts(adapters: Sequence[Trainable], batch: Batch | None) -> None:
+    """Tell the adapters of how many examples each place of a batch holds a token, for means over tokens.
+
+    Args:
+        adapters: the active ones.
+        batch: None: they are told nothing, and each place counts once.
+
+    Raises:
+        UserError: the batch has two grids of tokens.
+    """
+    pack = pack_of(adapters)
+    if pack is not None:
+        counts = [] if batch is None else token_counts(batch.inputs, batch.positions, batch.counts)
+        if len(counts) > 1:
+            raise UserError("init.balance: an encoder-decoder has two grids of tokens, so padding is not known; use 0")
+        pack.token_counts = counts[0] if counts else None
 
 
 def frozen_factors(adapters: Sequence[Trainable]) -> AbstractContextManager[None]:

@@ -51,6 +51,10 @@ class GeneratedText(TextModality):
         """Return the logits at the labels, (N, V)."""
         return self.readout.run(batch)
 
+    def label_losses(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of each label, (N,); of many labels some at a time."""
+        return self.readout.losses(batch)
+
     def stop(self, task: Task) -> Stop:
         """Return where completions end."""
         return Stop(end_tokens(self.loaded), task.max_new_tokens)
@@ -185,6 +189,10 @@ class Seq2SeqText(GeneratedText):
         """Return a padded row for each prompt and each answer."""
         start = self.loaded.model.config.decoder_start_token_id
         return pad_seq2seq(rows, pad_id(self.loaded.tokenizer), start, self.device, size)
+
+    def padded(self, rows: Sequence[Encoded]) -> int:
+        """Return the tokens of both grids."""
+        return len(rows) * (max(len(row.ids) for row in rows) + max(len(row.labels) for row in rows))
 
     def predict(self, task: Task, rows: Sequence[Encoded], lanes: int, active: ActiveLanes) -> list[list[Prediction]]:
         """Decode with transformers' own `generate`; losses in a pass of their own.

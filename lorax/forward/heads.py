@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,19 @@ class PackedHead(nn.Module):
         """Map hidden states (rows, ..., n) to logits (rows, ..., classes), each block of rows by its lane's replica."""
         wide = hidden if torch.is_autocast_enabled(hidden.device.type) else hidden.to(self.dtype)
         blocks = wide.chunk(len(self.active))
-        return torch.cat([self.replicas[lane](block) for lane, block in zip(self.active, blocks, strict=True)])
+        return torch.cat(
+            _as_wide([self.replicas[lane](block) for lane, block in zip(self.active, blocks, strict=True)])
+        )
+
+
+def _as_wide(outputs: list[Tensor]) -> list[Tensor]:
+    """Return logits of tasks with different numbers of classes in one width: classes that a task lacks get p = 0."""
+    most = max(output.shape[-1] for output in outputs)
+    lowest = torch.finfo(outputs[0].dtype).min
+    return [
+        output if output.shape[-1] == most else nn.functional.pad(output, (0, most - output.shape[-1]), value=lowest)
+        for output in outputs
+    ]
 
 
 class Head:
@@ -77,7 +89,7 @@ class Head:
         ]
 
 
-def install_heads(loaded: Loaded, seeds: Sequence[int]) -> list[Head]:
+def install_heads(loaded: Loaded, seeds: Sequence[int], bare: Sequence[Loaded] = ()) -> list[Head]:
     """Replace each fresh head of the model by K replicas; that of lane k is drawn from `seeds[k]` alone.
 
     A run's head does not depend on the other runs of the pack, nor on the method that it trains beside.
@@ -85,20 +97,44 @@ def install_heads(loaded: Loaded, seeds: Sequence[int]) -> list[Head]:
     Args:
         loaded: `loaded.head` names the modules; none for generation.
         seeds: one for each lane.
+        bare: for each lane the skeleton of the model with that lane's classes, where lanes have tasks of their own;
+            its head modules are given values. None: all lanes have the classes of the loaded model.
 
     Returns:
         One `Head` for each lane; [] if the model has no fresh head.
     """
     modules = {name: loaded.model.get_submodule(name) for name in loaded.head}
     drawn: dict[str, list[nn.Module]] = {name: [] for name in modules}
-    for seed in seeds:
-        init_head(loaded.model, loaded.head, seed)
-        for name, module in modules.items():
-            drawn[name].append(copy.deepcopy(module))
+    for lane, seed in enumerate(seeds):
+        source = made_real(bare[lane], modules) if bare else loaded
+        init_head(source.model, loaded.head, seed)
+        for name in modules:
+            drawn[name].append(copy.deepcopy(source.model.get_submodule(name)))
     packed = {name: PackedHead(module, drawn[name]) for name, module in modules.items()}
     for name, module in packed.items():
         _put(loaded.model, name, module)
     return [Head(packed, lane) for lane in range(len(seeds))] if packed else []
+
+
+def made_real(bare: Loaded, like: Mapping[str, nn.Module]) -> Loaded:
+    """Give the head modules of a skeleton memory, with the dtype and place of other ones of the same names."""
+    for name, module in like.items():
+        weight = next(module.parameters())
+        bare.model.get_submodule(name).to_empty(device=weight.device).to(weight.dtype)
+    return bare
+
+
+@contextmanager
+def head_of(bare: Loaded, loaded: Loaded) -> Iterator[None]:
+    """Let the model have the head modules of its skeleton, which may have other classes, inside the block."""
+    before = {name: loaded.model.get_submodule(name) for name in loaded.head}
+    for name in before:
+        _put(loaded.model, name, made_real(bare, before).model.get_submodule(name))
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            _put(loaded.model, name, module)
 
 
 def remove_heads(loaded: Loaded) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from transformers import masking_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from lorax.forward.logits import chunked_loss
+from lorax.forward.logits.tail import Tail
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -43,6 +46,10 @@ class Readout:
         self.takes_cache = "use_cache" in inspect.signature(model.forward).parameters
         self._positions: Tensor | None = None
         self._used = False
+        self._rows: Tensor | None = None
+        """The hidden states that the head was called with, where their losses are computed in chunks."""
+        self._chunks = False
+        self._tail: Tail | None = None
         self._head: nn.Module | None = None
         self._casts: dict[tuple[Any, ...], Tensor] = {}
         self._open = ExitStack()
@@ -100,11 +107,45 @@ class Readout:
             inputs |= {"past_key_values": cache, "use_cache": True}
         return self(inputs, batch.positions)
 
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of each label, (N,); where there are very many logits, some rows at a time.
+
+        See `chunked_loss`. What the model does with its head's logits (it scales or caps them) is done to each chunk.
+        """
+        head = self._head
+        if type(head) is not nn.Linear or len(batch.targets) * head.out_features < chunked_loss.FROM:
+            return chunked_loss.token_losses(self.run(batch), batch.targets)
+        if self._tail is None:
+            self._tail = Tail.of(self.model, head)
+        if self._tail.unknown:
+            return chunked_loss.token_losses(self.run(batch), batch.targets)
+        self._chunks = True
+        try:
+            self.run(batch)
+        finally:
+            self._chunks, rows, self._rows = False, self._rows, None
+        assert rows is not None
+        trains = any(value.requires_grad for value in head.parameters())
+        if trains or not self._tail.empty:
+            return chunked_loss.recomputed_losses(rows, self._logits, head.out_features, batch.targets)
+        dtype = rows.dtype
+        if torch.is_autocast_enabled(rows.device.type) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(rows.device.type)
+        bias = None if head.bias is None else self._cast(head.bias, dtype)
+        return chunked_loss.chunked_losses(rows.to(dtype), self._cast(head.weight, dtype), bias, batch.targets)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        """Return the model's logits, (C, V), from hidden states (C, n) at its head."""
+        assert self._tail is not None
+        return self._tail(lambda hidden: self._project(rows.unsqueeze(0)))
+
     def _project(self, hidden: Tensor) -> Tensor:
         """Stand in for the head's forward: take the chosen rows of (rows, tokens, n), then do as the head does."""
         if self._positions is not None:
             self._used = True
             hidden = hidden.flatten(0, -2).index_select(0, self._positions).unsqueeze(0)
+            if self._chunks:
+                self._rows, hidden = hidden[0], hidden[:, :1]
         head, device = self._head, hidden.device.type
         if type(head) is not nn.Linear or head.weight.requires_grad or not torch.is_autocast_enabled(device):
             return self._head_forward(hidden)
@@ -113,6 +154,8 @@ class Readout:
         return nn.functional.linear(hidden, self._cast(head.weight, dtype), bias)
 
     def _cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        if value.dtype == dtype:
+            return value.detach()
         key = (value.data_ptr(), value._version, dtype)
         if key not in self._casts:
             self._casts[key] = value.detach().to(dtype)

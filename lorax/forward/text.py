@@ -6,11 +6,11 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorax.errors import UserError
 from lorax.forward.batch import Encoded
+from lorax.forward.logits.chunked_loss import token_losses
 from lorax.forward.sizes import Size, few_sizes, size_for
 from lorax.forward.token_cache import cached
 from lorax.models.modality import Modality, by_lane
@@ -144,14 +144,3 @@ def limit(loaded: Loaded) -> int | None:
         getattr(loaded.tokenizer, "model_max_length", None),
     ]
     return min((int(bound) for bound in declared if bound is not None and 0 < bound < 10**9), default=None)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of each label, (N,), computed in fp32 or better.
-
-    Args:
-        logits: (N, V).
-        targets: (N,) the right token or class.
-    """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return nn.functional.cross_entropy(wide, targets, reduction="none")

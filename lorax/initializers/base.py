@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
 
 from lorax.errors import UserError, near
 
@@ -39,8 +39,12 @@ class Initializer(Protocol):
     adapts: ClassVar[str]
     """linear: layers with an (m, n) weight; module: any submodule with one tensor in and out, named by targets;
     saved: the linear layers of an adapter on disk (`layers`)."""
+    changes_weight: ClassVar[bool]
+    """Whether what it trains is a change of a weight, one matrix for all inputs: it then merges and has spectra."""
     takes_saved: ClassVar[bool]
     """Whether it starts from adapters on disk, so that it cannot be built without a folder of one."""
+    shared_by_tasks: ClassVar[tuple[str, ...]]
+    """Tensors that the tasks of a group train as one by the method's own design, which is then for groups alone."""
     version: ClassVar[int]
     """To be raised when the code of the method gives other results: the run id holds version and fields, not code."""
 
@@ -92,6 +96,10 @@ class Initializer(Protocol):
         """Return the plans after what is decided over all layers at once; a layer that is missing is not adapted."""
         ...
 
+    def of_task(self, index: int) -> Initializer:
+        """Return the method as it starts the adapters of a group's task of this number."""
+        ...
+
     def __call__(self, probe: Probe) -> LayerPlan:
         """Return the factors of one layer; called for several layers at once, in threads."""
         ...
@@ -132,7 +140,9 @@ class Method:
     changes_layers: ClassVar[bool] = True
     has_factors: ClassVar[bool] = True
     adapts: ClassVar[str] = "linear"
+    changes_weight: ClassVar[bool] = True
     takes_saved: ClassVar[bool] = False
+    shared_by_tasks: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
 
     @property
@@ -182,6 +192,10 @@ class Method:
     def across(self, plans: Mapping[str, LayerPlan]) -> dict[str, LayerPlan]:
         """Every layer is decided by itself."""
         return dict(plans)
+
+    def of_task(self, index: int) -> Self:
+        """All tasks start alike, as they would alone."""
+        return self
 
     def sites(self, model: nn.Module) -> Sequence[str]:
         """No places of its own: `targets` names them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorax.adapters.face import Step, Trainable, TrainingRule
 from lorax.errors import UserError
@@ -39,6 +39,7 @@ class DyLoRA(LoRA):
     and `strict` holds them where they were, which is what the paper says.
     """
 
+    version: ClassVar[int] = 2  # scored at several ranks
     variant: str = "nested"
     """nested | frozen | strict: which components of the drawn rank train."""
     ranks: Sequence[int] | None = None

@@ -16,6 +16,7 @@ from lorax.initializers.from_adapter import From
 from lorax.mix.search import State, begin, search
 from lorax.mix.settings import Settings, parse
 from lorax.records import RunRecord, check_writable, run_id, write_atomic
+from lorax.running.command.task_parts import with_parts
 from lorax.running.prepared import PreparedRun, now, prepare
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def _composed(words: list[str]) -> RunConfig:
     register_schema()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mix"):
-        return resolve(compose("config", overrides=["init=none", *words]))
+        config = resolve(compose("config", overrides=["init=none", *with_parts(words)]))
+    if config.parts():
+        raise UserError(f"task={config.task['name']}: a mixture is searched on one task, not on a group of tasks")
+    return config
 
 
 def _make(mixing: Mixing, words: list[str]) -> RunRecord:

@@ -175,6 +175,14 @@ class Modality(ABC, Generic[R]):
             batch: its batch.
         """
 
+    def label_losses(self, batch: Batch) -> Tensor:
+        """Return the loss of each label, (N,), where nobody wants the output itself: it need not be held whole."""
+        return self.losses(self.forward(batch), batch)
+
+    def padded(self, rows: Sequence[R]) -> int:
+        """Return how many tokens, or the like, rows have when they are padded to the longest."""
+        return len(rows) * max(map(len, rows))
+
     def read(self, output: Tensor, task: Any) -> Any:
         """Return the answer to one example; the default is the output itself, as numbers.
 

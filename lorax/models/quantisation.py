@@ -60,15 +60,24 @@ def config_for(name: str | None, dtype: torch.dtype) -> Any:
 
 
 def quantise_loaded(model: Any, name: str | None) -> None:
-    """Quantise what transformers has not quantised while it loaded: nf4, every layer but the head.
+    """Finish what transformers leaves: quantise in nf4 every layer but the head, and keep bitsandbytes from repacking.
 
-    A layer stays as it is where its number of values is no multiple of 16384.
+    A layer stays as it is where its number of values is no multiple of 16384. bitsandbytes would repack 4-bit weights
+    at the first evaluation on CPUs that multiply bf16, and round their scales for good: a run's start would depend on
+    what was evaluated before it.
 
     Raises:
         UserError: no layer can be quantised.
     """
-    if name != "nf4":
-        return
+    if name == "bnb_4bit":
+        for layer in model.modules():
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
+    if name == "nf4":
+        _nf4(model)
+
+
+def _nf4(model: Any) -> None:
     from torch import nn
     from torchao.quantization import NF4Tensor
 

@@ -20,6 +20,7 @@ from lorax.probing.cache import Cache, Parts
 from lorax.probing.calibration import CalibrationData, not_asked_for
 from lorax.probing.fingerprint import key_of, remembered
 from lorax.probing.svd import Triplets
+from lorax.probing.together import Together
 
 VERSION = 3  # of the decompositions; part of every cache key
 BLOCKS = (32, 128, 512)  # how many triplets an entry holds of one end, where it does not hold the whole spectrum
@@ -42,6 +43,7 @@ class Probe:
         seed: int = 0,
         cache: Cache | None = None,
         calibration: CalibrationData | None = None,
+        together: Together | None = None,
     ) -> None:
         """Compute nothing yet.
 
@@ -51,6 +53,7 @@ class Probe:
             seed: of the generator.
             cache: where decompositions are kept; None keeps them with this probe.
             calibration: where gradient and activations come from.
+            together: the layers that are looked at beside this one.
         """
         self.name = name
         self.shape = shape_of(module)
@@ -64,6 +67,7 @@ class Probe:
         self.facts: dict[str, float] = {}
         """Numbers for the record that come with what was asked for: sine_bound, captured."""
         self._module, self._cache, self._calibration = module, cache, calibration
+        self._together = together
         self._energy: float | None = None
 
     @cached_property
@@ -73,9 +77,7 @@ class Probe:
         Raises:
             UserError: it is not there, or not finite.
         """
-        if self.device.type == "meta":
-            raise UserError(f"layer {self.name}: its weight is on the meta device, without values; load them first")
-        return svd.finite(effective(self._module).to(self.dtype), f"layer {self.name}: its weight")
+        return self._as_stored()
 
     @property
     def energy(self) -> float:
@@ -121,9 +123,7 @@ class Probe:
         b = self._block_size(r)
         if self._has_small_side:
             return self._ends(b, slice(0, r)) if b <= svd.most_at_ends(min(self.shape)) else self._spectrum(slice(0, r))
-        way = route.way_for(self.device)
-        kind = ("top", b) if way == "lapack" else ("top", b, way)  # another way, other last bits
-        return self._cached(kind, lambda: route.top(self._portable_weight(), b), slice(0, r))
+        return self._cached(("top", b), slice(0, r))
 
     def bottom_svd(self, r: int) -> Triplets:
         """Return the r smallest triplets of W0, singular values descending."""
@@ -133,7 +133,7 @@ class Probe:
             return (
                 self._ends(b, slice(2 * b - r, 2 * b)) if b <= svd.most_at_ends(k) else self._spectrum(slice(k - r, k))
             )
-        return self._cached(("bottom", b), lambda: svd.bottom(self._portable_weight(), b), slice(b - r, b))
+        return self._cached(("bottom", b), slice(b - r, b))
 
     def full_svd(self) -> Triplets:
         """Return all min(m, n) triplets of W0; the same tensors again while anyone still holds them."""
@@ -219,24 +219,54 @@ class Probe:
         return _portable(self.weight)
 
     def _spectrum(self, rows: slice) -> Triplets:
-        return self._cached(("full",), lambda: svd.full(self._portable_weight()), rows)
+        return self._cached(("full", min(self.shape)), rows)
 
     def _ends(self, b: int, rows: slice) -> Triplets:
-        return self._cached(("ends", b), lambda: svd.ends(self._portable_weight(), b), rows)
+        return self._cached(("ends", b), rows)
 
-    def _cached(self, kind: tuple[Hashable, ...], compute: Callable[[], Triplets], rows: slice) -> Triplets:
+    def lacks(self, kind: route.Kind) -> bool:
+        """Whether a decomposition of W0 would have to be computed."""
+        if self._cache is None:
+            return kind not in self._computed
+        return not self._cache.has(self._key(kind, self._way(kind)))
+
+    def read(self) -> Tensor:
+        """Return W0 where float64 exists; not kept, unlike `weight`."""
+        kept = vars(self).get("weight")
+        return _portable(self._as_stored() if kept is None else kept)
+
+    def entry(self, triplets: Triplets) -> Parts:
+        """Return triplets of W0 as they are cached, in `dtype`."""
+        return _parts(triplets.to(self.dtype), _energy(self.read()))
+
+    def _cached(self, kind: route.Kind, rows: slice) -> Triplets:
         """Return rows of a decomposition of W0, through the cache; rounded to `dtype` before slicing."""
+        way = self._way(kind)
 
         def entry() -> Parts:
-            return _parts(compute().to(self.dtype), _energy(self._portable_weight()))
+            if way == "gram" and self._together is not None:
+                return self._together.entry(self, way, kind)
+            return self.entry(next(route.decompose(way, kind, [self._portable_weight])))
 
         if self._cache is None:
             if kind not in self._computed:
                 self._computed[kind] = entry()
             parts = {name: part[rows] for name, part in self._computed[kind].items()}
         else:
-            parts = self._cache.get(key_of("weight", VERSION, self._digest, *kind), entry, rows)
+            parts = self._cache.get(self._key(kind, way), entry, rows)
         return self._triplets(parts)
+
+    def _way(self, kind: route.Kind) -> str:
+        return route.way_for(self.device, kind[0], self.dtype)
+
+    def _key(self, kind: route.Kind, way: str) -> str:
+        named = kind[:1] if kind[0] == "full" else kind
+        return key_of("weight", VERSION, self._digest, *named, *([] if way == "lapack" else [way]))  # other last bits
+
+    def _as_stored(self) -> Tensor:
+        if self.device.type == "meta":
+            raise UserError(f"layer {self.name}: its weight is on the meta device, without values; load them first")
+        return svd.finite(effective(self._module).to(self.dtype), f"layer {self.name}: its weight")
 
     @cached_property
     def _computed(self) -> dict[Hashable, Parts]:

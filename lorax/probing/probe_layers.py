@@ -13,6 +13,7 @@ from lorax.probing.calibration import Calibration
 from lorax.probing.calibration_pass import Loss
 from lorax.probing.parallel import side_by_side
 from lorax.probing.probe import Probe
+from lorax.probing.together import Together
 
 T = TypeVar("T")
 
@@ -41,11 +42,20 @@ def probe_layers(
         cache: where decompositions are kept; None computes them anew, to the same bits.
     """
     calibration = Calibration(model, targets, loss, batches, needs) if needs & CALIBRATED else None
+    together = Together()
+    probes = {
+        name: Probe(name, module, seed=seed, cache=cache, calibration=calibration, together=together)
+        for name, module in targets.items()
+    }
+    for probe in probes.values():
+        together.add(probe)
 
     def look_at(name: str) -> T:
+        together.begin(name)
         try:
-            return look(Probe(name, targets[name], seed=seed, cache=cache, calibration=calibration))
+            return look(probes.pop(name))
         finally:
+            together.end(name)
             if calibration is not None:
                 calibration.release(name)
 

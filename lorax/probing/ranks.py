@@ -12,10 +12,23 @@ from torch import Tensor
 
 from lorax.errors import UserError
 
+_own = [False]
+"""Whether this process starts runs of its own; of the whole process, since layers are looked at in threads."""
+
 
 def several() -> bool:
-    """Whether this process is one of several ranks."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether this process is one of several ranks that start a run together."""
+    return not _own[0] and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """Start runs of this process's own inside: other ranks have others, and their batches are not this run's."""
+    before, _own[0] = _own[0], True
+    try:
+        yield
+    finally:
+        _own[0] = before
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     """Return u, the largest relative error of rounding to nearest.
 
     Examples:
-        >>> unit_roundoff(torch.bfloat16) == 2.0**-9
+        >>> unit_roundoff(torch.bfloat16) == 2.0**-8
         True
     """
     return torch.finfo(dtype).eps / 2

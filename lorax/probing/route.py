@@ -1,15 +1,16 @@
-"""Which algorithm finds the r largest triplets of a large weight, by the device that it lies on.
+"""Which algorithm decomposes a weight, by the device that it lies on.
 
-A CPU keeps `svd.top`. A GPU with fast float64 takes the eigenvectors of the float64 Gram matrix at once: 0.13 s for
-4096 x 4096 on an H100, where gesvdj takes 1.1 s, and block Krylov on a flat spectrum ends there after all its steps.
-A GPU without iterates in float32 until a bound on the sine of the angle to the exact subspaces says that it is right
-(`svd.within_sine`), and takes the Gram matrix where it does not. The choice for GPUs was tested by forcing it on a
-CPU; its times for whole models were not measured.
+A CPU keeps LAPACK (`lorax.probing.svd`). A GPU takes the eigenvectors of the float64 Gram matrix, of several layers of
+one shape at once: 0.13 s for 4096 x 4096 on an H100, where gesvdj takes 1.1 s, and block Krylov on a flat spectrum ends
+there after all its steps. A GPU without fast float64 iterates in float32 for the largest triplets of large weights,
+until a bound on the sine of the angle to the exact subspaces says that they are right (`svd.within_sine`), and takes
+the Gram matrix where it does not. The choice for GPUs was tested by forcing it on a CPU; its times for whole models
+were not measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,16 +23,24 @@ SINE = 1e-4  # of the largest principal angle to the exact subspaces
 FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # P100, V100, A100, H100, B200: half of float32's rate or so
 WAYS = ("lapack", "gram", "krylov")
 
+Kind = tuple[str, int]
+"""What is wanted of a spectrum: (top, bottom or ends, how many of an end) or (full, min(m, n))."""
+
 _forced: str | None = None
 
 
-def way_for(device: torch.device) -> str:
-    """Return how the largest triplets of a weight on this device are found: lapack, gram or krylov."""
-    if _forced is not None:
-        return _forced
-    if device.type != "cuda":
+def way_for(device: torch.device, what: str = "top", dtype: torch.dtype = torch.float32) -> str:
+    """Return how a weight on this device is decomposed: lapack, gram or krylov.
+
+    Args:
+        device: of the weight.
+        what: top, bottom, ends or full.
+        dtype: that the triplets come in; float64 is not squared.
+    """
+    if dtype == torch.float64 or (_forced is None and device.type != "cuda"):
         return "lapack"
-    return "gram" if torch.cuda.get_device_capability(device) in FAST_FLOAT64 else "krylov"
+    fast = _forced or ("gram" if torch.cuda.get_device_capability(device) in FAST_FLOAT64 else "krylov")
+    return "gram" if fast == "krylov" and what != "top" else fast
 
 
 @contextmanager
@@ -45,15 +54,53 @@ def forced(way: str) -> Iterator[None]:
         _forced = before
 
 
-def top(W: Tensor, r: int) -> Triplets:
-    """Return the r largest triplets of W, signed as `svd.top` signs them.
+def decompose(way: str, kind: Kind, weights: Sequence[Callable[[], Tensor]]) -> Iterator[Triplets]:
+    """Yield the wanted triplets of each weight, signed as `lorax.probing.svd` signs them.
 
     Args:
-        W: (m, n), with min(m, n) above `svd.DENSE`, or any where a way is forced.
-        r: how many.
+        way: lapack, gram or krylov.
+        kind: what is wanted.
+        weights: each returns its weight, (m, n), all of one shape on one device; asked twice by the Gram matrices, so
+            that one float64 copy is there at a time.
     """
-    way = way_for(W.device)
-    if way == "lapack" or W.dtype == torch.float64:
-        return svd.top(W, r)
-    found = svd.within_sine(W, r, torch.Generator().manual_seed(0), SINE) if way == "krylov" else None
-    return svd.top_by_gram_matrix(W, r) if found is None else found[0]
+    what, r = kind
+    if way == "gram":
+        yield from _by_gram_matrices(kind, weights)
+        return
+    for weight in weights:
+        W = weight()
+        found = svd.within_sine(W, r, torch.Generator().manual_seed(0), SINE) if way == "krylov" else None
+        if found is not None:
+            yield found[0]
+        elif way == "krylov":
+            yield from _by_gram_matrices(kind, [lambda W=W: W])
+        elif what == "full":
+            yield svd.full(W)
+        else:
+            yield {"top": svd.top, "bottom": svd.bottom, "ends": svd.ends}[what](W, r)
+
+
+def _by_gram_matrices(kind: Kind, weights: Sequence[Callable[[], Tensor]]) -> Iterator[Triplets]:
+    """Yield triplets from the eigenvectors of the weights' Gram matrices, found together; solved by gesdd if not."""
+    grams = torch.stack([_gram(weight().double()) for weight in weights])
+    places = _places(kind, grams.shape[-1])
+    try:
+        vectors = torch.linalg.eigh(grams).eigenvectors
+    except torch.linalg.LinAlgError:  # one that does not converge fails them all
+        vectors = None
+    del grams
+    for number, weight in enumerate(weights):
+        if vectors is None:
+            yield svd.by_gesdd(weight(), places)
+        else:
+            yield svd.from_eigenvectors(weight(), vectors[number].flip(1)[:, places], places)
+
+
+def _gram(X: Tensor) -> Tensor:
+    return X @ X.mT if X.shape[0] <= X.shape[1] else X.mT @ X
+
+
+def _places(kind: Kind, k: int) -> list[int]:
+    what, r = kind
+    first, last = range(r), range(k - r, k)
+    return {"top": [*first], "bottom": [*last], "ends": [*first, *last], "full": [*range(k)]}[what]

@@ -136,9 +136,24 @@ def within_sine(W: Tensor, r: int, generator: torch.Generator, tolerance: float)
     return None
 
 
-def top_by_gram_matrix(W: Tensor, r: int) -> Triplets:
-    """Return the r largest triplets of W in float64 from the eigenvectors of its Gram matrix, residual checked."""
-    return _signed(_checked(W.double(), _by_gram_matrix(W.double(), last=r), slice(0, r)))
+def from_eigenvectors(W: Tensor, vectors: Tensor, part: slice | list[int]) -> Triplets:
+    """Return triplets of W in float64 from eigenvectors of its Gram matrix, residual checked as everywhere here.
+
+    Args:
+        W: (m, n).
+        vectors: (min(m, n), r), of W W^T or W^T W, whichever is smaller, in descending order of the eigenvalues.
+        part: their places among all min(m, n).
+    """
+    X = W.double()
+    if X.shape[0] > X.shape[1]:
+        V, S, Uh = _completed(X.mT, vectors)
+        return _signed(_checked(X, Triplets(Uh.mT, S, V.mT), part))
+    return _signed(_checked(X, _completed(X, vectors), part))
+
+
+def by_gesdd(W: Tensor, part: slice | list[int]) -> Triplets:
+    """Return the triplets of W at the places `part`, in float64, by LAPACK's or the device's own solver."""
+    return _signed(_gesdd(W.double()).rows(part))
 
 
 def residual(W: Tensor, triplets: Triplets) -> float:
@@ -180,7 +195,11 @@ def _by_gram_matrix(X: Tensor, first: int | None = None, last: int | None = None
     if X.shape[0] > X.shape[1]:
         V, S, Uh = _by_gram_matrix(X.mT, first, last)
         return Triplets(Uh.mT, S, V.mT)
-    U = eigenvectors(X @ X.mT, first, last).flip(1)
+    return _completed(X, eigenvectors(X @ X.mT, first, last).flip(1))
+
+
+def _completed(X: Tensor, U: Tensor) -> Triplets:
+    """Return triplets of X, (k, n) with k <= n, from left singular vectors U, (k, r)."""
     Y = U.mT @ X
     S = torch.linalg.vector_norm(Y, dim=1)
     if S[-1] > 1e-6 * torch.linalg.norm(X) / X.shape[0] ** 0.5:

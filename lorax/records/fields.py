@@ -41,6 +41,12 @@ def task(record: RunRecord) -> str:
     return str(name.get("name", "?") if isinstance(name, dict) else name)
 
 
+def parts(record: RunRecord) -> list[str]:
+    """Return the names of the tasks of a run over several; nothing for a run on one task."""
+    listed = record.task.get("parts")
+    return [str(part.get("name")) for part in listed if isinstance(part, dict)] if isinstance(listed, list) else []
+
+
 def settings(record: RunRecord) -> Mapping[str, Any]:
     """Return the settings that the run used: its identity, or its configuration where the identity has no method."""
     return record.identity if "init" in record.identity else record.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,30 +99,42 @@ def disagreement(record: RunRecord, means: Mapping[str, Mapping[str, float | Non
 def means_of(items: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Return split -> {score, tolerant, loss, n}: the means over its items, None without a finite one; their number.
 
+    Items of a run over several tasks name theirs; the mean is then over tasks, of each task's mean over its items.
+
     Examples:
         >>> means_of([{"split": "test", "score": 1.0}, {"split": "test", "score": 0.0}])
         {'test': {'score': 0.5, 'tolerant': None, 'loss': None, 'n': 2}}
     """
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: {key: [] for key in SCORED})
-    counts: dict[str, int] = defaultdict(int)
+    by_task: dict[str, dict[Any, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
-        split = str(item.get("split"))
-        counts[split] += 1
+        by_task[str(item.get("split"))][item.get("task")].append(item)
+    means: dict[str, dict[str, float | None]] = {}
+    for split, tasks in by_task.items():
+        each = [_means_of_one(of_task) for of_task in tasks.values()]
+        means[split] = {key: over_tasks([mean[key] for mean in each]) for key in SCORED}
+        means[split]["n"] = sum(map(len, tasks.values()))
+    return means
+
+
+def over_tasks(means: Sequence[float | None]) -> float | None:
+    """Return the mean of tasks' means; None where one of them has none."""
+    known = [mean for mean in means if mean is not None]
+    return sum(known) / len(known) if known and len(known) == len(means) else None
+
+
+def _means_of_one(items: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    values: dict[str, list[float]] = {key: [] for key in SCORED}
+    for item in items:
         for key in SCORED:
             value = item.get(key)
             if value is None:
                 continue
-            if isinstance(value, bool | int | float):
-                values[split][key].append(float(value))
-            else:
+            if not isinstance(value, bool | int | float):
                 raise Damaged(f"an item's {key} is no number")
-    means: dict[str, dict[str, float | None]] = {}
-    for split, n in counts.items():
-        sums = {key: sum(numbers) / len(numbers) if numbers else None for key, numbers in values[split].items()}
-        # A record holds null where the mean is no finite number.
-        means[split] = {key: mean if mean is not None and math.isfinite(mean) else None for key, mean in sums.items()}
-        means[split]["n"] = n
-    return means
+            values[key].append(float(value))
+    sums = {key: sum(numbers) / len(numbers) if numbers else None for key, numbers in values.items()}
+    # A record holds null where the mean is no finite number.
+    return {key: mean if mean is not None and math.isfinite(mean) else None for key, mean in sums.items()}
 
 
 @lru_cache(maxsize=4096)

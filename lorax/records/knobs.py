@@ -27,14 +27,18 @@ RULES = (
     "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save",
 )  # fmt: skip
 """Read where factors are installed, beside the targets; part of a run's id where they are set."""
+GROUP = ("share",)
+"""Read by runs over several tasks, of methods that leave to the user what their tasks share."""
 CALIBRATION = ("calibration",)
 """Read by methods that look at gradients or activations before they start."""
 DIAGNOSTICS = ("diagnostics", "diagnostics_every", "forgetting_tokens")
 """Read where the trained run is measured."""
-BOOKKEEPING = ("device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank")
+BOOKKEEPING = ("device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank", "plan")
 """Where and how a run is done and kept: never part of its id."""
 
-TRAIN_BOOKKEEPING = ("checkpoint_every", "eval_batch_size", "compile", "shard")
+TRAIN_BOOKKEEPING = ("checkpoint_every", "eval_batch_size", "compile", "shard", "checkpointing")
 """Keys of `train` that change no result."""
+TRAIN_WHERE_SET = ("max_tokens",)
+"""Keys of `train` that are part of a run's id where they are set."""
 TRAIN_CALIBRATION = ("calibration_batches",)
 """Keys of `train` that belong to `CALIBRATION`."""

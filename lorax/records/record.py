@@ -63,11 +63,12 @@ class RunRecord:
     """The name of its row in tables, where the user or a study gave one; else empty."""
     task: dict[str, Any] = field(default_factory=dict)
     """name, kind, metric, direction, majority, n_train, n_validation, n_test, digest, version; asked: split -> digest
-    of its prompts and expected answers (`Task.asked`)."""
+    of its prompts and expected answers (`Task.asked`); parts: of a run over several tasks, the facts of each."""
     model: dict[str, Any] = field(default_factory=dict)
     """name, digest, parameters, dtype, attention."""
     scores: dict[str, Any] = field(default_factory=dict)
-    """`validation`, `test`, `base_validation`, `base_test`: {score, loss, n, tolerant, ...} or None."""
+    """`validation`, `test`, `base_validation`, `base_test`: {score, loss, n, tolerant, ...} or None. Of a run over
+    several tasks they are means over tasks, and `tasks` has each one's."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """One entry a step: step, loss, lr, grad_norm."""
     init_report: dict[str, Any] = field(default_factory=dict)
@@ -111,9 +112,17 @@ class RunRecord:
             raise Damaged(f"{where}: {wrong}")
         return record
 
-    def score(self, split: str = "test", key: str = "score") -> float | None:
-        """Return one number of `scores[split]`, or None where it was not measured."""
+    def score(self, split: str = "test", key: str = "score", part: str | None = None) -> float | None:
+        """Return one number of `scores[split]`, or None where it was not measured.
+
+        Args:
+            split: test, validation, base_test, ...
+            key: score, loss, n, ...
+            part: one of the tasks of a run over several; None: the run's own number.
+        """
         entry = self.scores.get(split)
+        if entry is not None and part is not None:
+            entry = (entry.get("tasks") or {}).get(part)
         return None if entry is None else entry.get(key)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lorax.errors import UserError
 from lorax.records import RunRecord, Store, write_atomic
-from lorax.records.fields import learning_rate, one_per_seed, task
+from lorax.records.fields import learning_rate, one_per_seed, parts, task
 from lorax.records.grouping import Row, rows_of
 from lorax.records.staleness import several_digests, shown
 from lorax.reports import columns, diagnostics, ranks
@@ -157,42 +157,72 @@ def read_sweep(records: list[RunRecord]) -> Sweep:
     if not records:
         raise UserError("no records to tabulate")
     kept, only_validation, stale, split = shown(records)
-    row_of, tasks = rows_of(kept), sorted({task(record) for record in kept})
+    row_of, places = rows_of(kept), places_of(kept)
     runs: dict[Row, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in kept:
         runs[row_of[record.run_id]][task(record)].append(record)
-    rows = [_row(row, runs[row], tasks, split) for row in sorted(runs, key=lambda row: row.key)]
+    rows = [_row(row, runs[row], places, split) for row in sorted(runs, key=lambda row: row.key)]
     if not any(row.frozen for row in rows):
-        rows = [*_untouched(kept, tasks, split), *rows]
-    return Sweep(rows, tasks, [*notes(kept, only_validation, stale, split), _allowed_by_seeds(rows)], split)
+        rows = [*_untouched(kept, places, split), *rows]
+    said = [*notes(kept, only_validation, stale, split), _allowed_by_seeds(rows)]
+    return Sweep(rows, [place.column for place in places], said, split)
 
 
-def _row(row: Row, runs: Mapping[str, list[RunRecord]], tasks: Sequence[str], split: str) -> SweepRow:
-    kept = {name: one_per_seed(runs.get(name, ())) for name in tasks}
-    scores = {name: _scores(records, split, row.frozen) for name, records in kept.items()}
+@dataclass(frozen=True)
+class Place:
+    """Where a column's scores stand in records."""
+
+    column: str
+    """The column's name."""
+    task: str
+    part: str | None = None
+    """One of the tasks of a group, which is `task`; None: the run's own score."""
+
+
+def places_of(records: Sequence[RunRecord]) -> list[Place]:
+    """Return the columns of scores: tasks by name, after a group of tasks each of its own."""
+    members: dict[str, list[str]] = {}
+    for record in sorted(records, key=task):
+        own = members.setdefault(task(record), [])
+        own += [name for name in parts(record) if name not in own]
+    places: list[Place] = []
+    for name, own in members.items():
+        places.append(Place(name, name))
+        for part in own:
+            taken = part in members or any(place.column == part for place in places)
+            places.append(Place(f"{name}: {part}" if taken else part, name, part))
+    return places
+
+
+def _row(row: Row, runs: Mapping[str, list[RunRecord]], places: Sequence[Place], split: str) -> SweepRow:
+    kept = {place.task: one_per_seed(runs.get(place.task, ())) for place in places}
+    scores = {place.column: _scores(kept[place.task], split, row.frozen, place.part) for place in places}
     records = tuple(record for name in runs for record in kept[name])
     return SweepRow(row.label, row.rank, scores, records, row.frozen)
 
 
-def _scores(records: Sequence[RunRecord], split: str, frozen: bool) -> TaskScores:
+def _scores(records: Sequence[RunRecord], split: str, frozen: bool, part: str | None) -> TaskScores:
     """Return the scores of one row's runs on one task; all seeds of a frozen base are one run."""
-    known = [score for record in records if record.status != "failed" and (score := record.score(split)) is not None]
+    all_scores = [record.score(split, part=part) for record in records if record.status != "failed"]
+    known = [score for score in all_scores if score is not None]
     status = [record.status for record in records]
     return TaskScores(tuple(known[:1] if frozen else known), status.count("failed"), status.count("diverged"))
 
 
-def _untouched(records: Sequence[RunRecord], tasks: Sequence[str], split: str) -> list[SweepRow]:
+def _untouched(records: Sequence[RunRecord], places: Sequence[Place], split: str) -> list[SweepRow]:
     """Return the row of the untouched model, from the runs that measured it before training; none where none did.
 
     A task whose runs have several bases (models or data differ) has no such score.
     """
     several, scores = several_digests(records), {}
-    for name in tasks:
+    for place in places:
+        name = place.task
         of_task = [record for record in records if task(record) == name]
         models = {str(record.model.get("name")) for record in of_task}
         mixed = len(models) > 1 or ("task", name) in several or any(("model", model) in several for model in models)
-        known = [score for record in of_task if (score := record.score(f"base_{split}")) is not None]
-        scores[name] = TaskScores(() if mixed else tuple(known[:1]))
+        measured_before = [record.score(f"base_{split}", part=place.part) for record in of_task]
+        known = [score for score in measured_before if score is not None]
+        scores[place.column] = TaskScores(() if mixed else tuple(known[:1]))
     measured = any(on_task.scores for on_task in scores.values())
     return [SweepRow("base", None, scores, frozen=True, untouched=True)] if measured else []
 

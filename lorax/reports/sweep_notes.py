@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorax.records import RunRecord
-from lorax.records.fields import is_frozen, learning_rate, moved_at_start, shots, task, trained_on_rewards
+from lorax.records.fields import is_frozen, learning_rate, moved_at_start, parts, shots, task, trained_on_rewards
 
 
 def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dict[str, str], split: str) -> list[str]:
@@ -22,6 +22,10 @@ def notes(records: list[RunRecord], only_validation: list[RunRecord], stale: dic
     lines = [
         f"Scores in per cent, {split} split: mean ± SD over seeds (number of seeds).",
         _metrics(records, split),
+    ]
+    groups = {task(record): parts(record) for record in records if parts(record)}
+    lines += [
+        f"{name}: one run on all of {', '.join(own)}; its score is the mean over tasks." for name, own in groups.items()
     ]
     examples: dict[str, set[int]] = {}
     for record in filter(is_frozen, records):

@@ -59,7 +59,8 @@ def processor() -> str:
 def resolve_placement(dtype: str, device: str) -> Placement:
     """Resolve `dtype` and `device`.
 
-    `auto` is bf16 autocast on a GPU, and on a CPU that multiplies bf16 natively, else float32.
+    `auto` is a bfloat16 base on a GPU, where its weights fill the memory (what trains is fp32 all the same); bf16
+    autocast over a float32 base on a CPU that multiplies bf16 natively; else float32.
 
     Raises:
         UserError: the device is not there.
@@ -95,7 +96,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
     device = resolve_device(device)
     if device.startswith("cuda"):
-        return "bf16-autocast" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bf16-autocast" if device == "cpu" and _multiplies_bf16() else "float32"
 
 

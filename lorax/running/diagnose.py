@@ -58,7 +58,7 @@ def gradients_at_start(run: PreparedRun, loaded: Loaded) -> Mapping[str, Tensor]
     from lorax.probing.gradient import layer_gradients
     from lorax.running.gradient_batches import gradient_batches
 
-    if not is_measured(run.config, run.initializer) or run.initializer.adapts == "module":
+    if not is_measured(run.config, run.initializer) or not run.initializer.changes_weight:
         return None
     loss, batches = gradient_batches(run.task, loaded, run.config)
     bound = smallest(run.config, run.initializer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,12 @@ from lorax.running.launchers.memory import is_out_of_memory
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names, layer_targets, saved_whole, smallest
 from lorax.running.prepared import PreparedRun, now
-from lorax.running.spread import spread
+from lorax.running.sharding.processes import is_sharded
+from lorax.running.sharding.spread import spread
 
 if TYPE_CHECKING:
     from lorax.adapters.factors import Factors
+    from lorax.initializers.base import Initializer
     from lorax.models.registry import Loaded
     from lorax.probing.cache import Cache
     from lorax.running.session import Session
@@ -29,15 +33,22 @@ PACK_COSTS = ("init_seconds", "init_peak_mb", "train_seconds", "step_ms", "eval_
 """Costs that were measured on all runs of a pack together: they are not the cost of one run."""
 
 
-def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> None:
+Work = Callable[["list[PreparedRun]", "Loaded", Placement, dict[str, Any], bool], None]
+"""work(runs, loaded, placement, provenance, show): brings runs to their records on a loaded model."""
+
+
+def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool, work: Work | None = None) -> None:
     """Bring the runs of a pack to their records, the frozen base first where it is wanted and missing.
 
     Args:
         runs: they agree on model, task, precision and batch shape; one unless packed.
         provenance: goes into that of each record.
         show: progress bars, and one line per phase.
+        work: how the runs are trained and scored; None: as a pack.
     """
     from lorax.models.registry import load
+
+    work = work or run_loaded
 
     _set_imports_aside()
     first, task = runs[0].config, runs[0].task
@@ -50,20 +61,26 @@ def execute(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) -> 
     elsewhere = False
     if base is not None:
         try:
-            _run_if_missing(base, False, loaded, placement, provenance, show)
+            _run_if_missing(base, False, work, loaded, placement, provenance, show)
         except Claimed:
             elsewhere = True  # another process scores it: the runs come first, and then a look at what became of it
-    run_loaded(runs, loaded, placement, provenance, show)
+    work(runs, loaded, placement, provenance, show)
     if base is not None and elsewhere:
-        _run_if_missing(base, True, loaded, placement, provenance, show)
+        _run_if_missing(base, True, work, loaded, placement, provenance, show)
 
 
 def _run_if_missing(
-    run: PreparedRun, wait: bool, loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool
+    run: PreparedRun,
+    wait: bool,
+    work: Work,
+    loaded: Loaded,
+    placement: Placement,
+    provenance: dict[str, Any],
+    show: bool,
 ) -> None:
     with run.claim(wait) as record:
         if record is None:
-            run_loaded([run], loaded, placement, provenance, show)
+            work([run], loaded, placement, provenance, show)
 
 
 @cache
@@ -77,8 +94,11 @@ def run_loaded(
     runs: list[PreparedRun], loaded: Loaded, placement: Placement, provenance: dict[str, Any], show: bool
 ) -> None:
     """Initialise, train and score those runs of a pack whose factors can be built."""
+    from lorax.probing.ranks import on_its_own
+
     config = runs[0].config
-    runs = [run for run in runs if _initialise(run, loaded, placement, provenance, show)]
+    with on_its_own() if is_sharded(config) else nullcontext():
+        runs = [run for run in runs if _initialise(run, loaded, placement, provenance, show)]
     if runs:
         _train_and_score(runs, loaded, placement, show)
     else:  # of a spread base a share is held all the same
@@ -106,16 +126,26 @@ def _initialise(run: PreparedRun, loaded: Loaded, placement: Placement, provenan
     return True
 
 
-def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
-    """Return {layer: factors}; nothing for methods without factors."""
+def build_factors(
+    run: PreparedRun, loaded: Loaded, method: Initializer | None = None, seed: int | None = None
+) -> dict[str, Factors]:
+    """Return {layer: factors}; nothing for methods without factors.
+
+    Args:
+        run: whose coverage is noted.
+        loaded: the untouched model.
+        method: None: the run's.
+        seed: of the random numbers of the start; None: the run's.
+    """
     from lorax.adapters.selection.coverage import coverage_of
     from lorax.adapters.targets import select
     from lorax.api.factors import NO_RANK, make_factors
+    from lorax.forward.blocks.checkpointing import checkpointed
     from lorax.running.gradient_batches import gradient_batches
 
     if not run.initializer.has_factors:
         return {}
-    method, targets = run.initializer, layer_targets(run.config)
+    method, targets = method or run.initializer, layer_targets(run.config)
     bound = smallest(run.config, method)
     rules = run.config.rules()
     whole = [*loaded.head, *saved_whole(run.config, loaded)]
@@ -126,10 +156,12 @@ def build_factors(run: PreparedRun, loaded: Loaded) -> dict[str, Factors]:
     loss, batches = None, None
     if method.needs & CALIBRATED:
         loss, batches = gradient_batches(run.task, loaded, run.config)
-    plans = make_factors(
-        loaded.model, method, selection.chosen,
-        loss=loss, batches=batches, seed=run.config.seed, cache=open_cache(run), rules=rules,
-    )  # fmt: skip
+    with checkpointed(loaded.model) if loss and run.config.train.get("checkpointing") else nullcontext():
+        plans = make_factors(
+            loaded.model, method, selection.chosen,
+            loss=loss, batches=batches, seed=run.config.seed if seed is None else seed, cache=open_cache(run),
+            rules=rules,
+        )  # fmt: skip
     if given_none := dict.fromkeys(selection.chosen.keys() - plans.keys(), NO_RANK):
         run.coverage = coverage_of(loaded.model, plans, selection.left_out | given_none, whole, targets)
     return plans
@@ -156,7 +188,7 @@ def _train_and_score(runs: list[PreparedRun], loaded: Loaded, placement: Placeme
             outcomes = session.train()
             seconds = session.evaluate()
         for lane, run in enumerate(runs):
-            _record(run, session, lane, step0_errors[lane], outcomes[lane], seconds)
+            enter(run, session, lane, step0_errors[lane], outcomes[lane], seconds)
             if len(runs) > 1:
                 _move_costs_to_pack(run, runs)
             if gradients is not None and run.record.status == "finished":
@@ -170,7 +202,7 @@ def _train_and_score(runs: list[PreparedRun], loaded: Loaded, placement: Placeme
         session.close()
 
 
-def _record(
+def enter(
     run: PreparedRun, session: Session, lane: int, step0_error: float, outcome: Outcome, eval_seconds: float
 ) -> None:
     """Enter what training and evaluation have measured into the run's record."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
 from lorax.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lorax.models.modality import Batch
     from lorax.models.registry import Loaded
     from lorax.probing.gradient import Loss
@@ -39,6 +37,7 @@ def gradient_batches(
     """
     from lorax.forward.batch import order
     from lorax.forward.modality import modality_of
+    from lorax.forward.padding import token_counts
     from lorax.models.fresh_head import init_head
 
     modality = modality_of(loaded)
@@ -53,43 +52,32 @@ def gradient_batches(
     def loss(model: Any, fields: dict[str, Any]) -> tuple[Any, int]:
         batch = _from_fields(fields)
         with modality.open():
-            losses = modality.losses(modality.forward(batch), batch)
+            losses = modality.label_losses(batch)
         return losses.mean(), losses.numel()
 
     # Gradients are cached under this text and the batches.
     loss.digest = f"mean {modality.loss_name} of the labels, version 1"  # type: ignore[attr-defined]
-    loss.token_counts = token_counts  # type: ignore[attr-defined]
+    loss.token_counts = lambda fields: token_counts(*(fields[key] for key in ("inputs", "positions", "counts")))  # type: ignore[attr-defined]
     parts = modality.regroup(parts) if share else parts
+    if (bound := config.train.get("max_tokens")) is not None:
+        parts = [piece for part in parts for piece in _pieces(part, lambda rows: modality.padded(rows) <= bound)]
     return loss, [_to_fields(modality.collate(part, share=share, single_pass=True)) for part in parts]
 
 
-def token_counts(batch: Mapping[str, Any]) -> list[Tensor]:
-    """Return, for each grid of input tokens (rows, tokens), of how many examples each position holds a token.
+def _pieces(rows: list[Any], fits: Callable[[list[Any]], bool]) -> list[list[Any]]:
+    """Cut a batch into pieces that fit, rows of like length together; what is wanted is a sum over all labels.
 
-    Padding counts 0, a token 1, and a token of a beginning that R examples share R: the counts do not depend on how
-    examples are laid out. Where no mask says so, an example ends where its last label is predicted.
-
-    Args:
-        batch: the fields of a `Batch` whose beginnings are not cached (`prefix` is None).
-
-    Returns:
-        One tensor; for an encoder-decoder the encoder's and the decoder's.
+    Examples:
+        >>> _pieces(["abc", "a", "ab"], lambda rows: len(rows) * max(map(len, rows)) <= 4)
+        [['a', 'ab'], ['abc']]
     """
-    import torch
-
-    inputs, positions = batch["inputs"], batch["positions"]
-    mask = inputs.get("attention_mask")
-    if mask is not None and mask.ndim == 2:
-        if "decoder_input_ids" not in inputs:
-            return [mask]
-        decoder = torch.zeros_like(inputs["decoder_input_ids"])
-        return [mask, decoder.flatten().index_fill(0, positions, 1).view_as(decoder)]
-    rows, width = inputs["input_ids"].shape
-    ends = positions[torch.tensor(batch["counts"], device=positions.device).cumsum(0) - 1]
-    if mask is None:
-        return [torch.arange(width, device=ends.device) <= (ends % width)[:, None]]
-    seen = mask[:, 0].flatten(0, 1)[ends]  # what an example's last token sees is the example
-    return [torch.zeros(rows, width, device=ends.device).index_add(0, ends // width, seen.float())]
+    pieces: list[list[Any]] = []
+    for row in sorted(rows, key=len):
+        if pieces and fits([*pieces[-1], row]):
+            pieces[-1].append(row)
+        else:
+            pieces.append([row])
+    return pieces if len(pieces) > 1 else [rows]
 
 
 def _to_fields(batch: Batch) -> dict[str, Any]:

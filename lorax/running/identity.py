@@ -43,10 +43,15 @@ def identity(config: RunConfig, initializer: Initializer, task: Task, model_dige
     adapters_beside_head = task.kind in HEADED and initializer.changes_layers  # a head alone trains at `lr`
     if "train" in kept and not adapters_beside_head:
         kept["train"].pop("head_lr", None)
+    several: dict[str, Any] = {}
+    if config.parts():
+        several["parts"] = [{key: getattr(part, key) for key in ("name", "digest", "version")} for part in task.parts]
+        if initializer.trains and len(set(task.weights)) > 1:
+            kept["weights"] = list(task.weights)
     return (
         kept
         | {
-            "task": {"name": task.name, "digest": task.digest, "version": task.version},
+            "task": {"name": task.name, "digest": task.digest, "version": task.version} | several,
             "model": {"name": config.model["name"], "digest": model_digest},
             "dtype": dtype,
             "versions": dict(VERSIONS),
@@ -68,6 +73,7 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
     if initializer.trains:
         kept |= {key: getattr(config, key) for key in knobs.TRAINING}
         unread = {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION}
+        unread |= {key for key in knobs.TRAIN_WHERE_SET if config.train.get(key) is None}
         kept["train"] = {key: value for key, value in config.train.items() if key not in unread}
         if config.objective != knobs.LIKELIHOOD:
             kept["objective"] = config.objective
@@ -77,6 +83,8 @@ def consumed_fields(config: RunConfig, initializer: Initializer) -> dict[str, An
         kept |= _rules(config, initializer)
     elif initializer.changes_layers:
         kept["targets"] = config.targets
+    if initializer.trains and config.parts() and not initializer.shared_by_tasks:
+        kept |= {key: getattr(config, key) for key in knobs.GROUP}
     if initializer.needs & CALIBRATED:
         kept["calibration"] = [config.calibration, config.train["calibration_batches"]]
     if config.diagnostics:

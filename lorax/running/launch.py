@@ -15,11 +15,11 @@ from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import Unwritable
 from lorax.records.claims import Claimed
-from lorax.running.launchers.group import is_sharded
 from lorax.running.launchers.memory import give_back, is_out_of_memory
 from lorax.running.launchers.sharing import CLAIMED
 from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun, now, prepare
+from lorax.running.sharding.processes import is_sharded
 
 OUR_SWEEPER = "hydra_plugins.lorax.sweeper.LoraxSweeper"
 
@@ -53,7 +53,7 @@ def run_pack(
         run.overrides = words
     distinct = {run.run_id: run for run in runs}  # in the order of `configs`; a run's index is its lane
     if is_sharded(runs[0].config):
-        from lorax.running.spread_pack import run_spread
+        from lorax.running.sharding.spread_pack import run_spread
 
         results = run_spread(runs, provenance or {}, show, _result)
         if show:
@@ -118,8 +118,12 @@ def _attempt(runs: list[PreparedRun], provenance: dict[str, Any], show: bool) ->
     too_large = ""
     try:
         from lorax.running.execute import execute
+        from lorax.running.groups.execute import run_group
 
-        execute(runs, provenance, show)
+        if runs[0].task.parts:
+            execute(runs, provenance, show, run_group)
+        else:
+            execute(runs, provenance, show)
     except Unwritable:
         raise  # a failure could not be recorded either; the rest of a sweep would end the same way
     except Exception as error:

@@ -14,7 +14,8 @@ from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import canonical, check_writable, knobs
 from lorax.running.device import resolve_device
-from lorax.running.launchers.group import check_sharded
+from lorax.running.sharding.processes import check_sharded
+from lorax.tasks.group import EXAMPLE, is_group
 
 if TYPE_CHECKING:
     from lorax.adapters.face import LayerPlan
@@ -44,6 +45,8 @@ def preflight(configs: Sequence[RunConfig]) -> None:
         Cache.default()  # refuses a size that it cannot read
     for config in configs:
         check_sharded(config)
+        check_group(config)
+    for config in [single for each in configs for single in each.parts().values() or [each]]:
         data = canonical([config.task, config.data_seed])
         if data not in tasks:
             tasks[data] = load_task(config)
@@ -70,6 +73,15 @@ def preflight(configs: Sequence[RunConfig]) -> None:
             check_ranks(config, initializer, shapes[key])
         elif initializer.trains:
             check_head(config, task)
+
+
+def check_group(config: RunConfig) -> None:
+    """Refuse a group that names no task or tasks of several kinds, and a method that is for groups alone elsewhere."""
+    if is_group(config.task):
+        load_task(config)
+    elif tensors := config.initializer().shared_by_tasks:
+        name = config.init["name"]
+        raise UserError(f"init={name}: its {' and '.join(tensors)} are what several tasks share; {EXAMPLE}")
 
 
 @lru_cache
@@ -109,9 +121,14 @@ def _load_task(key: str) -> Task:
 
 
 def class_names(task: Task) -> list[str] | None:
-    """Return what the outputs of a model's head stand for; None where the answer is a text."""
+    """Return what the outputs of a model's head stand for; None where the answer is a text.
+
+    Of a group of tasks, those of the first: each task gets a head of its own.
+    """
     from lorax.models.registry import HEADED, Labels
 
+    if task.parts:
+        return class_names(task.parts[0])
     return Labels(task.labels or (), task.kind) if task.kind in HEADED and task.labels else None
 
 

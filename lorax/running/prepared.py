@@ -57,7 +57,7 @@ class PreparedRun:
 
     def frozen_base(self) -> PreparedRun:
         """Return the run of the frozen base that this run is compared with."""
-        return prepare(replace(self.config, init={"name": "none"}, label=None, base=False, save=None))
+        return prepare(replace(self.config, init={"name": "none"}, share="none", label=None, base=False, save=None))
 
     def begin(self, provenance: dict[str, Any]) -> None:
         """Open the run's record, as that of a run that will finish."""
@@ -100,6 +100,7 @@ class PreparedRun:
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
                 **({"data": task.notes["data"]} if "data" in task.notes else {}),
                 **({} if task.corpus is None else {"corpus": task.corpus}),
+                **({"parts": [_facts(part) for part in task.parts]} if task.parts else {}),
             },
             model={"name": config.model["name"], "digest": self.identity["model"]["digest"]},
             provenance={
@@ -109,6 +110,13 @@ class PreparedRun:
                 "finished": now(),
             },
         )  # fmt: skip
+
+
+def _facts(task: Task) -> dict[str, Any]:
+    """Return what the record of a run over several tasks says of one of them."""
+    sizes = {f"n_{split}": len(getattr(task, split)) for split in ("train", "validation", "test")}
+    known = {"name": task.name, "metric": task.metric, "majority": task.majority, "digest": task.digest}
+    return {**known, "version": task.version, **sizes}
 
 
 def prepare(config: RunConfig) -> PreparedRun:

@@ -6,7 +6,7 @@ import statistics
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,17 @@ from lorax.records.writing import remove
 from lorax.running.device import Placement
 from lorax.running.messages import one_line
 from lorax.running.prepared import PreparedRun
-from lorax.running.spread import plan_of
+from lorax.running.sharding.spread import plan_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lorax.adapters.face import Trainable
     from lorax.adapters.install import Adapters
+    from lorax.forward.heads import Head
     from lorax.models.registry import Loaded
     from lorax.probing.cache import Cache
+    from lorax.tasks import Task
     from lorax.training.objective import Rewarded
     from lorax.training.run import Outcome, TrainPlan
     from lorax.training.tracking import Tracker
@@ -37,6 +39,8 @@ PROJECT = "lorax"
 class Session:
     """K runs (usually one) from factors to scores; run k is lane k of the pack.
 
+    Runs may have tasks of their own; those of a pack have one (`lorax.running.groups.session` has others).
+
     Args:
         loaded: the untouched model; `close` gives it back untouched.
         placement: device and precision.
@@ -46,18 +50,16 @@ class Session:
     """
 
     def __init__(self, loaded: Loaded, placement: Placement, runs: list[PreparedRun], cache: Cache | None, show: bool):
-        from lorax.forward.heads import install_heads
         from lorax.training.costs import reset_peak
 
         self.loaded, self.placement, self.runs, self.cache, self.show = loaded, placement, runs, cache, show
-        self.task, self.config = runs[0].task, runs[0].config
+        self.config = runs[0].config
         reset_peak(placement.device)
         self.total = sum(value.numel() for value in loaded.model.parameters())
         self.trains = runs[0].initializer.trains
         self.adapters = self._install()
-        # The frozen base consumes no seed, so its untrained head must not depend on the run that asked for it.
-        self.heads = install_heads(loaded, [run.config.seed if self.trains else 0 for run in runs])
-        self.trackers = [self._tracker(run) for run in runs]
+        self.heads = self._install_heads()
+        self.trackers = self._open_trackers()
 
     def _install(self) -> Sequence[Trainable]:
         model, first = self.loaded.model, self.runs[0]
@@ -82,6 +84,23 @@ class Session:
             return [adapters]
         return install(model, factors, first.config.recenter, dropouts, infos)
 
+    def _install_heads(self) -> list[Head]:
+        from lorax.forward.heads import install_heads
+
+        return install_heads(self.loaded, self._head_seeds())
+
+    def _head_seeds(self) -> list[int]:
+        """Return what draws each run's head; the frozen base consumes no seed, so its untrained head has one seed."""
+        return [run.config.seed if self.trains else 0 for run in self.runs]
+
+    def _open_trackers(self) -> list[Tracker]:
+        return [self._tracker(run) for run in self.runs]
+
+    def _lanes_by_task(self) -> list[tuple[Task, list[int]]]:
+        """Return each task with the lanes of the runs on it."""
+        tasks = {id(run.task): run.task for run in self.runs}
+        return [(task, [k for k, run in enumerate(self.runs) if run.task is task]) for task in tasks.values()]
+
     def step0_errors(self) -> list[float]:
         """Return, for each run, the largest change of an output on one training batch before step 1."""
         from lorax.forward.active import active
@@ -89,20 +108,23 @@ class Session:
         from lorax.forward.readout import autocast
 
         if not self.trains:
-            return [0.0]
+            return [0.0] * len(self.runs)
         modality = modality_of(self.loaded)
-        batch = modality.collate(modality.encode(self.task, "train")[: self.config.batch_size])
         device = torch.device(self.placement.device)
-        errors, base = [], None
+        errors = [0.0] * len(self.runs)
         with torch.inference_mode(), modality.open():
-            for lane, adapters in enumerate(self.adapters):
-                heads = self.heads[lane : lane + 1]
-                with active([adapters], heads), autocast(device, self.placement.autocast):
-                    output = modality.forward(batch)
-                    if base is None or heads:  # each run has a head of its own; the rest of the base is shared
-                        with adapters.disabled():
-                            base = modality.forward(batch)
-                errors.append(float((output.double() - base.double()).abs().max()))
+            for task, lanes in self._lanes_by_task():
+                rows, base = modality.encode(task, "train")[: self.config.batch_size], None
+                batch = modality.collate(rows[: modality.fits(task, sorted(rows, key=len, reverse=True), 1)])
+                for lane in lanes:
+                    adapters, heads = self.adapters[lane], self.heads[lane : lane + 1]
+                    with active([adapters], heads), autocast(device, self.placement.autocast):
+                        output = modality.forward(batch)
+                        if base is None or heads:  # each run has a head of its own; the rest of the base is shared
+                            with adapters.disabled():
+                                base = modality.forward(batch)
+                    parts = zip(output.split(1024), base.split(1024), strict=True)  # few in fp64 at a time
+                    errors[lane] = max(float((a.double() - b.double()).abs().max()) for a, b in parts)
         return errors
 
     def train(self) -> list[Outcome]:
@@ -111,8 +133,9 @@ class Session:
         from lorax.training.loop import Outcome, Run, train
 
         if not self.trains:
-            return [Outcome("finished")]
-        data = modality_of(self.loaded).encode(self.task, "train")
+            return [Outcome("finished") for _ in self.runs]
+        modality = modality_of(self.loaded)
+        data = {id(task): modality.encode(task, "train") for task, _ in self._lanes_by_task()}
         trained = []
         for lane, run in enumerate(self.runs):
             config = run.config
@@ -120,7 +143,7 @@ class Session:
             trained.append(
                 Run(
                     adapters=self.adapters[lane],
-                    data=data,
+                    data=data[id(run.task)],
                     lr=config.lr,
                     seed=config.seed,
                     weight_decay=config.weight_decay,
@@ -131,25 +154,35 @@ class Session:
                     # A head that trains alone does so at the run's own rate.
                     head_lr=config.train["head_lr"] if run.initializer.changes_layers else None,
                     plan=self._plan(run),
-                    on_step=self.trackers[lane].log,
+                    on_step=self._on_step(lane),
                     checkpoint=state / "checkpoint.pt" if config.train["checkpoint_every"] else None,
                     name=run.run_id,
+                    **self._grouped(lane),
                 )  # fmt: skip
             )
         return train(self.loaded, trained, trained[0].plan)
+
+    def _on_step(self, lane: int) -> Callable[[dict[str, float]], None]:
+        """Return what is called with each step of a run."""
+        return self.trackers[lane].log
+
+    def _grouped(self, lane: int) -> dict[str, Any]:
+        """Return the fields of `Run` that make runs a task group."""
+        return {}
 
     def _objective(self, run: PreparedRun) -> Rewarded | None:
         from lorax.training.objective import Rewarded, reinforce_of
 
         if run.config.objective == knobs.LIKELIHOOD:
             return None
-        return Rewarded(self.task, reinforce_of(run.config.reinforce))
+        return Rewarded(run.task, reinforce_of(run.config.reinforce))
 
     def _plan(self, run: PreparedRun) -> TrainPlan:
         from lorax.training.loop import TrainPlan
 
         config = run.config
-        keys = ("schedule", "warmup", "clip", "accumulation", "checkpoint_every", "compile")
+        keys = ("schedule", "warmup", "clip", "accumulation", "checkpoint_every", "compile", "checkpointing",
+                "max_tokens")  # fmt: skip
         plan = TrainPlan(
             steps=config.steps, batch_size=config.batch_size, autocast=self.placement.autocast,
             progress=None if self.show else False, **{key: config.train[key] for key in keys},
@@ -176,20 +209,25 @@ class Session:
 
     def _score(self, split: str, lanes: Sequence[int], rank: int | None = None) -> None:
         """Enter scores and items of some runs on a split, at a lower rank where one is given."""
+        for task, own in self._lanes_by_task():
+            if wanted := [lane for lane in own if lane in lanes]:
+                self._score_on(task, split, wanted, rank)
+
+    def _score_on(self, task: Task, split: str, lanes: Sequence[int], rank: int | None) -> None:
         from lorax.evaluation.evaluate import evaluate, summarise
 
-        shots = bool(self.task.shots) and not self.trains
+        shots = bool(task.shots) and not self.trains
         adapters = [self.adapters[lane] for lane in lanes]
         with ExitStack() as stack:
             for each in adapters:
                 if rank is not None and each.rule is not None:
                     stack.enter_context(each.rule.at_rank(each, rank))
             answers = evaluate(
-                self.loaded, self.task, split, adapters if self.trains else None,
+                self.loaded, task, split, adapters if self.trains else None,
                 [self.heads[lane] for lane in lanes] if self.heads else [],
                 batch_size=self.config.train["eval_batch_size"], autocast_dtype=self.placement.autocast, shots=shots,
             )  # fmt: skip
-        name, asked = split if rank is None else f"{split}@{rank}", self.task.asked(split, shots)
+        name, asked = split if rank is None else f"{split}@{rank}", task.asked(split, shots)
         for lane, items in zip(lanes, answers, strict=True):
             run = self.runs[lane]
             run.record.scores[name] = summarise(items, self.task.corpus)

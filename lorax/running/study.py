@@ -15,7 +15,7 @@ from lorax.running.device import processor
 from lorax.running.identity import source
 from lorax.running.preflight import layer_shapes, layer_targets, load_task, site_plans
 from lorax.running.prepared import default_rate, prepare
-from lorax.running.sweep import LISTED, JobsFailed, checked, launch, publish, raise_failures
+from lorax.running.sweep import LISTED, JobsFailed, checked, launch, plans, publish, raise_failures
 
 if TYPE_CHECKING:
     from hydra_plugins.lorax.sweeper import LoraxSweeper
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXECUTION = (
     "results_dir", "track", "device", "cache", "task.path", "model.path",
-    "train.eval_batch_size", "train.checkpoint_every", "train.compile", "train.shard",
+    "train.eval_batch_size", "train.checkpoint_every", "train.compile", "train.shard", "train.checkpointing",
 )  # fmt: skip
 """Keys that say where and how a study is executed; any other override changes its design."""
 
@@ -66,6 +66,8 @@ def run_study(sweeper: LoraxSweeper, arguments: list[str]) -> None:
     if data.get("plan"):
         seconds = seconds_per_run(spec, store, sweeper, execution)
         print("\n".join(planning.plan(jobs.with_items(spec), seconds).lines))
+        each = one_of_each(spec)
+        print("\n".join(plans([f"{job.task} {job.arm}" for job in each], [jobs.config(job.overrides) for job in each])))
         return
     checked(sweeper, [[*job.overrides, *execution] for job in one_of_each(spec)])
     path = freeze(spec, store.root, made_with(), None if data.get("anchor") is None else str(data["anchor"]))
@@ -162,7 +164,10 @@ class _JobFacts:
 
     def config(self, overrides: list[str]) -> RunConfig:
         """Return the resolved configuration of a job."""
-        return resolve(self.sweeper.compose([*overrides, *self.execution]))
+        config = resolve(self.sweeper.compose([*overrides, *self.execution]))
+        if config.parts():
+            raise UserError(f"study: task={config.task['name']} is a group of tasks; verdicts are about single tasks")
+        return config
 
     def rate(self, overrides: list[str]) -> float:
         """Return what `lr=null` resolves to: the task's base rate times the method's prior and factor."""
@@ -208,6 +213,8 @@ def _split(sweeper: LoraxSweeper, arguments: list[str]) -> tuple[dict[str, Any],
         key = override.get_key_element().lstrip("+~")
         if override.is_sweep_override():
             raise UserError(f"{key}: a study sets its own grid; sweep with -m and without study instead")
+        if key == "plan":
+            raise UserError("plan: a study is planned with study.plan=true")
         if key == "study" or key.startswith("study."):
             continue
         if key in OWNED:

@@ -36,6 +36,8 @@ def lines(store: Store, record: RunRecord, tables: list[Path]) -> list[tuple[str
         few = f"  {shots(base)}-shot" if shots(base) else ""
         shown.append(("base", _score(base, split, metric) + few))
     shown.append(("adapted" if costs.get("trainable") else "score", _score(record, split, metric)))
+    for part in record.task.get("parts") or []:
+        shown.append((f"  {part['name']}", _score(record, split, part["metric"], part["name"])))
     if record.error:
         shown.append((record.status, record.error))
     if costs.get("trainable"):
@@ -78,19 +80,24 @@ def _title(record: RunRecord) -> str:
     return record.config["init"]["name"] + (f" rank {rank}" if rank is not None else "")
 
 
-def _score(record: RunRecord, split: str, metric: str) -> str:
+def _score(record: RunRecord, split: str, metric: str, part: str | None = None) -> str:
+    """Return a score in words, with the interval that its number of items allows; a mean over tasks has none."""
     entry = record.scores.get(split)
+    several = entry["tasks"] if entry and "tasks" in entry else {}
+    if part is not None:
+        entry, several = several.get(part), {}
     if not entry or entry.get("score") is None:
         return "not scored"
     from scipy.stats import binomtest
 
     score, n = entry["score"], int(entry["n"])
     low, high = binomtest(round(score * n), n).proportion_ci(method="wilson")
-    text = f"{100 * score:.1f} % {metric}  (95 % interval over {n} items {100 * low:.1f} to {100 * high:.1f})"
+    interval = f"95 % interval over {n} items {100 * low:.1f} to {100 * high:.1f}"
+    text = f"{100 * score:.1f} % {metric}  ({f'{n} items' if several else interval})"
     extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant",) if entry.get(key) is not None]
     extra += [f"answer loss {entry['loss']:.3f}"] if entry.get("loss") is not None else []
     known = {*SCORED, "n"}
-    extra += [f"{name} {value:.3f}" for name, value in entry.items() if name not in known and value is not None]
+    extra += [f"{name} {value:.3f}" for name, value in entry.items() if name not in known and isinstance(value, float)]
     return "  ".join([text, *extra])
 
 

@@ -39,6 +39,9 @@ def run_grid(sweeper: LoraxSweeper, arguments: list[str]) -> list[Any]:
     jobs = sweeper.expand(arguments)
     configs = checked(sweeper, jobs)
     jobs, configs, twins = without_twins(jobs, configs)
+    if any(config.plan for config in configs):
+        print("\n".join(plans([" ".join(job) for job in jobs], configs)))
+        return []
     if twins:
         print(f"{twins} job(s) differ only in what their method ignores: run once")
     results = launch(sweeper, jobs, 0)
@@ -51,6 +54,18 @@ def run_grid(sweeper: LoraxSweeper, arguments: list[str]) -> list[Any]:
     return results
 
 
+def plans(names: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
+    """Return what each job takes in memory, as lines; jobs that take the same are named together."""
+    from lorax.running.memory_plan import memory_plan
+
+    same: dict[str, list[str]] = {}
+    for name, config in zip(names, configs, strict=True):
+        same.setdefault("\n".join(memory_plan(config).lines()), []).append(name)
+    return [
+        f"{'; '.join(jobs[:LISTED])}{' and others' if jobs[LISTED:] else ''}\n{text}" for text, jobs in same.items()
+    ]
+
+
 def _show_tables(configs: Sequence[RunConfig]) -> None:
     """Draw the table of every name in a grid, and log it."""
     names = list(dict.fromkeys((config.results_dir, config.name) for config in configs))
@@ -61,6 +76,7 @@ def _show_tables(configs: Sequence[RunConfig]) -> None:
 
 def checked(sweeper: LoraxSweeper, jobs: Sequence[list[str]]) -> list[RunConfig]:
     """Resolve and preflight every job; the first wrong one is named with its overrides."""
+    from lorax.running.memory_plan import check_memory
     from lorax.running.preflight import preflight
 
     configs = []
@@ -70,6 +86,7 @@ def checked(sweeper: LoraxSweeper, jobs: Sequence[list[str]]) -> list[RunConfig]
         except UserError as error:
             raise UserError(f"{error} (in job {' '.join(job)})" if len(jobs) > 1 else str(error)) from None
     preflight(configs)
+    check_memory(configs)
     return configs
 
 

@@ -75,6 +75,10 @@ class Task:
     """Learning rate of a fresh classification head, alike for all methods."""
     steps: int = 100
     batch_size: int = 8
+    parts: tuple[Task, ...] = ()
+    """The tasks of a group, which a run learns together; none of a single task."""
+    weights: tuple[float, ...] = ()
+    """Of the parts' losses; they sum to 1."""
     version: int = 1
     """Raised by a family when the same settings give other examples or another score."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -100,8 +104,12 @@ class Task:
         """The test score of always giving train's commonest answer; None where answers hardly repeat.
 
         "Hardly" means more than 50 different answers, or more than a tenth as many as examples, for
-        generation; classes always count.
+        generation; classes always count. Of a group of tasks: the mean over them, None where one has none.
         """
+        if self.parts:
+            known = [part.majority for part in self.parts]
+            shares = [share for share in known if share is not None]
+            return sum(shares) / len(shares) if len(shares) == len(known) else None
         answers = Counter(example.gold for example in self.train)
         if not answers or not self.test:
             return None
@@ -121,6 +129,9 @@ class Task:
         A record holds it for every split that it was scored on. The texts themselves lie in the task's data: an item's
         `row` is the place in its split, and its `id` the digest of its prompt, white space and case aside.
         """
+        if self.parts:
+            each = [part.asked(split, shots and bool(part.shots)) for part in self.parts]
+            return hashlib.sha256(canonical(each).encode()).hexdigest()[:32]
         total = hashlib.sha256(canonical([self.system, self.labels]).encode())
         for example in (*(self.shots if shots else ()), *self.examples(split)):
             total.update(f"\0{example.prompt}\0{example.answer}\0{example.gold}".encode())
@@ -132,6 +143,9 @@ class Task:
 
 
 def _digest(task: Task) -> str:
+    if task.parts:
+        each = [[part.name, part.digest] for part in task.parts]
+        return hashlib.sha256(canonical(each).encode()).hexdigest()[:32]
     total = hashlib.sha256()
     settings = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
     settings += [] if task.corpus is None else [task.corpus]

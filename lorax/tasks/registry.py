@@ -22,7 +22,7 @@ class Family(Protocol):
 
 
 _families: Registry[Family] = Registry("task", "lorax.tasks")
-register, names = _families.register, _families.names
+register, names, get = _families.register, _families.names, _families.get
 
 
 def build(spec: Mapping[str, Any]) -> Family:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorax.forward.compiled import CompiledBase, why_not
+from lorax.forward.blocks.compiled import CompiledBase, why_not
 from lorax.forward.recorders import CudaGraphs, Recorder, Rerun
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def choose(asked: str, states: Sequence[RunState], model: nn.Module, device: tor
         return EAGER
     if asked != "inductor":
         return Choice(CudaGraphs(device))
-    if (why := why_not(device)) is not None:
+    why = "it does not go together with train.checkpointing" if states[0].plan.checkpointing else why_not(device)
+    if why is not None:
         warnings.warn(f"train.compile=inductor: {why}; steps run {'as graph' if cuda else 'eager'}", stacklevel=3)
         return Choice(CudaGraphs(device)) if cuda else EAGER
     return Choice(CudaGraphs(device) if cuda else Rerun(), CompiledBase(model))

@@ -139,11 +139,13 @@ class RecordedEnding(Ending):
 def _penalties(lanes: list[RunState]) -> list[Tensor | None]:
     """Differentiate what training rules add to the losses, once a step; return each run's, detached."""
     penalties = [state.penalty() if state.going else None for state in lanes]
-    given = [penalty for penalty in penalties if penalty is not None]
+    given = [
+        state.loss_weight * penalty
+        for state, penalty in zip(lanes, penalties, strict=True)
+        if penalty is not None and not state.penalises_batches
+    ]
     if given:
-        weights = [state.loss_weight for state, value in zip(lanes, penalties, strict=True) if value is not None]
-        total = torch.stack([weight * penalty for weight, penalty in zip(weights, given, strict=True)]).sum()
-        (total * lanes[0].loss_scale).backward()
+        (torch.stack(given).sum() * lanes[0].loss_scale).backward()
     return [None if penalty is None else penalty.detach() for penalty in penalties]
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorax.adapters.dropout import key
-from lorax.forward.active import masks_from, set_unpadded
+from lorax.adapters.dropout import from_row, key
+from lorax.forward.active import masks_from, set_token_counts, set_unpadded
 from lorax.forward.readout import autocast
 from lorax.training.state import RunState
 
@@ -78,6 +78,18 @@ def numbers_of(batch: Batch, labels: Sequence[int], keys: Sequence[int] | None) 
     return Numbers(counts, None if keys is None else drawn, table[0] if table else None, room, packed)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch."""
+
+    rows: list[Row]
+    """Of all runs, lane after lane."""
+    number: int = 0
+    """Of the part of the step, among `accumulation`."""
+    first: int = 0
+    """Place of a run's first row here among its rows in that part, where a bound on tokens has split it."""
+
+
 class Lanes:
     """The runs that share a batch, and what is the same for all their batches.
 
@@ -91,37 +103,85 @@ class Lanes:
         self.adapters = [state.run.adapters for state in states]
         self.device, self.scale = states[0].device, states[0].loss_scale
         self.drops = any(state.drops for state in states)
+        self.penalised = [state for state in self.states if state.penalises_batches]
+        """Those whose training rule adds to the loss of every micro-batch."""
+        self.most_rows: int | None = None
+        """Rows of a run in a micro-batch at most; None: as many as `max_tokens` allows, step by step."""
         self._weights: Tensor | None = None
         """(K,) w_k, times the loss scale: what the losses' backward pass begins with."""
 
-    def micro_batches(self) -> list[list[Row]]:
-        """Return the step's micro-batches, in each the rows of all runs, lane after lane."""
-        parts = [state.micro_batches() for state in self.states]
-        return [[row for block in blocks for row in block] for blocks in zip(*parts, strict=True)]
+    def micro_batches(self, step: int | None = None) -> list[Part]:
+        """Return the micro-batches of a step: its `accumulation` parts, split further by `max_tokens`.
 
-    def labels(self, micro_batches: list[list[Row]]) -> list[int]:
+        Args:
+            step: None: the present one of each run; else the same for all, a run's last where it has fewer.
+        """
+        parts = [
+            state.micro_batches(None if step is None else min(step, len(state.order) - 1)) for state in self.states
+        ]
+        found = []
+        for number, blocks in enumerate(zip(*parts, strict=True)):
+            size = self._rows_at_once(blocks)
+            for first in range(0, len(blocks[0]), size):
+                rows = [row for block in blocks for row in block[first : first + size]]
+                found.append(Part(rows, number, first))
+        return found
+
+    def _rows_at_once(self, blocks: Sequence[list[Row]]) -> int:
+        """Return how many rows of each run, a divisor of all, `max_tokens` allows in a micro-batch; at least one.
+
+        Equal parts, so that few shapes of batch come up.
+        """
+        count, bound = len(blocks[0]), self.plan.max_tokens
+        if bound is None:
+            return count
+        most = count if self.most_rows is None else self.most_rows
+        for size in range(min(most, count), 1, -1):
+            starts = range(0, count, size) if count % size == 0 else ()
+            pieces = [[row for block in blocks for row in block[start : start + size]] for start in starts]
+            if pieces and all(self.modality.padded(piece) <= bound for piece in pieces):
+                return size
+        return 1
+
+    def labels(self, micro_batches: list[Part]) -> list[int]:
         """Return how many labels each run's batch has."""
         counts = [0] * len(self.states)
-        for rows in micro_batches:
-            size = len(rows) // len(counts)
-            for at, row in enumerate(rows):
+        for part in micro_batches:
+            size = len(part.rows) // len(counts)
+            for at, row in enumerate(part.rows):
                 counts[at // size] += len(row.labels)
         return counts
 
-    def keys(self, part: int) -> list[int] | None:
-        """Return what the dropout masks of a micro-batch are drawn from, run by run: seed, step and part decide it."""
-        return [key(state.run.seed, state.step, part) for state in self.states] if self.drops else None
+    def keys(self, part: Part) -> list[int] | None:
+        """Return what the dropout masks of a micro-batch are drawn from, run by run: seed, step and part decide it.
+
+        A row's masks are the same however `max_tokens` splits the part.
+        """
+        if not self.drops:
+            return None
+        return [from_row(key(state.run.seed, state.step, part.number), part.first) for state in self.states]
 
     def differentiate(self, batch: Batch, numbers: Numbers) -> Tensor:
         """Add the gradients of a micro-batch to `.grad`; return its part of each run's loss, (K,), detached."""
         with masks_from(self.adapters, numbers.keys):
             with autocast(self.device, self.plan.autocast):
-                losses = self.modality.losses(self.modality.forward(batch), batch)
+                losses = self.modality.label_losses(batch)
             means = numbers.means(losses)
             if self._weights is None:
                 self._weights = means.new_tensor([self.scale * state.loss_weight for state in self.states])
-            means.backward(self._weights)
+            if self.penalised:
+                self._with_penalties(batch, means, self._weights)
+            else:
+                means.backward(self._weights)
         return means.detach()
+
+    def _with_penalties(self, batch: Batch, means: Tensor, weights: Tensor) -> None:
+        """Differentiate the losses and what training rules add to them."""
+        set_token_counts(self.adapters, batch)
+        added = [(state, penalty) for state in self.penalised if (penalty := state.batch_penalty()) is not None]
+        set_token_counts(self.adapters, None)
+        each = [penalty.new_tensor(self.scale * state.loss_weight) for state, penalty in added]
+        torch.autograd.backward([means, *(penalty for _, penalty in added)], [weights, *each])
 
     def of(self, states: Sequence[RunState]) -> bool:
         """Whether these are the lanes, in this order."""
@@ -146,12 +206,15 @@ class Eager:
         lanes = self._lanes
         parts = lanes.micro_batches()
         labels = lanes.labels(parts)
-        share = lanes.plan.share_prefix and not lanes.drops  # under dropout each row has its own mask
+        # under dropout each row has its own mask; a penalty on a batch counts its tokens
+        share = lanes.plan.share_prefix and not lanes.drops and not lanes.penalised
         total: Tensor | None = None
-        for at, rows in enumerate(parts):
-            batch = self.modality.collate(rows, len(going), share=share)
+        for part in parts:
+            # A beginning that is cached would be put into the cache again by a block that is computed again.
+            once = lanes.plan.checkpointing
+            batch = self.modality.collate(part.rows, len(going), share=share, single_pass=once)
             set_unpadded(lanes.adapters, batch if lanes.plan.skip_padding else None)
-            means = lanes.differentiate(batch, numbers_of(batch, labels, lanes.keys(at)))
+            means = lanes.differentiate(batch, numbers_of(batch, labels, lanes.keys(part)))
             total = means if total is None else total + means
         assert total is not None
         return total

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lorax.errors import UserError
 from lorax.forward.active import active, pack_of, set_unpadded
+from lorax.forward.blocks.checkpointing import checkpointed
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import device_of
 from lorax.forward.recorders import Recorder
@@ -35,6 +36,7 @@ from lorax.training.state import RunState, restore
 from lorax.training.static_step import StaticStep
 
 if TYPE_CHECKING:
+    from lorax.models.modality import Modality
     from lorax.models.registry import Loaded
 
 __all__ = ["Outcome", "Run", "TrainPlan", "train"]
@@ -44,7 +46,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     """Train the runs of a pack on one frozen base, each as it would train alone.
 
         loss_k = sum over the labels of run k's batch of their losses / their number
-        differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; 1 / T in a task group of T runs
+        differentiated: sum_k w_k loss_k + penalty_k        w_k = 1; in a task group of T runs 1 / T, or `Run.weight`
 
     The losses are added and differentiated once; runs share no parameter (unless tied, in a task group), so
     each gets the gradient of its own loss. Under `Run.objective` loss_k is that of `lorax.training.reinforce`.
@@ -68,6 +70,7 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     modality = modality_of(loaded)
     states = [RunState(run, run.plan or plan, device_of(loaded.model)) for run in runs]
     _check(states)
+    _check_lengths(states, modality)
     restore(states)
     updates = PackUpdate(states)
     choice, objective = Choice(recorder), states[0].run.objective
@@ -80,6 +83,8 @@ def train(loaded: Loaded, runs: Sequence[Run], plan: TrainPlan, recorder: Record
     try:
         with ExitStack() as stack:
             stack.enter_context(modality.open())
+            if states[0].plan.checkpointing:
+                stack.enter_context(checkpointed(loaded.model, [run.adapters for run in runs]))
             bar = stack.enter_context(_bar(states, plan))
             passes: Eager | StaticStep | RewardedSteps = Eager(modality)
             ending = Ending(updates)
@@ -140,14 +145,36 @@ def _check(states: list[RunState]) -> None:
     first = states[0].plan
     if first.batch_size % first.accumulation:
         raise UserError(f"batch_size={first.batch_size}: not a multiple of accumulation={first.accumulation}")
-    for key in ("batch_size", "accumulation", "autocast", "share_prefix", "skip_padding", "compile"):
+    for key in (
+        "batch_size",
+        "accumulation",
+        "autocast",
+        "share_prefix",
+        "skip_padding",
+        "compile",
+        "checkpointing",
+        "max_tokens",
+    ):
         if len({getattr(state.plan, key) for state in states}) > 1:
             raise UserError(f"runs of one pack differ in {key}")
     if any(state.run.objective != states[0].run.objective for state in states):
         raise UserError("runs of one pack differ in their objective")
     if states[0].run.objective is not None and any(state.drops for state in states):
         raise UserError("objective=reinforce: completions are drawn without dropout; train with dropout=0")
+    if states[0].run.objective is not None and any(state.penalises_batches for state in states):
+        raise UserError("objective=reinforce adds no penalty of a router's balance to its loss; train with balance=0")
     pack_of([state.run.adapters for state in states])
+
+
+def _check_lengths(states: list[RunState], modality: Modality[Any]) -> None:
+    """Refuse a bound on tokens that a single example is above."""
+    bound = states[0].plan.max_tokens
+    data = {id(state.run.data): state.run.data for state in states if bound is not None}
+    longest = max((modality.padded([row]) for rows in data.values() for row in rows), default=0)
+    if bound is not None and longest > bound:
+        raise UserError(
+            f"train.max_tokens={bound}: an example of the training split has {longest} tokens; allow as many"
+        )
 
 
 def _bar(states: list[RunState], plan: TrainPlan) -> tqdm:

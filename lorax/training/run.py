@@ -30,6 +30,11 @@ class TrainPlan:
     """Bound on the run's gradient norm; None: no bound."""
     accumulation: int = 1
     """Micro-batches a step: the batch is split, not enlarged, and the result is the same."""
+    max_tokens: int | None = None
+    """Most tokens of a micro-batch, padding and all runs of the pack counted; what has more is split further. None: no
+    bound."""
+    checkpointing: bool = False
+    """Keep of each block only its inputs, and compute it again in the backward pass (exact)."""
     autocast: str | None = None
     """dtype of the forward pass by autocast (`bfloat16`), or None."""
     checkpoint_every: int = 0
@@ -62,8 +67,10 @@ class Run:
     objective: Rewarded | None = None
     """What is trained for in place of the likelihood of reference answers. Runs of a pack agree in its settings."""
     task_group: str | None = None
-    """The run's task group: runs that name the same one are trained as one. The mean of their losses, one optimiser
-    over all their parameters (tied ones once), one gradient norm, one end."""
+    """The run's task group: runs that name the same one are trained as one. The weighted mean of their losses, one
+    optimiser over all their parameters (tied ones once), one gradient norm, one end."""
+    weight: float | None = None
+    """Of the run's loss in that of its task group; None: the mean of all, 1 / T."""
     head: Head | None = None
     """The run's fresh classification head, if the model has one."""
     head_lr: float | None = None

@@ -51,7 +51,8 @@ class RunState:
         self.order = order(run.seed, len(run.data), plan.batch_size, plan.steps)
         self.loss_scale = _loss_scale(run.adapters.model)
         self.loss_weight = 1.0
-        """Of this run's loss in the sum that is differentiated; 1 / T in a task group of T runs."""
+        """Of this run's loss in the sum that is differentiated; in a task group of T runs 1 / T, or its own weight."""
+        self._batch_penalties: list[Tensor] = []
         self.step, self.resumed, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.times: list[float] = []
@@ -71,6 +72,15 @@ class RunState:
         """Whether there is a step left to take."""
         return self.trains and self.error is None and self.step < self.plan.steps
 
+    @property
+    def sorts(self) -> bool:
+        """Whether the rows of a step are put in order of length, so that those of a part are alike.
+
+        Not where a bound on tokens decides the parts and something is dropped: a row's masks come with its place in the
+        batch, which is then the same however the batch is split.
+        """
+        return self.plan.accumulation > 1 or (self.plan.max_tokens is not None and not self.drops)
+
     def micro_batches(self, step: int | None = None) -> list[list[Row]]:
         """Return a step's examples in `accumulation` parts of equal size, alike in length within each.
 
@@ -79,7 +89,7 @@ class RunState:
         """
         at = min(self.step, len(self.order) - 1) if step is None else step
         rows = [self.run.data[index] for index in self.order[at]]
-        if self.plan.accumulation > 1:
+        if self.sorts:
             rows = sorted(rows, key=len)
         size = len(rows) // self.plan.accumulation
         return [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -89,9 +99,27 @@ class RunState:
         if self.run.rule is not None:
             self.run.rule.before_forward(self._this_step(), self.run.adapters)
 
+    @property
+    def penalises_batches(self) -> bool:
+        """Whether the training rule's penalty depends on what the forward pass computes."""
+        return self.run.rule is not None and self.run.rule.of_batch
+
+    def batch_penalty(self) -> Tensor | None:
+        """Return what the training rule adds to the loss of the micro-batch that has just gone forward."""
+        if self.run.rule is None or (penalty := self.run.rule.penalty(self.run.adapters)) is None:
+            return None
+        part = penalty / self.plan.accumulation
+        self._batch_penalties.append(part.detach())
+        return part
+
     def penalty(self) -> Tensor | None:
-        """Return what the training rule adds to the step's loss."""
-        return None if self.run.rule is None else self.run.rule.penalty(self.run.adapters)
+        """Return what the training rule adds to the step's loss; detached where it was added batch by batch."""
+        if self.run.rule is None:
+            return None
+        if not self.run.rule.of_batch:
+            return self.run.rule.penalty(self.run.adapters)
+        parts, self._batch_penalties = self._batch_penalties, []
+        return torch.stack(parts).sum() if parts else None
 
     def after_backward(self) -> None:
         """Let the training rule act on complete gradients."""
@@ -175,11 +203,14 @@ class RunState:
     def fingerprint(self) -> str:
         """Return a text that tells the run's checkpoints from those of others."""
         run, plan = self.run, asdict(self.plan)
-        del plan["checkpoint_every"], plan["progress"], plan["compile"]
+        del plan["checkpoint_every"], plan["progress"], plan["compile"], plan["checkpointing"]
+        if plan["max_tokens"] is None:
+            del plan["max_tokens"]  # checkpoints from before there was such a bound
         counts = [value.numel() for value in [*self.parameters.values(), *self.head]]
         numbers = [run.name, run.lr, run.head_lr, run.weight_decay, run.seed, len(run.data), counts]
         numbers += [dict(run.rates)] if run.rates else []
         numbers += [run.task_group] if run.task_group else []
+        numbers += [run.weight] if run.weight is not None else []
         numbers += ["masks from counters"] if self.drops else []
         numbers += [type(run.rule).__qualname__] if run.rule is not None else []
         numbers += [["reinforce", asdict(run.objective.settings)]] if run.objective is not None else []

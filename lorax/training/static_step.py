@@ -10,7 +10,7 @@ Gradients add up in tensors that stay where they are.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lorax.forward.active import set_unpadded
-from lorax.forward.compiled import CompiledBase, reason
+from lorax.forward.blocks.compiled import CompiledBase, reason
 from lorax.training.gradients import Lanes, Numbers, numbers_of
 from lorax.training.recording import Recording
 from lorax.training.state import RunState
@@ -102,9 +102,9 @@ class StaticStep:
         labels = self.lanes.labels(parts)
         total: Tensor | None = None
         set_unpadded(self.lanes.adapters, None)
-        for at, rows in enumerate(parts):
-            batch = self.modality.fill(rows, len(lanes), self.shapes)
-            losses = self._run(batch, numbers_of(batch, labels, self.lanes.keys(at)))
+        for part in parts:
+            batch = self.modality.fill(part.rows, len(lanes), self.shapes)
+            losses = self._run(batch, numbers_of(batch, labels, self.lanes.keys(part)))
             total = losses.clone() if total is None else total + losses
         assert total is not None
         return total
@@ -113,8 +113,18 @@ class StaticStep:
         """Take up lanes and the buffers that they train in: what was recorded on others is of no use."""
         self._stacks = self.updates.stacks
         self.lanes = Lanes(self.modality, lanes)
-        self.shapes = self.modality.shapes(_batches(lanes), len(lanes))
+        batches = self._look()
+        if lanes[0].plan.max_tokens is not None:  # one number of rows for all steps: fewer shapes
+            self.lanes.most_rows = min(len(rows) for rows in batches) // len(lanes)
+            batches = self._look()
+        self.shapes = self.modality.shapes(batches, len(lanes))
         self.made.clear()
+
+    def _look(self) -> list[list[Any]]:
+        """Return micro-batches of the pack, spread over its steps."""
+        steps = max(len(state.order) for state in self.lanes.states)
+        looked_at = range(0, steps, max(1, steps // LOOKED_AT))
+        return [part.rows for step in looked_at for part in self.lanes.micro_batches(step)]
 
     def _run(self, batch: Batch, numbers: Numbers) -> Tensor:
         key = _key(batch, numbers)
@@ -139,16 +149,6 @@ class StaticStep:
                 shape.losses.copy_(self.lanes.differentiate(shape.batch, shape.numbers))
 
         return self.recording.of(work)
-
-
-def _batches(states: Sequence[RunState]) -> list[list[Any]]:
-    """Return micro-batches of a pack, spread over its steps."""
-    lengths = [len(state.order) for state in states]
-    found = []
-    for step in range(0, max(lengths), max(1, max(lengths) // LOOKED_AT)):
-        parts = [state.micro_batches(min(step, length - 1)) for state, length in zip(states, lengths, strict=True)]
-        found += [[row for block in blocks for row in block] for blocks in zip(*parts, strict=True)]
-    return found
 
 
 def _tensors(batch: Batch, numbers: Numbers) -> list[Tensor]:

@@ -32,7 +32,7 @@ class Update:
         self.states = list(states)
         self.first = self.states[0]
         for state in self.states:
-            state.loss_weight = 1 / len(self.states)
+            state.loss_weight = 1 / len(self.states) if state.run.weight is None else state.run.weight
         self.trained = self._trained()
         self.keeps_gradients = False
         """Whether gradients stay in their tensors after the update, for the next step to write to."""

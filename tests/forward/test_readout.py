@@ -20,6 +20,9 @@ from transformers import (
 )
 
 from lorax.forward.batch import Encoded, pad_causal
+from lorax.forward.generation import pad_seq2seq
+from lorax.forward.logits import chunked_loss
+from lorax.forward.logits.tail import Tail
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import Readout
 from lorax.models.registry import Loaded
@@ -99,3 +102,67 @@ def test_a_head_that_is_not_called_gives_the_full_logits(toy):
     with Readout(loaded.model) as readout:
         some = readout(batch.inputs, batch.positions)
     assert torch.equal(some, whole[batch.positions])
+
+
+def batch_for(model):
+    rows = [Encoded([3, 4, 5][: 2 + i], [7, 8, 9, 2][i:], None) for i in range(2)]
+    return pad_seq2seq(rows, 0, 0) if model.config.is_encoder_decoder else pad_causal(rows, _Tokens.pad_token_id)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("trains", [False, True])
+def test_chunks_give_the_losses_and_gradients_of_the_whole(name, trains, monkeypatch):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval().requires_grad_(False)
+    inner = model.get_submodule(next(name for name, module in model.named_modules() if "norm" in name or "ln" in name))
+    head = model.get_output_embeddings()
+    leaves = [next(inner.parameters()), *(head.parameters() if trains else [])]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    batch, seen = batch_for(model), []
+    with Readout(model) as readout:
+        whole = readout.losses(batch)
+        monkeypatch.setattr(chunked_loss, "FROM", 1)
+        monkeypatch.setattr(chunked_loss, "CHUNK", 3 * 40)
+        logits = chunked_loss.token_losses
+        monkeypatch.setattr(chunked_loss, "token_losses", lambda *args: seen.append(len(args[0])) or logits(*args))
+        chunked = readout.losses(batch)
+        weights = torch.rand(len(whole))
+        expected = torch.autograd.grad(whole @ weights, leaves)
+        found = torch.autograd.grad(chunked @ weights, leaves)
+    assert torch.allclose(whole, chunked, rtol=1e-6, atol=1e-6) and len(whole) == 7
+    assert set(seen) == {3, 1}
+    for mine, other in zip(found, expected, strict=True):
+        assert (mine - other).norm() <= 1e-6 * (1 + other.norm()) and other.norm() > 0
+    assert "forward" not in vars(head)
+
+
+def test_few_logits_are_computed_at_once_as_ever(monkeypatch):
+    model = MODELS["gpt2 tied"]().eval()
+    monkeypatch.setattr(Tail, "of", None)
+    with Readout(model) as readout:
+        assert len(readout.losses(batch_for(model))) == 7
+
+
+def test_of_many_logits_a_chunk_is_held(monkeypatch):
+    """2,048 labels over 20,000 tokens: 164 MB of logits in fp32, three times that with their softmax and gradient."""
+    hidden, weight = torch.randn(512, 16, requires_grad=True), torch.randn(5000, 16)
+    targets = torch.randint(0, 5000, (512,))
+    monkeypatch.setattr(chunked_loss, "CHUNK", 64 * 5000)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+        chunked_loss.chunked_losses(hidden, weight, None, targets).sum()
+    plain = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: plain.append(x.nbytes) or x, lambda x: x):
+        chunked_loss.token_losses(hidden @ weight.T, targets).sum()
+    assert sum(kept) == hidden.nbytes and sum(plain) > 512 * 5000 * 4
+
+
+def test_bf16_products_give_losses_in_full_precision():
+    hidden, weight = torch.randn(9, 16).bfloat16().requires_grad_(), torch.randn(50, 16).bfloat16()
+    targets = torch.randint(0, 50, (9,))
+    losses = chunked_loss.chunked_losses(hidden, weight, None, targets)
+    whole = chunked_loss.token_losses(hidden @ weight.T, targets)
+    assert losses.dtype == torch.float32 and torch.equal(losses, whole)
+    mine, other = (torch.autograd.grad(each.sum(), hidden)[0] for each in (losses, whole))
+    assert (mine - other).float().norm() < 1e-2 * other.float().norm()

@@ -7,8 +7,8 @@ from lorax.initializers.registry import get, names
 from lorax.records import knobs
 
 BY_READER = [
-    knobs.METHOD, knobs.EVERY_RUN, knobs.TRAINING, knobs.ADAPTERS, knobs.RULES, knobs.CALIBRATION, knobs.DIAGNOSTICS,
-    knobs.BOOKKEEPING, knobs.OBJECTIVE,
+    knobs.METHOD, knobs.EVERY_RUN, knobs.TRAINING, knobs.ADAPTERS, knobs.RULES, knobs.GROUP, knobs.CALIBRATION,
+    knobs.DIAGNOSTICS, knobs.BOOKKEEPING, knobs.OBJECTIVE,
 ]  # fmt: skip
 
 
@@ -16,7 +16,7 @@ def test_every_key_of_a_run_has_one_reader():
     listed = [key for keys in BY_READER for key in keys]
     assert sorted([*listed, "init", "train", "reinforce"]) == sorted(item.name for item in fields(RunConfig))
     train = {item.name for item in fields(Train)}
-    assert {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION} < train
+    assert {*knobs.TRAIN_BOOKKEEPING, *knobs.TRAIN_CALIBRATION, *knobs.TRAIN_WHERE_SET} < train
 
 
 def test_method_keys_are_the_fields_that_initialisers_share_with_a_run():

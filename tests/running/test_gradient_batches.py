@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lorax.forward.batch import Encoded
+from lorax.forward.blocks.checkpointing import checkpointed
 from lorax.forward.modality import modality_of
 from lorax.models.registry import load
 from lorax.probing.gradient import layer_gradients
@@ -28,6 +29,12 @@ def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are()
         tokens.append(sum(batch["inputs"]["input_ids"].numel() for batch in batches))
         gradients.append(layer_gradients(loaded.model, targets, loss, batches))
     assert tokens[0] < 0.5 * tokens[1] and counts[0] < counts[1] == 3
+    config.train["max_tokens"] = 200
+    loss, batches = gradient_batches(task, loaded, config, False)
+    with checkpointed(loaded.model):
+        pieces = layer_gradients(loaded.model, targets, loss, batches)
+    assert len(batches) > 3
+    assert all(torch.linalg.norm(pieces[name] - whole) < 1e-6 * whole.norm() for name, whole in gradients[1].items())
     for name, shared in gradients[0].items():
         whole = gradients[1][name]  # norms and positions are in fp32 whatever the model is in
         assert torch.linalg.norm(shared - whole) < 1e-6 * torch.linalg.norm(whole)

@@ -24,19 +24,21 @@ VALUES = {
     "recenter": "fold", "calibration": "heldout", "dtype": "bfloat16", "evaluate": "validation", "diagnostics": True,
     "device": "cpu", "base": False, "diagnostics_every": 3, "forgetting_tokens": 3, "cache": "off", "track": "online",
     "objective": "reinforce", "reinforce": asdict(Reinforce(kl=0.5)),
-    "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other",
+    "name": "other", "results_dir": "other", "label": "other", "tag": "other", "save": "other", "plan": True,
     "save_rank": 1,
+    "share": "A",
 }  # fmt: skip
 TRAIN = {
     "schedule": "linear", "warmup": 0.3, "clip": 0.3, "accumulation": 4, "head_lr": 0.3, "checkpoint_every": 3,
-    "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph", "shard": "fsdp",
+    "eval_batch_size": 3, "calibration_batches": 3, "compile": "graph", "shard": "fsdp", "max_tokens": 3,
+    "checkpointing": True,
 }  # fmt: skip
-ELSEWHERE = {"device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank",
-             "train.checkpoint_every", "train.eval_batch_size", "train.compile", "train.shard", "diagnostics_every",
-             "forgetting_tokens", "reinforce"}  # fmt: skip
+ELSEWHERE = {"share", "device", "base", "cache", "track", "name", "results_dir", "label", "tag", "save", "save_rank",
+             "train.checkpoint_every", "train.eval_batch_size", "train.compile", "train.shard", "train.checkpointing",
+             "plan", "diagnostics_every", "forgetting_tokens", "reinforce"}  # fmt: skip
 GRADIENT = {"calibration", "train.calibration_batches", "zeta", "zeta_rule", "gamma"}
 TRAINING = {"lr", "steps", "batch_size", "weight_decay", "seed", "train.schedule", "train.warmup", "train.clip",
-            "train.accumulation", "objective"}  # fmt: skip
+            "train.accumulation", "train.max_tokens", "objective"}  # fmt: skip
 ADAPTER = {"rank", "alpha", "scaling", "dropout", "recenter"}
 RULES = {"exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save"}
 IGNORES = {

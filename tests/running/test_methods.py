@@ -13,6 +13,7 @@ from lorax.running import methods
 
 COMMITTED = Path(__file__).parents[2] / "results/tables/methods.md"
 BOTTLENECKS = ("houlsby", "parallel_adapter", "pfeiffer")
+GATED = ("hydra_lora", "molora")
 LINEAR = [
     name for name in names() if get(name).has_factors and get(name).adapts == "linear" and not get(name).takes_saved
 ]
@@ -33,7 +34,8 @@ def test_the_committed_table_is_the_generated_one(tmp_path, capsys):
 def test_what_it_says_of_some_methods_is_known_otherwise():
     table = rows()
     assert {name for name, row in table.items() if row["step 0"] != "base"} == {"from", "fusion", "lora_one", "lora_sb"}
-    assert {name for name, row in table.items() if row["PEFT"] == "no"} == set(BOTTLENECKS)
+    assert {name for name, row in table.items() if row["PEFT"] == "no"} == {*BOTTLENECKS, *GATED}
+    assert {name for name, row in table.items() if row["merges"] == "no"} == {*BOTTLENECKS, *GATED}
     assert table["dora"]["PEFT"] == "DoRA r"
     site = 2 * 576 * 8 + 576 + 8  # A, a, B, b
     values = {name: int(table[name]["values"].replace(",", "")) for name in ("lora", "lora_xs", "svft", "vera", "dora")}

@@ -11,7 +11,7 @@ from small_training import encode
 from lorax.adapters.install import install
 from lorax.adapters.linear import AdaptedLinear
 from lorax.api import make_factors
-from lorax.forward import compiled
+from lorax.forward.blocks import compiled
 from lorax.forward.recorders import CudaGraphs, Rerun
 from lorax.initializers.registry import build
 from lorax.training import compiling

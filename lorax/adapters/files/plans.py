@@ -11,6 +11,9 @@ from lorax.adapters.bottleneck.bottleneck import Bottleneck
 from lorax.adapters.bottleneck.fusion import Fusion
 from lorax.adapters.face import LayerPlan
 from lorax.adapters.factors import Factors
+from lorax.adapters.gated.experts import GatedExperts
+from lorax.adapters.joint.common import CommonAndOwn
+from lorax.adapters.joint.mixed import MixedFactors
 from lorax.adapters.vectors.magnitude import Magnitude
 from lorax.adapters.vectors.shared_matrices import SharedMatrices
 from lorax.adapters.vectors.singular_values import SingularValues
@@ -21,9 +24,12 @@ Restore = Callable[[Mapping[str, Any], Mapping[str, Tensor]], LayerPlan]
 
 _PLANS: dict[str, Restore] = {
     "bottleneck": Bottleneck.restore,
+    "common_and_own": CommonAndOwn.restore,
     "factors": Factors.restore,
     "fusion": Fusion.restore,
+    "gated_experts": GatedExperts.restore,
     "magnitude": Magnitude.restore,
+    "mixed": MixedFactors.restore,
     "shared_matrices": SharedMatrices.restore,
     "singular_values": SingularValues.restore,
 }

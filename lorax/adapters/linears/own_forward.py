@@ -6,6 +6,7 @@ Whether they do is tried out on a few numbers; the base product then is their ow
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,10 @@ class OwnForwardKind(LinearKind):
     def forward(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return x W^T + b by the layer's own forward."""
         return self.product(x, weight_of(module), bias_of(module))
+
+    def own_call(self, module: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """Return what computes (x, weight, bias) -> x W^T + b by the layer's own forward, in the mode of `module`."""
+        return self.product
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x W^T + b by the layer's own forward, with these tensors."""

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from lorax.adapters.adapted import AdaptedLayer
 from lorax.adapters.kinds import holds_weight, is_linear
 from lorax.adapters.linears.own_forward import extra_parts
-from lorax.adapters.linears.quantised import refusal
+from lorax.adapters.linears.quantised_form import refusal
 
 _PACKAGES = {
     "bitsandbytes": "bitsandbytes",

@@ -46,6 +46,7 @@ class AdapterFusion(Method):
     """Weight of ||I - V||_F^2, summed over sites."""
 
     adapts: ClassVar[str] = "module"
+    changes_weight: ClassVar[bool] = False
     takes_saved: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

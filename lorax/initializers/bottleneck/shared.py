@@ -43,6 +43,7 @@ class BottleneckMethod(Method):
     """Whether a and b are there, and train."""
 
     adapts: ClassVar[str] = "module"
+    changes_weight: ClassVar[bool] = False
     default_scale: ClassVar[float] = 1.0
     reads: ClassVar[str] = "output"
 

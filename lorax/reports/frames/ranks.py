@@ -16,8 +16,8 @@ KEYS = ("task", "row", "once", "rank", "seed", "score", "loss")
 def by_rank(records: Sequence[RunRecord], split: str = "test", metric: str = "score") -> pd.DataFrame:
     """Return one line per run and rank; none where no run was scored at ranks below its own.
 
-    `once` is true of the lines of a run that was cut to several ranks after one training. Beside these stand the runs
-    that were trained at the same ranks, method by method.
+    `once` is true of the lines of a run that was cut to several ranks after one training. Beside these stand the
+    methods that were trained at two or more of the same ranks.
 
     Args:
         records: of a sweep or a study's final runs.
@@ -40,7 +40,11 @@ def by_rank(records: Sequence[RunRecord], split: str = "test", metric: str = "sc
                 lines.append((*about, rank, record.config.get("seed"), entry.get(metric), entry.get("loss")))
     frame = pd.DataFrame(lines, columns=KEYS)
     places = frame.loc[frame["once"].astype(bool), ["task", "rank"]].drop_duplicates()
-    return frame.merge(places, on=["task", "rank"]) if len(places) else frame.iloc[:0]
+    if not len(places):
+        return frame.iloc[:0]
+    beside = frame.merge(places, on=["task", "rank"])
+    ranks = beside.groupby(["task", "row"])["rank"].transform("nunique")
+    return beside[beside["once"].astype(bool) | (ranks > 1)].reset_index(drop=True)
 
 
 def ranks_of_layers(runs: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lorax.errors import UserError
 from lorax.running.launchers.workers import environment_of_workers
-from lorax.running.packing import free_bytes as free_here
+from lorax.running.memory import free_bytes as free_here
 
 if TYPE_CHECKING:
     from lorax.config import RunConfig

@@ -84,6 +84,9 @@ def test_another_sweeper_gets_the_validation_score():
 
 def test_a_job_of_another_sweeper_returns_a_number(lorax, capsys, monkeypatch):
     """Hydra's basic sweeper stands for Optuna's: it takes what the job returns, and knows nothing of lorax."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # loads the modules of the plugins anew
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     returned, sweep = [], BasicSweeper.sweep

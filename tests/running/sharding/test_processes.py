@@ -10,8 +10,8 @@ import pytest
 
 from lorax.errors import UserError
 from lorax.records import Store
-from lorax.running.launchers import group
-from lorax.running.launchers.group import check_sharded
+from lorax.running.sharding import processes
+from lorax.running.sharding.processes import check_sharded
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def test_parts_of_a_pack_are_put_together_in_its_order(monkeypatch, count, size)
 
     runs, parts = list(range(count)), []
     for rank in range(size):
-        monkeypatch.setattr(group, "group", lambda rank=rank: (rank, size))
-        parts.append(group.mine(runs))
+        monkeypatch.setattr(processes, "group", lambda rank=rank: (rank, size))
+        parts.append(processes.mine(runs))
 
     def gather(box, mine):
         box[:] = parts
 
     monkeypatch.setattr(distributed, "all_gather_object", gather)
-    assert group.merged(parts[0], count) == runs
+    assert processes.merged(parts[0], count) == runs
 
 
 @pytest.mark.slow

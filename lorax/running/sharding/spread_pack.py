@@ -8,11 +8,11 @@ from typing import Any
 
 from lorax.running.device import resolve_placement
 from lorax.running.execute import run_loaded
-from lorax.running.launchers.group import any_of, group, merged, mine
 from lorax.running.messages import one_line
 from lorax.running.preflight import check_task_fits, class_names
 from lorax.running.prepared import PreparedRun, now
-from lorax.running.spread import load_whole, spread
+from lorax.running.sharding.processes import any_of, group, merged, mine
+from lorax.running.sharding.spread import load_whole, spread
 
 Result = dict[str, Any]
 

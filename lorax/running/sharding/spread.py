@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError
-from lorax.running.launchers.group import is_sharded
+from lorax.running.sharding.processes import is_sharded
 
 if TYPE_CHECKING:
     from lorax.adapters.face import Trainable
@@ -45,7 +45,7 @@ def spread(config: RunConfig, loaded: Loaded, adapters: Sequence[Trainable], pla
         return
     import torch
 
-    from lorax.forward.sharded import shard
+    from lorax.forward.blocks.sharded import shard
 
     lockstep = shard(loaded, adapters, torch.device(placement.device))
     try:

@@ -16,7 +16,7 @@ from lorax.adapters.install import install
 from lorax.api import make_factors
 from lorax.errors import UserError
 from lorax.evaluation.evaluate import evaluate
-from lorax.forward.sharded import blocks_of, shard
+from lorax.forward.blocks.sharded import blocks_of, shard
 from lorax.initializers.registry import build
 from lorax.models.registry import load
 from lorax.training.loop import Run, TrainPlan, train

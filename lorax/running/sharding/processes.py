@@ -46,6 +46,10 @@ def check_sharded(config: RunConfig) -> None:
         raise UserError(f"{fsdp}: only a frozen base is spread, and init={method} trains it")
     if config.recenter == "fold" or config.rules().modules_to_save:
         raise UserError(f"{fsdp}: only an unchanged base is spread; leave out recenter=fold and modules_to_save")
+    if config.parts():
+        raise UserError(
+            f"{fsdp}: processes take whole runs in turn, and a run over a group of tasks is one; leave it out"
+        )
     if config.diagnostics:
         raise UserError(f"{fsdp}: diagnostics read the whole base; leave them out")
     if config.train["compile"] not in ("auto", "eager"):

@@ -1,0 +1,1 @@
+"""Layer adapters that several tasks train together, each with something of its own."""

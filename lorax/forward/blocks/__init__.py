@@ -1,0 +1,1 @@
+"""What is done to a base block by block: computed again instead of kept, compiled, spread over cards."""

@@ -1,0 +1,1 @@
+"""Methods whose update depends on the input: low-rank experts behind a router."""

@@ -1,0 +1,1 @@
+"""Runs over a group of tasks: a lane a task on one base, trained as one, one record."""
