@@ -59,7 +59,7 @@ def _fp32():
 
 
 def _example(prompt, answer, label=None):
-    return SimpleNamespace(id=prompt, prompt=prompt, answer=answer, label=label, meta={})
+    return SimpleNamespace(id=prompt, prompt=prompt, answer=answer, label=label, meta={}, pair=None)
 
 
 def _task(examples, **fields):
