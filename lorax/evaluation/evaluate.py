@@ -12,6 +12,7 @@ from lorax.forward.active import active, frozen_factors, pack_of
 from lorax.forward.modality import modality_of
 from lorax.forward.readout import autocast, device_of
 from lorax.records.integrity import SCORED, over_tasks
+from lorax.stats.measures.corpus import of_corpus
 
 if TYPE_CHECKING:
     from lorax.adapters.install import Adapters
@@ -102,8 +103,12 @@ def batches(
         left = left[size:]
 
 
-def summarise(items: Sequence[Item]) -> dict[str, Any]:
-    """Return the means of score, tolerant and loss over items, and their number.
+def summarise(items: Sequence[Item], corpus: str | None = None) -> dict[str, Any]:
+    """Return the means of score, tolerant and loss over items, their number, and what only all of them say.
+
+    Args:
+        items: of one split.
+        corpus: `Task.corpus`.
 
     Items that name a task each, as `task`, are summarised by it: the means are then those over tasks of each task's
     mean over its items, and `tasks` has each task's own.
@@ -113,7 +118,7 @@ def summarise(items: Sequence[Item]) -> dict[str, Any]:
         {'score': 0.5, 'tolerant': None, 'loss': 1.0, 'n': 2}
     """
     if not any("task" in item for item in items):
-        return _means(items)
+        return _means(items) | (of_corpus(corpus, items) if corpus is not None else {})
     names = dict.fromkeys(sorted(str(item["task"]) for item in items))
     tasks = {name: _means([item for item in items if item["task"] == name]) for name in names}
     means = {key: over_tasks([entry[key] for entry in tasks.values()]) for key in SCORED}

@@ -2,7 +2,7 @@
 
     causal          input = prompt + answer[:-1]; the answer (with its end token) is predicted
     seq2seq         encoder input = prompt; decoder input = start + answer[:-1]; the answer is predicted
-    classification  input = text; the class is predicted
+    classification  input = text, or two; the class is predicted
 
 The grid of a batch is its (rows, tokens) of ids. Flat indices count through it row by row.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,8 @@ class Encoded:
     """Tokens between labels that are read and not predicted: how many labels come before, and the tokens."""
     choices: tuple[list[int], ...] = ()
     """The labels of each answer to choose from."""
+    second: int = field(default=0, kw_only=True)
+    """Of two texts, where the second begins, if the model has another embedding for its tokens; else 0."""
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.labels) + sum(len(tokens) for _, tokens in self.given)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError, near
 from lorax.forward.classification import ClassifiedText
+from lorax.forward.encoders.numbers import NumberedText
+from lorax.forward.encoders.questions import QuestionedText
+from lorax.forward.encoders.tags import TaggedText
 from lorax.forward.generation import CausalText, Seq2SeqText
 
 if TYPE_CHECKING:
@@ -17,6 +20,9 @@ TEXT: Mapping[str, Callable[[Loaded], Modality[Any]]] = {
     "causal": CausalText,
     "classification": ClassifiedText,
     "seq2seq": Seq2SeqText,
+    "regression": NumberedText,
+    "token_classification": TaggedText,
+    "question_answering": QuestionedText,
 }
 
 

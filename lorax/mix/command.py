@@ -190,7 +190,7 @@ def _score(run: PreparedRun, found: _Found, loaded: Loaded, placement: Placement
                 loaded, task, split, [adapters], batch_size=config.train["eval_batch_size"],
                 autocast_dtype=placement.autocast,
             )  # fmt: skip
-            record.scores[split] = summarise(items) | task.overall(items)
+            record.scores[split] = summarise(items, task.corpus) | task.overall(items)
             record.task.setdefault("asked", {})[split] = task.asked(split)
             run.items.extend(items)
         record.costs["eval_seconds"] = time.perf_counter() - start

@@ -14,7 +14,7 @@ from lorax.models.fresh_head import init_head, modules_without_weights
 from lorax.models.placement import pick_device, torch_dtype
 from lorax.models.quantisation import config_for, quantise_loaded
 from lorax.models.quiet import quiet
-from lorax.models.registry import Loaded
+from lorax.models.registry import HEADED, Loaded, kind_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,7 +26,7 @@ class Checkpoint:
 
     name: str
     kind: str = "auto"
-    """causal | classification | seq2seq | auto: from the task and the checkpoint's architecture."""
+    """One of `KINDS`, or auto: from the task and the checkpoint's architecture."""
     attention: str | None = None
     """The attention kernel; None: by device, from measured steps (`attention`)."""
 
@@ -66,6 +66,9 @@ class Checkpoint:
             "causal": transformers.AutoModelForCausalLM,
             "classification": transformers.AutoModelForSequenceClassification,
             "seq2seq": transformers.AutoModelForSeq2SeqLM,
+            "regression": transformers.AutoModelForSequenceClassification,
+            "token_classification": transformers.AutoModelForTokenClassification,
+            "question_answering": transformers.AutoModelForQuestionAnswering,
         }[kind]
 
     def skeleton(self, labels: Sequence[str] | None) -> Loaded:
@@ -79,7 +82,7 @@ class Checkpoint:
             kind = kind_of(config, self.kind, labels, str(folder))
             with readable(folder), torch.device("meta"):
                 model = self.build(kind, config)
-        head = modules_without_weights(model, weight_names(folder)) if kind == "classification" else []
+        head = modules_without_weights(model, weight_names(folder)) if kind in HEADED else []
         return Loaded(model.eval(), None, kind, self.name, self.skeleton_digest(), head)
 
     def build(self, kind: str, config: PretrainedConfig) -> Any:
@@ -125,7 +128,7 @@ class Checkpoint:
                 )
                 head = fresh_head(model, info, kind, folder)
                 check_vocabulary(model, tokenizer, folder)
-        if kind == "classification":
+        if kind in HEADED:
             init_head(model, head, seed)
             if getattr(model.config, "pad_token_id", None) is None:
                 model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
@@ -154,7 +157,7 @@ def read_config(folder: Path, labels: Sequence[str] | None, trust: bool = False)
 
 
 def kind_of(config: PretrainedConfig, asked: str | None, labels: Sequence[str] | None, where: str) -> str:
-    """Return causal, classification or seq2seq: what was asked for, else what task and checkpoint say.
+    """Return the kind of model (`KINDS`): what was asked for, else what task and checkpoint say.
 
     Raises:
         UserError: a task without classes on a checkpoint that cannot generate.
@@ -164,7 +167,7 @@ def kind_of(config: PretrainedConfig, asked: str | None, labels: Sequence[str] |
     if asked not in (None, "auto"):
         return str(asked)
     if labels is not None:
-        return "classification"
+        return kind_for(labels)
     architectures = " ".join(config.architectures or ())
     if config.is_encoder_decoder:
         return "seq2seq"

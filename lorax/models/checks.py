@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorax.errors import UserError
+from lorax.models.registry import HEADED
 from lorax.records import read_json
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def fresh_head(model: PreTrainedModel, info: dict[str, Any], kind: str, folder: 
     Args:
         model: as loaded.
         info: transformers' `output_loading_info`.
-        kind: causal | classification | seq2seq; only a classifier may have a fresh head.
+        kind: of `KINDS`; only those in `HEADED` may have a fresh head.
         folder: for the message.
 
     Raises:
@@ -109,7 +110,7 @@ def fresh_head(model: PreTrainedModel, info: dict[str, Any], kind: str, folder: 
     body = f"{model.base_model_prefix}."
     absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     outside = {key for key in absent if not key.startswith(body) or ".pooler." in f".{key}"}
-    head = outside if kind == "classification" else set()
+    head = outside if kind in HEADED else set()
     modules = {name for name, _ in model.named_modules()}
     surplus = {key for key in info["unexpected_keys"] if _has_a_place(key, body, modules, kind)}
     shapes = {key for key, *_ in info["mismatched_keys"]}
@@ -138,7 +139,7 @@ def _has_a_place(key: str, body: str, modules: set[str], kind: str) -> bool:
     parts = key.split(".")
     if inside:
         return ".".join(parts[:2]) in modules and len(parts) > 2
-    return kind != "classification" and parts[0] in modules
+    return kind not in HEADED and parts[0] in modules
 
 
 def _few(keys: Sequence[str]) -> str:

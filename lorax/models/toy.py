@@ -14,7 +14,7 @@ from lorax.errors import UserError
 from lorax.models.attention import choose
 from lorax.models.fresh_head import init_head, seeded
 from lorax.models.placement import pick_device, torch_dtype
-from lorax.models.registry import Loaded, register
+from lorax.models.registry import HEADED, Loaded, kind_for, register
 from lorax.records import canonical
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Toy:
 
     name: str = "toy"
     kind: str = "auto"
-    """auto: causal, or classification where the task has classes."""
+    """auto: causal, or what the task reads off a head."""
     hidden: int = 64
     layers: int = 2
     context: int = 512
@@ -45,8 +45,8 @@ class Toy:
     attention: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("auto", "causal", "classification"):
-            raise UserError(f"model.kind={self.kind}: toy is causal or classification")
+        if self.kind not in ("auto", "causal", *HEADED):
+            raise UserError(f"model.kind={self.kind}: toy is causal or one of {', '.join(HEADED)}")
         if self.hidden < 8 or self.hidden % 8:
             raise UserError(f"model.hidden={self.hidden}: must be a multiple of 8")
         for key, most in (("hidden", 8192), ("layers", 256), ("context", 131_072)):
@@ -80,7 +80,8 @@ class Toy:
         return loaded
 
     def _model(self, labels: Sequence[str] | None, attention: str = "eager") -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+        import transformers
+        from transformers import LlamaConfig
 
         options: dict[str, Any] = {
             "hidden_size": self.hidden, "intermediate_size": 2 * self.hidden, "num_hidden_layers": self.layers,
@@ -89,16 +90,20 @@ class Toy:
             "tie_word_embeddings": False, "attn_implementation": attention,
         }  # fmt: skip
         config = LlamaConfig(**options)
-        if self._classifies(labels):
+        kind = self._kind(labels)
+        if kind in HEADED:
             config.num_labels = len(labels or ())
             config.problem_type = "single_label_classification"
-            return LlamaForSequenceClassification(config)
-        return LlamaForCausalLM(config)
+        classes = {"token_classification": "TokenClassification", "question_answering": "QuestionAnswering",
+                   "causal": "CausalLM"}  # fmt: skip
+        return getattr(transformers, f"LlamaFor{classes.get(kind, 'SequenceClassification')}")(config)
 
-    def _classifies(self, labels: Sequence[str] | None) -> bool:
-        if self.kind == "classification" and labels is None:
-            raise UserError("model=toy model.kind=classification: the task has no classes")
-        return labels is not None and self.kind != "causal"
+    def _kind(self, labels: Sequence[str] | None) -> str:
+        if self.kind in HEADED and labels is None:
+            raise UserError(f"model=toy model.kind={self.kind}: the task has no classes")
+        if labels is None or self.kind == "causal":
+            return "causal"
+        return kind_for(labels) if self.kind == "auto" else self.kind
 
     def _wrap(
         self,
@@ -107,8 +112,8 @@ class Toy:
         labels: Sequence[str] | None,
         attention: str,
     ) -> Loaded:
-        kind = "classification" if self._classifies(labels) else "causal"
-        head = ["score"] if kind == "classification" else []
+        kind = self._kind(labels)
+        head = ["qa_outputs" if kind == "question_answering" else "score"] if kind in HEADED else []
         return Loaded(model.eval(), tokens, kind, self.name, self.digest(), head, attention)
 
     def _draw(self, model: PreTrainedModel) -> None:
@@ -118,7 +123,8 @@ class Toy:
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
                 continue
-            generator = seeded(f"toy {self.weights_seed} {name}")
+            body = name.replace("transformer.", "model.", 1)  # as one of transformers' heads calls the body
+            generator = seeded(f"toy {self.weights_seed} {body}")
             scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
             with torch.no_grad():
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))

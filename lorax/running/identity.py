@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorax.config import RunConfig
+from lorax.models.registry import HEADED
 from lorax.probing import CALIBRATED
 from lorax.records import knobs
 from lorax.training.objective import VERSION as OBJECTIVE_VERSION
@@ -39,7 +40,7 @@ def identity(config: RunConfig, initializer: Initializer, task: Task, model_dige
         dtype: the resolved precision.
     """
     kept = consumed_fields(config, initializer)
-    adapters_beside_head = task.kind == "classification" and initializer.changes_layers  # a head alone trains at `lr`
+    adapters_beside_head = task.kind in HEADED and initializer.changes_layers  # a head alone trains at `lr`
     if "train" in kept and not adapters_beside_head:
         kept["train"].pop("head_lr", None)
     several: dict[str, Any] = {}

@@ -60,7 +60,13 @@ def preflight(configs: Sequence[RunConfig]) -> None:
             site_plans(config, task)
         elif initializer.changes_layers:
             key = canonical(
-                [config.model, task.labels and len(task.labels), layer_targets(config), config.rules().given()]
+                [
+                    config.model,
+                    task.kind,
+                    task.labels and len(task.labels),
+                    layer_targets(config),
+                    config.rules().given(),
+                ]
             )
             if key not in shapes:
                 shapes[key] = layer_shapes(config, task)
@@ -115,13 +121,15 @@ def _load_task(key: str) -> Task:
 
 
 def class_names(task: Task) -> list[str] | None:
-    """Return the classes for which a model needs a head; None where the answer is a text.
+    """Return what the outputs of a model's head stand for; None where the answer is a text.
 
     Of a group of tasks, those of the first: each task gets a head of its own.
     """
+    from lorax.models.registry import HEADED, Labels
+
     if task.parts:
         return class_names(task.parts[0])
-    return list(task.labels or ()) if task.kind == "classification" else None
+    return Labels(task.labels or (), task.kind) if task.kind in HEADED and task.labels else None
 
 
 def layer_shapes(config: RunConfig, task: Task) -> dict[str, tuple[int, int]]:

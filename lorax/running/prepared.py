@@ -100,6 +100,7 @@ class PreparedRun:
                 "majority": task.majority, "digest": task.digest, "version": task.version, **sizes,
                 **{key: task.notes[key] for key in ("chance", "data") if key in task.notes},
                 **({} if task.floor_is == Task.floor_is else {"floor_is": task.floor_is}),
+                **({} if task.corpus is None else {"corpus": task.corpus}),
                 **task.notes.get("hub", {}),
                 **({"parts": [_facts(part) for part in task.parts]} if task.parts else {}),
             },

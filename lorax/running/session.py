@@ -234,7 +234,7 @@ class Session:
         name, asked = split if rank is None else f"{split}@{rank}", task.asked(split, shots)
         for lane, items in zip(lanes, answers, strict=True):
             run = self.runs[lane]
-            run.record.scores[name] = summarise(items) | task.overall(items)
+            run.record.scores[name] = summarise(items, task.corpus) | task.overall(items)
             run.record.task.setdefault("asked", {})[split] = asked
             run.items.extend(items if rank is None else [item | {"split": name} for item in items])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lorax.records import RunRecord, Store, knobs
 from lorax.records.fields import learning_rate, shots
+from lorax.records.integrity import SCORED
 
 
 def show_summary(store: Store, record: RunRecord, tables: list[Path]) -> None:
@@ -98,6 +99,8 @@ def _score(record: RunRecord, split: str, metric: str, part: str | None = None) 
     text = f"{100 * score:.1f} % {metric}  ({f'{n} items' if several else interval})"
     extra = [f"{key} {100 * entry[key]:.1f} %" for key in ("tolerant", "exact", "bleu") if entry.get(key) is not None]
     extra += [f"answer loss {entry['loss']:.3f}"] if entry.get("loss") is not None else []
+    known = {*SCORED, "n"}
+    extra += [f"{name} {value:.3f}" for name, value in entry.items() if name not in known and isinstance(value, float)]
     return "  ".join([text, *extra])
 
 

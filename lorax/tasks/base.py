@@ -27,7 +27,8 @@ class Example:
     """The class, for classification."""
     meta: dict[str, Any] = field(default_factory=dict)
     """gold: what the answer is scored against, where that is not the whole target text; system: the system text of
-    the conversation that it was read from; tests: of a program."""
+    the conversation that it was read from; tests: of a program; pair: the two texts that `prompt` joins; part: which
+    half of a test set it is from, where there are two; and what a family's own kind of task needs."""
     history: tuple[tuple[str, str], ...] = ()
     """The exchanges before the prompt: the user's text and the assistant's, each."""
     system: str | None = None
@@ -36,6 +37,11 @@ class Example:
     """Whether the assistant's turns in `history` are trained on too."""
     choices: tuple[str, ...] = ()
     """The answers to choose from, `answer` among them, where there are few."""
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two texts, where there are two."""
+        return self.meta.get("pair")
 
     @property
     def gold(self) -> str:
@@ -49,7 +55,7 @@ class Task:
 
     name: str
     kind: str
-    """generation | classification."""
+    """generation | classification | regression | token_classification | question_answering."""
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
@@ -72,6 +78,9 @@ class Task:
     tolerant: str = "text"
     """The extractor behind `tolerant`: an answer counts in any wrapping."""
     metric: str = "exact_match"
+    """What an item's score is; its mean over the items is what runs are compared by."""
+    corpus: str | None = None
+    """Further figures that are no means over items, as the literature reports them: see `stats.measures.corpus`."""
     direction: str = "max"
     lr: float = 1e-3
     """Base learning rate: for plain LoRA of rank 8, alpha 16."""
@@ -168,11 +177,14 @@ def _digest(task: Task) -> str:
     settings = [task.kind, task.labels, task.system, task.max_new_tokens, task.strict, task.tolerant, task.version]
     settings += [task.scoring] if task.scoring != "generate" else []
     settings += [f"max_length {task.max_length}"] if task.max_length is not None else []
+    settings += [] if task.corpus is None else [task.corpus]
     total.update(canonical(settings).encode())
     for split in (*SPLITS, "shots"):
         for example in getattr(task, split):
             text = f"{split}\0{example.prompt}\0{example.answer}\0{example.gold}\0{_context(example)}"
             total.update(text.encode())
+            if example.pair is not None:  # encoded otherwise than one text that reads alike
+                total.update(f"pair\0{example.pair[0]}\0".encode())
     return total.hexdigest()[:32]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from lorax.errors import UserError
 from lorax.tasks.base import Task
-from lorax.tasks.own_data import TextClassification, classification
+from lorax.tasks.own_data import Asked, TextClassification, classification
 from lorax.tasks.readers import Format, looks_local, read, read_hub, text
 from lorax.tasks.registry import register
 
-Pairs = dict[str, list[tuple[str, str]]]
+Pairs = dict[str, list[tuple[Asked, str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Intents(TextClassification):
         if not self.path:
             raise UserError(f"task={self.name}: give task.path=<folder or hub id>")
         self._check_texts()
-        for key in ("template", "columns", "quotes"):
+        for key in ("template", "columns", "quotes", "second"):
             if getattr(self, key) is not None:
                 raise UserError(f"task.{key}: {self.name} is read as its authors write it; task=text_classification")
 
@@ -85,7 +85,7 @@ class Clinc150(Intents):
         return self.oos or label != "oos"
 
     def _local(self, folder: Path) -> Pairs:
-        data = _json(_file(folder, "data_full.json"))
+        data = authors_json(_file(folder, "data_full.json"))
         parts = {"train": "train", "validation": "val", "test": "test"}
         return {
             part: [(words.strip(), label) for words, label in data[key] + data[f"oos_{key}"]]
@@ -108,8 +108,8 @@ class Snips(Intents):
     def _local(self, folder: Path) -> Pairs:
         pairs: Pairs = {"train": [], "test": []}
         for part, pattern in (("train", "train_*_full.json"), ("test", "validate_*.json")):
-            for file in _files(folder, pattern):
-                for intent, queries in _json(file).items():
+            for file in authors_files(folder, pattern):
+                for intent, queries in authors_json(file).items():
                     for query in queries:
                         words = "".join(piece["text"] for piece in query["data"])
                         pairs[part].append((" ".join(words.split()), intent))
@@ -122,19 +122,30 @@ def _file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _files(folder: Path, pattern: str) -> list[Path]:
+def authors_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder, and of the folders in it, that fit a pattern; there must be some."""
     files = sorted({*folder.glob(pattern), *folder.glob(f"*/{pattern}")})
     if not files:
         raise UserError(f"task.path={folder}: holds no {pattern}")
     return files
 
 
-def _json(path: Path) -> Any:
-    raw = path.read_bytes()
+def is_latin1(path: Path) -> bool:
+    """Return whether a file is not in UTF-8: some of the snips files are in Latin-1."""
     try:
-        decoded = raw.decode("utf-8")
-    except UnicodeDecodeError:  # some of the snips files are in Latin-1
-        decoded = raw.decode("latin-1")
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def authors_json(path: Path) -> Any:
+    """Return what a JSON file holds, in UTF-8 or Latin-1.
+
+    Raises:
+        UserError: not JSON; names the line.
+    """
+    decoded = path.read_bytes().decode("latin-1" if is_latin1(path) else "utf-8")
     try:
         return json.loads(decoded)
     except json.JSONDecodeError as error:

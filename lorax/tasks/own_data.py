@@ -14,7 +14,7 @@ from lorax.tasks.chats import Exchange, read_exchange
 from lorax.tasks.classes import check_classes
 from lorax.tasks.columns import FIELDS, beside, layout_of
 from lorax.tasks.dialogues import TURNS, asked_id, own_system, trained_turns
-from lorax.tasks.readers import Format, Row, Rows, read_splits, text
+from lorax.tasks.readers import Format, Row, Rows, read_splits, text, written
 from lorax.tasks.registry import register
 from lorax.tasks.splitting import Sizes, split
 from lorax.tasks.templates import Template
@@ -218,6 +218,38 @@ class TextToText(Files):
         return None, {part: [own_system(example) for example in some] for part, some in examples.items()}
 
 
+@dataclass(frozen=True)
+class Two:
+    """Two texts that belong together."""
+
+    first: str
+    second: str
+
+
+Asked = str | Two
+"""What is classified."""
+
+
+def both_of(row: Row, first: str, second: str) -> Two:
+    """Return two fields of a row; one of them may be empty.
+
+    Raises:
+        UserError: both are empty, or one is missing or no text; names the place.
+    """
+    two = Two(written(row, first), written(row, second))
+    if not two.first and not two.second:
+        raise UserError(f"{row[0]}: fields {first!r} and {second!r} are empty")
+    return two
+
+
+def example_of(words: Asked, answer: str) -> Example:
+    """Return an example that asks about one text, or about two: its prompt then holds both, a line each."""
+    if isinstance(words, str):
+        return Example(prompt_id(words), words, answer)
+    prompt = f"{words.first}\n{words.second}"
+    return Example(prompt_id(prompt), prompt, answer, meta={"pair": (words.first, words.second)})
+
+
 @register("text_classification")
 @dataclass(frozen=True, kw_only=True)
 class TextClassification(Files):
@@ -226,6 +258,8 @@ class TextClassification(Files):
     name: str = "text_classification"
     text: str = "text"
     """The field that holds the text."""
+    second: str | None = None
+    """The field that holds the second text, where texts come in pairs."""
     label: str = "label"
     """The field that holds the class."""
     n_validation: int | None = 1000
@@ -237,11 +271,18 @@ class TextClassification(Files):
 
     def load(self, data_seed: int) -> Task:
         """Read and split the rows; UserError names file and line of one that cannot be used."""
-        rows = self.rows(self.text, self.label)
+        rows = self.rows(self.text, self.label, *([] if self.second is None else [self.second]))
         return classification(self, {part: self.pairs(rows[part]) for part in rows}, data_seed, rows)
 
-    def pairs(self, rows: Iterable[Row]) -> list[tuple[str, str]]:
-        """Return rows as (text, class)."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.second is not None and self.template is not None:
+            raise UserError("task.second and task.template: a pair of texts, or one made of several fields, not both")
+
+    def pairs(self, rows: Iterable[Row]) -> list[tuple[Asked, str]]:
+        """Return rows as (text or pair of texts, class)."""
+        if self.second is not None:
+            return [(both_of(row, self.text, self.second), text(row, self.label)) for row in rows]
         if self.template is not None:
             return [(self.joined.fill(row), text(row, self.label)) for row in rows]
         return [(text(row, self.text), text(row, self.label)) for row in rows]
@@ -249,11 +290,11 @@ class TextClassification(Files):
 
 def classification(
     options: TextClassification,
-    pairs: dict[str, list[tuple[str, str]]],
+    pairs: Mapping[str, Sequence[tuple[Asked, str]]],
     data_seed: int,
     source: Mapping[str, Rows] | None = None,
 ) -> Task:
-    """Build a classification task from (text, class) pairs.
+    """Build a classification task from texts, or pairs of texts, and their classes.
 
     Args:
         options: sizes and training defaults.
@@ -275,7 +316,7 @@ def classification(
             if label not in number:
                 raise UserError(f"task={options.name}: class {label!r} in {part}; {near(label, names)}")
     official = {
-        part: [Example(prompt_id(words), words, label, number[label]) for words, label in rows]
+        part: [replace(example_of(words, label), label=number[label]) for words, label in rows]
         for part, rows in pairs.items()
     }
     sizes = Sizes(options.n_train, options.n_validation, options.n_test, options.n_heldout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,20 @@ from lorax.tasks.readers.rows import UNREAD, Format, Rows
 
 
 def read_hub(
-    path: str, subset: str | None, format: Format | None = None, revision: str | None = None
+    path: str,
+    subset: str | None,
+    format: Format | None = None,
+    revision: str | None = None,
+    splits: Mapping[str, Sequence[str]] = ALIASES,
 ) -> dict[str, Rows]:
     """Read a dataset from the hub (or from its local cache).
 
     Args:
         path: its id.
-        subset: its configuration.
-        format: of its fields those that are used.
+        subset: name of its configuration.
+        format: the fields that are used.
         revision: branch, tag or commit; None: the main branch.
+        splits: split -> how the dataset may call it; of these the first that is there is read.
 
     Returns:
         {split: rows}, each with the id and the commit.
@@ -37,10 +42,10 @@ def read_hub(
         raise UserError(
             f"task.path={path}{at}: no such file or folder, and not from the hub: {hub_reason(error)}"
         ) from error
-    splits, commit = _splits(loaded, path, format or Format()), _commit(loaded)
-    for rows in splits.values():
+    read, commit = _splits(loaded, path, format or Format(), splits), _commit(loaded)
+    for rows in read.values():
         rows.hub = {"hub": path} | ({} if commit is None else {"commit": commit})
-    return splits
+    return read
 
 
 def _commit(loaded: Any) -> str | None:
@@ -80,9 +85,9 @@ def _package(path: str, what: str) -> Any:
     return datasets
 
 
-def _splits(loaded: Any, path: str, format: Format) -> dict[str, Rows]:
+def _splits(loaded: Any, path: str, format: Format, wanted: Mapping[str, Sequence[str]] = ALIASES) -> dict[str, Rows]:
     splits = {}
-    for split, stems in ALIASES.items():
+    for split, stems in wanted.items():
         stem = next((stem for stem in stems if stem in loaded), None)
         if stem is not None:
             rows = enumerate(_named(loaded[stem], format))
@@ -101,8 +106,11 @@ def _named(dataset: Any, format: Format) -> Iterator[dict[str, Any]]:
         yield from (dict(rest) for _ in range(len(dataset)))
         return
     classes = {key: dataset.features[key] for key in used if hasattr(dataset.features[key], "int2str")}
+    inner: dict[str, Any] = {key: getattr(dataset.features[key], "feature", None) for key in used}
+    lists = {key: column for key, column in inner.items() if hasattr(column, "int2str")}
     for row in dataset.select_columns(used):
         named = {key: column.int2str(row[key]) for key, column in classes.items() if _is_class(row[key])}
+        named |= {key: [column.int2str(number) for number in row[key]] for key, column in lists.items() if row[key]}
         yield {**rest, **row, **named}
 
 
