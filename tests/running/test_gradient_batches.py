@@ -12,11 +12,12 @@ from lorax.forward.modality import modality_of
 from lorax.models.registry import load
 from lorax.probing.gradient import layer_gradients
 from lorax.running.gradient_batches import gradient_batches
+from lorax.tasks.base import Example
 
 
 def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are():
     texts = [f"{a}+{b}=" for a in range(3) for b in range(8)]
-    examples = [SimpleNamespace(id=text, prompt=text, answer=text[0], meta={}) for text in texts]
+    examples = [Example(text, text, text[0]) for text in texts]
     task = SimpleNamespace(name="sums", system="All of these begin alike.", shots=(), train=examples)
     config = SimpleNamespace(calibration="train", seed=0, batch_size=8, train={"calibration_batches": 3})
     loaded = load({"name": "toy", "hidden": 32}, dtype="float64")

@@ -48,7 +48,7 @@ def stand_in(monkeypatch, subset, n=20):
     splits = ("validation_matched", "validation_mismatched") if subset == "mnli" else ("validation",)
     found = datasets.DatasetDict({name: made(name) for name in ("train", *splits, "test")})
 
-    def load_dataset(path, configuration):
+    def load_dataset(path, configuration, revision=None):
         assert (path, configuration) == ("nyu-mll/glue", subset)
         return found
 
@@ -125,7 +125,7 @@ def test_boolq_is_a_passage_and_a_question(tmp_path, monkeypatch):
     }
     made = datasets.Dataset.from_dict(columns)
     found = datasets.DatasetDict({"train": made.select(range(12)), "validation": made.select(range(12, 20))})
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset: found)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, revision=None: found)
     task = load({"name": "boolq", **SMALL}, 0)
     assert task.labels == ("no", "yes") and len(task.test) == 8 and task.majority == 0.5
     assert {e.pair[0] for e in task.test} == {"It is."} and "validation is cut off train" in task.notes["data"]

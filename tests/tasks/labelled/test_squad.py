@@ -112,7 +112,7 @@ def test_the_hub_and_rows_have_answers_as_lists_of_texts_and_starts(tmp_path, mo
     rows = {"question": [f"Where, {at}?" for at in range(12)], "context": [TOWER] * 12, "answers": answers}
     made = datasets.Dataset.from_dict(rows)
     found = datasets.DatasetDict({"train": made.select(range(8)), "validation": made.select(range(8, 12))})
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset: found)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, revision=None: found)
     task = load({"name": "squad", "n_validation": 2, "n_heldout": 0}, 0)
     assert len(task.test) == 4 and task.null and task.train[0].answer == "Paris"
     lines = [
