@@ -71,7 +71,7 @@ def test_a_set_is_the_same_from_the_archive_and_from_the_hub(tmp_path, monkeypat
     assert [e.prompt.split('"')[0] for e in hub.train] == ["train "] * 18
     assert {e.prompt.split('"')[0].split("_")[0].strip() for e in hub.test} == {"validation"}
     assert "the dev set is the test set" in hub.notes["data"]
-    assert hub.notes == local.notes
+    assert hub.notes == local.notes | {"hub": {"hub": "nyu-mll/glue"}}
     assert hub.corpus == SETS[subset].corpus
     assert all((e.pair is not None) == (len(SETS[subset].fields) > 1) for e in hub.test)
     if subset == "mnli":

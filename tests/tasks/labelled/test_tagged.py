@@ -124,9 +124,8 @@ def test_tags_of_a_hub_dataset_have_their_names(monkeypatch):
         "ner_tags": [[1, 2, 0]] * 10,
     }
     made = datasets.Dataset.from_dict(rows, features=features)
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda path, subset, revision=None: datasets.DatasetDict({"train": made})
-    )
+    found = datasets.DatasetDict({"train": made})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, revision=None: found)
     task = task_of(path="owner/ner", tags="ner_tags")
     assert task.labels == ("B-PER", "I-PER", "O") and {example.gold for example in task.train} == {"PER[0:2]"}
 
