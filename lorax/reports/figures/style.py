@@ -133,8 +133,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], size: 
     axes.get_xlim(), axes.get_ylim()  # matplotlib computes limits when they are asked for; transData does not ask
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
     names = [folded(end[2]) for end in ends]
-    added = max(new.count("\n") - end[2].count("\n") for new, end in zip(names, ends, strict=True))
-    gap = (1 + added) * size * 1.25 / 72 / size_of(axes)[1]
+    gap = (1 + max(name.count("\n") for name in names)) * size * 1.25 / 72 / size_of(axes)[1]
     placed = spread([_fraction(axes, *ends[i][:2])[1] for i in order], gap, 0.0, 1.0)
     for i, y in zip(order, placed, strict=True):
         x0, y0, _, colour = ends[i]

@@ -105,6 +105,7 @@ def test_long_names_leave_room_for_the_panel_and_stand_whole_within_the_figure(t
     figure, [axes] = panels(1)
     axes.plot([0, 1], [0, 1])
     label_ends(axes, [(1.0, 1.0, name, "black") for name in names])
+    [above, below] = sorted((text for text in axes.texts), key=lambda text: -text.get_position()[1])
     beside, [ranked] = panels(1)
     ranked.plot([0, 1], [0, 1])
     legend_right(ranked, colours(names))
@@ -114,4 +115,5 @@ def test_long_names_leave_room_for_the_panel_and_stand_whole_within_the_figure(t
         assert 0 <= within[0] and within[0] + within[2] <= 7.2
         assert drawn.axes[0].get_position().width > 0.4
     assert not recwarn.list
+    assert above.get_window_extent().y0 >= below.get_window_extent().y1  # each of several lines
     assert folded("lora, trained") == "lora, trained"  # short ones as they were
