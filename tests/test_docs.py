@@ -38,3 +38,12 @@ def test_pages_that_the_site_links_to_exist():
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\((\w+\.md)\)", page.read_text()):
             assert (page.parent / target).is_file(), (page.name, target)
+
+
+def test_the_study_on_the_page_about_own_data_is_one_that_is_accepted(tmp_path):
+    from lorax.studies.parse import from_yaml
+
+    page = (ROOT / "docs" / "own_data.md").read_text()
+    [text] = page.split("```yaml\n")[1:]
+    (tmp_path / "mine.yaml").write_text(text.partition("```")[0])
+    assert from_yaml(tmp_path / "mine.yaml").name == "mine"

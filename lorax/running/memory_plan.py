@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from lorax.config import RunConfig
 from lorax.errors import UserError
 from lorax.records import canonical
+from lorax.records.knobs import LIKELIHOOD
 from lorax.running.device import resolve_placement
 from lorax.running.memory import total_bytes
 from lorax.running.preflight import class_names, layer_shapes, load_task, site_plans
+from lorax.tasks.group import is_group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,6 +128,9 @@ def memory_plan(config: RunConfig, rows: int | None = None, tokens: int | None =
     method = config.initializer()
     values, layers, largest = _trained(config, task, size)
     rows = rows or -(-(config.batch_size or task.batch_size) // config.train["accumulation"])
+    several = len(task.parts) if is_group(config.task) else 1
+    values *= several  # what tasks share is counted with each
+    rows *= several * (config.reinforce["samples"] if config.objective != LIKELIHOOD and method.trains else 1)
     asked = tokens is not None
     tokens = tokens or int(tokens_of(task))
     together = rows * tokens
@@ -180,8 +185,8 @@ def check_memory(configs: Sequence[RunConfig]) -> None:
         UserError: how much a run takes, how much there is, and what takes less.
     """
     distinct = {
-        canonical([config.model, config.task, config.init, config.rank, config.targets, config.batch_size,
-                   config.dtype, config.device, config.train]): config
+        canonical([config.model, config.task, config.init, config.rank, config.targets, config.batch_size, config.dtype,
+                   config.device, config.train, config.objective, config.reinforce]): config
         for config in configs if not config.plan
     }  # fmt: skip
     for config in distinct.values():

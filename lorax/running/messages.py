@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lorax.config import NESTED, Schema, conf_dir, methods_without_yaml
 from lorax.errors import LONGEST, UserError, near, one_line
+from lorax.running.command.option_fields import GROUPS, fields_of
 from lorax.running.command.words import config_folders
 from lorax.running.command.yaml_files import first_unreadable
 
@@ -19,11 +20,13 @@ _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or 
 def explain(error: BaseException) -> str:
     """Return any error as one line: ours as it stands, Hydra's in our words, another with its kind and how to see more.
 
-    Hydra's errors, and those of YAML files that it read, stand in the chain of causes.
+    Hydra's errors, and those of YAML files that it read, stand in the chain of causes; one of ours may lie below
+    them, where Hydra called what raised it (a launcher).
     """
     for cause in _causes(error):
         if isinstance(cause, UserError):
             return one_line(cause)
+    for cause in _causes(error):
         if is_composition_error(cause):
             return one_line(UserError(composition_message(cause)))
     unreadable = first_unreadable(config_folders(sys.argv[1:]))
@@ -118,7 +121,7 @@ def _unknown(match: re.Match[str], cause: str) -> str:
 def _unknown_key(key: str) -> str:
     group = key.partition(".")[0]
     if "." in key and group in ("init", "task", "model", "study"):
-        known = _fields_of(group)
+        known = fields_of(group)
         if key in known:  # of others
             having = ", ".join(sorted(known[key])[:4])
             return f"{key}: the chosen {group} has no such field; it is one of {having}"
@@ -126,22 +129,8 @@ def _unknown_key(key: str) -> str:
         return f"{key}: the chosen {group} has no such field; {hint}"
     if key.startswith("hydra."):
         return f"{key}: no such field of Hydra's, or of the chosen {key.split('.')[1]}"
-    nested = [name for group in ("init", "task", "model") for name in _fields_of(group)]
+    nested = [name for group in GROUPS for name in fields_of(group)]
     return f"{key}: no such key; {near(key, [*keys(), *nested])}"
-
-
-def _fields_of(group: str) -> dict[str, set[str]]:
-    """Return the fields that the options of a group set in their YAML files, nested with dots; and which set them."""
-    import yaml
-
-    names: dict[str, set[str]] = {}
-    for path in sorted((conf_dir() / group).glob("*.yaml")):
-        for key, value in (yaml.safe_load(path.read_text()) or {}).items():
-            inner = value if isinstance(value, dict) else {}
-            for name in (f"{group}.{key}", *(f"{group}.{key}.{name}" for name in inner)):
-                if key != "defaults":
-                    names.setdefault(name, set()).add(path.stem)
-    return dict(sorted(names.items()))
 
 
 def _no_option(match: re.Match[str], cause: str) -> str:

@@ -78,7 +78,7 @@ class TaskGroup:
             **splits,
             parts=tasks,
             weights=tuple(weight / sum(given) for weight in given),
-            metric=f"mean over {len(tasks)} tasks of {' and '.join(metrics)}",
+            metric=f"mean over {len(tasks)} task{'s' * (len(tasks) > 1)} of {' and '.join(metrics)}",
             direction=tasks[0].direction,
             lr=self.lr or min(task.lr for task in tasks),
             head_lr=self.head_lr or min(head_rates, default=None),

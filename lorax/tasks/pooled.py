@@ -85,7 +85,7 @@ class Pooled:
         """
         parts = self.parts or {}
         if len(parts) < 2:
-            raise UserError(f"task={self.name}: {len(parts)} parts; at least two are needed: {EXAMPLE}")
+            raise UserError(f"task={self.name}: at least two parts are needed, not {len(parts)}: {EXAMPLE}")
         tasks = {str(name): _named(name, lambda spec=spec: load(spec, data_seed)) for name, spec in parts.items()}
         for what in ONE:
             by_part = {name: getattr(task, what) for name, task in tasks.items()}

@@ -69,13 +69,31 @@ class RewardedSteps:
         size = plan.batch_size // plan.accumulation
         total: Tensor | None = None
         for start in range(0, plan.batch_size, size):
-            part = [each for lane in rollouts for prompt in lane[start : start + size] for each in prompt]
-            batch = self.modality.collate([each.row for each in part], len(going), share=plan.share_prefix)
-            set_unpadded(adapters, batch if plan.skip_padding else None)
-            losses = self._differentiate(going, batch, part)
-            total = losses if total is None else total + losses
+            lanes = [[each for prompt in lane[start : start + size] for each in prompt] for lane in rollouts]
+            for part in self._pieces(lanes, plan.max_tokens):
+                batch = self.modality.collate([each.row for each in part], len(going), share=plan.share_prefix)
+                set_unpadded(adapters, batch if plan.skip_padding else None)
+                losses = self._differentiate(going, batch, part)
+                total = losses if total is None else total + losses
         assert total is not None
         return total
+
+    def _pieces(self, lanes: Sequence[list[Rollout]], bound: int | None) -> list[list[Rollout]]:
+        """Return the completions of a part, lane after lane, in pieces of equally many and at most `bound` tokens.
+
+        The loss is a sum by a fixed number, so that pieces change nothing but rounding. One completion of each run
+        is the least.
+        """
+        count, pieces = len(lanes[0]), []
+        for size in range(count, 0, -1):
+            if count % size == 0:
+                starts = range(0, count, size)
+                pieces = [[each for lane in lanes for each in lane[start : start + size]] for start in starts]
+                if bound is None or all(
+                    self.modality.padded([each.row for each in piece]) <= bound for piece in pieces
+                ):
+                    break
+        return pieces
 
     @torch.no_grad()
     def rollouts(self, going: Sequence[RunState]) -> list[list[list[Rollout]]]:

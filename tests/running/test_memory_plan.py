@@ -150,3 +150,19 @@ def test_without_a_gpu_less_kept_means_more_runs(of_shape):
         )
 
     assert lanes() < lanes(max_tokens=100) and lanes() < lanes(checkpointing=True)
+
+
+def test_completions_and_tasks_of_a_group_are_rows_too():
+    toy = {"name": "toy", "n_train": 16, "n_validation": 4, "n_test": 4, "n_heldout": 4}
+    config = RunConfig(init={"name": "lora"}, task=toy, model={"name": "toy"}, device="cpu", batch_size=4)
+
+    def tokens(plan):
+        return next(int(name.split()[1]) for name in plan.parts if name.startswith("activations"))
+
+    one = memory_plan(config)
+    rewarded = memory_plan(replace(config, objective="reinforce", reinforce=config.reinforce | {"samples": 3}))
+    parts = {"a": toy, "b": toy | {"length": 5}}
+    group = memory_plan(replace(config, task={"name": "group", "family": "group", "parts": parts}))
+    assert tokens(rewarded) == 3 * tokens(one) == 3 * 4 * (tokens(one) // 4)
+    assert tokens(group) == 2 * tokens(one) and group.parts["gradients"] == 2 * one.parts["gradients"]
+    assert rewarded.parts["gradients"] == one.parts["gradients"]

@@ -115,3 +115,11 @@ def test_rows_and_footnotes_tell_rewards_from_likelihood():
     assert "objective: likelihood (x), reinforce (y)" in [each.line() for each in lint({"x": runs[:1], "y": runs[1:2]})]
     assert any(line.startswith("Trained on rewards") for line in read_sweep(runs[1:2]).notes)
     assert not any("rewards" in line for line in read_sweep(runs[:1]).notes)
+
+
+def test_what_hydra_wraps_of_ours_is_told_in_our_words():
+    from hydra.errors import InstantiationException
+
+    wrapped = InstantiationException("Error in call to target 'a.b': UserError('x=3: y')\nfull_key: hydra.launcher")
+    wrapped.__cause__ = UserError("x=3: y")
+    assert explain(wrapped) == "x=3: y"

@@ -262,6 +262,26 @@ def test_accumulation_splits_the_prompts_and_changes_nothing(toy, graded):
     assert torch.tensor(results[0]).allclose(torch.tensor(results[1]), rtol=1e-8)
 
 
+def test_a_bound_on_tokens_splits_the_completions_and_changes_nothing(toy, graded, monkeypatch):
+    found, sizes = [], []
+    for bound in (None, 60):
+        loaded = toy(dtype="float64", hidden=16, layers=1)
+        [run] = runs_of(loaded, graded, ARMS[:1])
+        padded, collate = [], type(modality_of(loaded)).collate
+        with monkeypatch.context() as patch:
+
+            def seen(self, rows, *more, padded=padded, collate=collate, **named):
+                padded.append(self.padded(rows))
+                return collate(self, rows, *more, **named)
+
+            patch.setattr(type(modality_of(loaded)), "collate", seen)
+            gradients, loss, _ = one_step(loaded, run, replace(PLAN, batch_size=4, max_tokens=bound))
+        found.append([torch.tensor(loss, dtype=torch.float64), *gradients])
+        sizes.append(padded)
+    assert all(one.allclose(two, rtol=1e-8) for one, two in zip(*found, strict=True))
+    assert len(sizes[0]) == 1 < len(sizes[1]) and max(sizes[1]) <= 60 < sizes[0][0]
+
+
 @pytest.mark.slow
 def test_full_fine_tuning_and_bottleneck_adapters_learn_from_rewards_too(toy, graded):
     for init, fields in (("full", {}), ("pfeiffer", {"rank": 2})):

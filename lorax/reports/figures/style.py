@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -45,6 +46,9 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
 }
 
+
+LONGEST_NAME = 34
+"""Letters of a line beside a panel: with longer lines the layout has no room left for the panel and gives up."""
 
 Look = tuple[str, str, str]
 """Colour, marker and line style."""
@@ -128,13 +132,25 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], size: 
         return
     axes.get_xlim(), axes.get_ylim()  # matplotlib computes limits when they are asked for; transData does not ask
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
-    gap = size * 1.25 / 72 / size_of(axes)[1]
+    names = [folded(end[2]) for end in ends]
+    gap = (1 + max(name.count("\n") for name in names)) * size * 1.25 / 72 / size_of(axes)[1]
     placed = spread([_fraction(axes, *ends[i][:2])[1] for i in order], gap, 0.0, 1.0)
     for i, y in zip(order, placed, strict=True):
-        x0, y0, name, colour = ends[i]
+        x0, y0, _, colour = ends[i]
         x, y0 = _fraction(axes, x0, y0)
         axes.plot([x, 1.025], [y0, y], color=colour, lw=0.6, alpha=0.6, transform=axes.transAxes, clip_on=False)
-        axes.text(1.03, y, name, color=colour, fontsize=size, va="center", transform=axes.transAxes, clip_on=False)
+        axes.text(1.03, y, names[i], color=colour, fontsize=size, va="center", transform=axes.transAxes, clip_on=False)
+
+
+def folded(name: str, lines: int = 3) -> str:
+    """Return a name with no line above `LONGEST_NAME` letters, each of its lines cut after `lines` new ones.
+
+    Examples:
+        >>> folded("lora")
+        'lora'
+    """
+    fold = functools.partial(textwrap.fill, width=LONGEST_NAME, max_lines=lines, placeholder=" ...")
+    return "\n".join(fold(line, break_on_hyphens=False) for line in name.split("\n"))
 
 
 def ink(colour: ColorType) -> str:
@@ -159,7 +175,7 @@ def size_of(axes: Axes) -> tuple[float, float]:
 
 def legend_right(axes: Axes, looks: Mapping[str, Look], extra: Mapping[str, str] | None = None) -> None:
     """List arms, and dashed lines (`extra`: name -> colour), right of the axes in their colours."""
-    handles = [Line2D([], [], color=c, marker=m, ls=s, label=arm) for arm, (c, m, s) in looks.items()]
+    handles = [Line2D([], [], color=c, marker=m, ls=s, label=folded(arm)) for arm, (c, m, s) in looks.items()]
     handles += [Line2D([], [], color=c, ls=(0, (4, 3)), lw=1, label=name) for name, c in (extra or {}).items()]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=8.5,
                 labelcolor="linecolor", handlelength=2.6)  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from lorax.errors import UserError, near
+from lorax.running.command.option_fields import with_fields_of_swept
 from lorax.running.command.task_parts import with_parts
 from lorax.running.command.yaml_files import read_mapping, refuse_unfolding
 
@@ -38,7 +39,7 @@ def hydra_words(words: Sequence[str]) -> list[str]:
         value = before in _TAKE_A_VALUE and ("=" not in word or Path(word).exists())
         (options if word.startswith("-") or value else overrides).append(word)
     _check_options([*options, *overrides])
-    overrides = with_parts([_quoted(_study_word(word)) for word in overrides])
+    overrides = with_fields_of_swept(with_parts([_quoted(_study_word(word)) for word in overrides]))
     if any(word.startswith("+study=") for word in overrides):
         overrides = [given for word in overrides for given in _field_of_study(word)]
         if not {word.split("=")[0] for word in options} & _MODES:

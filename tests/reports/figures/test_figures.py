@@ -11,7 +11,7 @@ from lorax.reports.figures.diagnostics import diagnostics
 from lorax.reports.figures.learning_rates import response, winner_flip
 from lorax.reports.figures.pareto import pareto
 from lorax.reports.figures.runs import training
-from lorax.reports.figures.style import colours, panels, save, spread
+from lorax.reports.figures.style import colours, folded, label_ends, legend_right, panels, save, spread
 from lorax.reports.frames.items import item_scores
 from lorax.reports.main_table import main_table
 from lorax.studies.study import read_study
@@ -98,3 +98,22 @@ def test_more_arms_than_can_be_told_apart_are_not_drawn_and_older_files_go(demo,
     study_figures.save_all([one for one in drawn if one.name == "pareto"], tmp_path)
     study_figures.save_all([one for one in drawn if one.name == "learning_rate"], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"learning_rate.png", "learning_rate.svg"}
+
+
+def test_long_names_leave_room_for_the_panel_and_stand_whole_within_the_figure(tmp_path, recwarn):
+    names = [f"lora share=common task.parts={{a_{i}: toy, b: toy_classification}} model.path=elsewhere" for i in "12"]
+    figure, [axes] = panels(1)
+    axes.plot([0, 1], [0, 1])
+    label_ends(axes, [(1.0, 1.0, name, "black") for name in names])
+    [above, below] = sorted((text for text in axes.texts), key=lambda text: -text.get_position()[1])
+    beside, [ranked] = panels(1)
+    ranked.plot([0, 1], [0, 1])
+    legend_right(ranked, colours(names))
+    for drawn in (figure, beside):
+        save(drawn, tmp_path, "drawn")
+        within = drawn.get_tightbbox().bounds
+        assert 0 <= within[0] and within[0] + within[2] <= 7.2
+        assert drawn.axes[0].get_position().width > 0.4
+    assert not recwarn.list
+    assert above.get_window_extent().y0 >= below.get_window_extent().y1  # each of several lines
+    assert folded("lora, trained") == "lora, trained"  # short ones as they were

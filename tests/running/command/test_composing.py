@@ -64,3 +64,12 @@ def test_what_does_not_compose_says_so_every_time_and_a_worker_gets_no_memory(hy
     once.load_sweep_config(master, WORDS)
     assert once.__getstate__() == {"_loader": loader, "_composed": {}}
     assert resolve(pickle.loads(pickle.dumps(once.load_sweep_config(master, WORDS)))).rank == 4
+
+
+def test_a_field_of_swept_methods_is_set_though_the_default_method_lacks_it():
+    from lorax.running.command.words import hydra_words
+
+    assert hydra_words(["-m", "init=molora,hydra_lora", "init.balance=0.01"])[2] == "++init.balance=0.01"
+    assert hydra_words(["-m", "init=molora,hydra_lora", "init.balanc=0.01"])[2] == "init.balanc=0.01"  # told as before
+    assert hydra_words(["-m", "init=molora", "init.balance=0,0.01"])[2] == "init.balance=0,0.01"
+    assert hydra_words(["-m", "task=toy,gsm8k", "init.balance=1"])[2] == "init.balance=1"
