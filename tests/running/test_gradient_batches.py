@@ -18,7 +18,9 @@ from lorax.tasks.base import Example
 def test_a_shared_beginning_and_joined_batches_leave_the_gradients_as_they_are():
     texts = [f"{a}+{b}=" for a in range(3) for b in range(8)]
     examples = [Example(text, text, text[0]) for text in texts]
-    task = SimpleNamespace(name="sums", system="All of these begin alike.", shots=(), train=examples, max_length=None, scoring="generate")
+    task = SimpleNamespace(
+        name="sums", system="All of these begin alike.", shots=(), train=examples, max_length=None, scoring="generate"
+    )
     config = SimpleNamespace(calibration="train", seed=0, batch_size=8, train={"calibration_batches": 3})
     loaded = load({"name": "toy", "hidden": 32}, dtype="float64")
     targets = {name: part for name, part in loaded.model.named_modules() if isinstance(part, nn.Linear)}
