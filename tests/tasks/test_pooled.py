@@ -121,7 +121,7 @@ TOY = {"name": "toy", "n_train": 8, "n_validation": 2, "n_test": 2}
 @pytest.mark.parametrize(
     "parts, line",
     [
-        ({}, "0 parts; at least two"),
+        ({}, "at least two parts are needed, not 0"),
         ({"a": TOY}, "at least two parts are needed, not 1"),
         ({"a": TOY, "b": {**TOY, "kind": "classification"}}, "one kind for all, not a: generation, b: classification"),
         ({"a": TOY, "b": {"name": "jsonl", "path": "no.jsonl"}}, "task.parts.b.*no.jsonl"),

@@ -29,6 +29,8 @@ def tensors(adapters):
 
 def test_the_loop_equals_a_plain_loop(toy, sums):
     """Same losses and weights as a plain loop with full logits, masked labels and AdamW, in fp64."""
+
+from dataclasses import replace
     plan = TrainPlan(steps=5, batch_size=4, clip=0.5)
     loaded = toy(dtype="float64")
     ours = run_of(loaded, sums, seed=3, weight_decay=0.1)
@@ -102,8 +104,10 @@ def test_a_shared_beginning_is_computed_once_and_changes_nothing(toy, sums, monk
 @pytest.mark.parametrize("init", ["lora", "pissa", "lora_xs"])
 def test_padding_is_left_out_of_the_frozen_products_and_changes_nothing(toy, sums, parity, monkeypatch, labels, init):
     task, results, counted = parity if labels else sums, [], []
-    for place, example in enumerate(task.train):
-        example.prompt = "long " * (5 * (place % 4 == 0)) + example.prompt  # uneven lengths
+    task.train[:] = [  # uneven lengths
+        replace(example, prompt="long " * (5 * (place % 4 == 0)) + example.prompt)
+        for place, example in enumerate(task.train)
+    ]
     product = function.on_rows
     monkeypatch.setattr(function, "on_rows", lambda x, live, own: counted.append(live is None) or product(x, live, own))
     for skip in (True, False):
