@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -29,8 +30,6 @@ def tensors(adapters):
 
 def test_the_loop_equals_a_plain_loop(toy, sums):
     """Same losses and weights as a plain loop with full logits, masked labels and AdamW, in fp64."""
-
-from dataclasses import replace
     plan = TrainPlan(steps=5, batch_size=4, clip=0.5)
     loaded = toy(dtype="float64")
     ours = run_of(loaded, sums, seed=3, weight_decay=0.1)
