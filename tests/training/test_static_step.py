@@ -91,7 +91,8 @@ def test_shapes_come_and_go_without_a_change(toy, sums, many_widths, methods):
     plan = replace(PLAN, batch_size=2)
     tapes = Tapes()
     replayed = trained(toy, sums, methods, tapes, plan, dropout=0.2)
-    assert 1 < len(tapes.tapes) <= sizes.MOST + 1  # of the update too, where lanes lie in a buffer
+    least = 2 if len(methods) == 1 else 1  # of many lanes one always has the longest row
+    assert least <= len(tapes.tapes) <= sizes.MOST + 1  # of the update too, where lanes lie in a buffer
     assert -(tapes.replays + len(tapes.tapes)) % plan.steps < sizes.MOST  # but for shapes that came once
     assert_same(replayed, trained(toy, sums, methods, Rerun(), plan, dropout=0.2))
     assert_same(replayed, trained(toy, sums, methods, None, plan, dropout=0.2), 1e-8)
