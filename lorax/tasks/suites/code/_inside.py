@@ -2,7 +2,7 @@
 
 Run as a script by `sandbox`, in new mount, network, process, IPC and host-name namespaces, with the program on the
 standard input. The new root is a small file system in memory that holds the system's libraries and Python, read-only,
-and a folder /work; nothing else of the machine can be named. Standard library alone, since it runs by itself.
+and a folder /program; nothing else of the machine can be named. Standard library alone, since it runs by itself.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main(root: str, seconds: str, megabytes: str, python: str, *folders: str) ->
     program = sys.stdin.buffer.read()
     size = int(megabytes) << 20
     build(root, folders, size // 64)
-    with open("/work/program.py", "wb") as file:
+    with open("/program/main.py", "wb") as file:
         file.write(program)
-    os.chmod("/work", 0o777)
+    os.chmod("/program", 0o777)
     limits = {
         resource.RLIMIT_CPU: int(seconds), resource.RLIMIT_AS: size, resource.RLIMIT_FSIZE: size // 64,
         resource.RLIMIT_NPROC: 64, resource.RLIMIT_NOFILE: 64, resource.RLIMIT_CORE: 0,
@@ -43,8 +43,8 @@ def main(root: str, seconds: str, megabytes: str, python: str, *folders: str) ->
     drop_privileges()
     for kind, most in limits.items():
         resource.setrlimit(kind, (most, most))
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/work", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    os.execve(python, [python, "-I", "-S", "/work/program.py"], environment)
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/program", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.execve(python, [python, "-I", "-S", "/program/main.py"], environment)
 
 
 def build(root: str, folders: tuple[str, ...], size: int) -> None:
@@ -60,11 +60,11 @@ def build(root: str, folders: tuple[str, ...], size: int) -> None:
             os.makedirs(place, exist_ok=True)
             mount(folder, place, None, BIND)
             mount(None, place, None, BIND | REMOUNT | RDONLY | NOSUID | NODEV)
-    os.mkdir(f"{root}/work")
+    os.mkdir(f"{root}/program")
     os.chdir(root)
     call("pivot_root", b".", b".")
     call("umount2", b".", DETACH)
-    os.chdir("/work")
+    os.chdir("/program")
 
 
 def drop_privileges() -> None:
